@@ -1,0 +1,15 @@
+"""nfexp: sweeps of RealNVP normalizing flows, trained as stacks and scored against exact densities."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+__all__ = ["load_flow", "load_runs"]
+
+_HOMES = {"load_flow": "nfexp.record", "load_runs": "nfexp.table"}
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use, so that reports and plots start without torch."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nfexp' has no attribute {name!r}")

@@ -1,0 +1,223 @@
+"""The typed, checked description of one run: types and ranges live here, values only in ``conf/``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+TARGETS = ("moons", "circles", "spiral2", "spiral4", "banana", "gaussians8", "pinwheel", "checkerboard", "text")
+
+
+class SpecError(ValueError):
+    """A value that nfexp cannot run with; its message names the key, what was expected and what came."""
+
+    def __init__(self, key: str, expected: str, got: object) -> None:
+        self.key = key
+        shown = got if isinstance(got, Words) else repr(got)
+        super().__init__(f"{key}: expected {expected}; got {shown}")
+
+
+class Words(str):
+    """Text that :class:`SpecError` shows as it is, without quotes."""
+
+
+def choice(*options: str) -> Any:
+    return field(metadata={"choices": options})
+
+
+def within(low: float, high: float = math.inf, *, exclusive: bool = False, words: tuple[str, ...] = ()) -> Any:
+    """A number in [low, high] ((low, high] if exclusive), or one of `words`; the field's type says int or float."""
+    return field(metadata={"low": low, "high": high, "exclusive": exclusive, "words": words})
+
+
+@dataclass(kw_only=True)
+class Data:
+    """What is learned from: the target, and how many points are drawn from it."""
+
+    name: str = choice(*TARGETS)
+    n_samples: int = within(2, 10_000_000)
+    noise: float = within(0, 1e6, exclusive=True)
+    n_val: int = within(2, 10_000_000)
+    n_test: int = within(2, 10_000_000)
+    text: str | None
+
+
+@dataclass(kw_only=True)
+class Flow:
+    """The architecture: RealNVP and its variants."""
+
+    n_flows: int = within(1, 1000)
+    hidden_depth: int = within(1, 100)
+    hidden_width: int = within(1, 65_536)
+    activation: str = choice("relu", "leaky_relu", "tanh", "silu", "elu")
+    mask: str = choice("alternating", "fixed", "random", "once", "half")
+    coupling: str = choice("affine", "additive")
+    conditioner: str = choice("separate", "shared")
+    norm: str = choice("none", "batchnorm", "actnorm")
+    norm_every: int = within(1, 1000)
+    base: str = choice("normal", "logistic", "laplace", "student_t", "mixture")
+
+
+@dataclass(kw_only=True)
+class Train:
+    """The recipe: Adam, one learning rate and one gradient clip per member of a stack."""
+
+    steps: int = within(1, 100_000_000)
+    batch_size: int | str = within(2, 10_000_000, words=("full",))
+    lr: float = within(0, 1e3, exclusive=True)
+    schedule: str = choice("cosine", "constant")
+    warmup: int = within(0, 100_000_000)
+    grad_clip: float | None = within(0, 1e9, exclusive=True)
+    select: str = choice("val", "train", "last")
+    n_evals: int = within(1, 10_000)
+
+
+@dataclass(kw_only=True)
+class Record:
+    """How much a run keeps for its figures; none of it changes a number of the run."""
+
+    samples: int = within(0, 1_000_000)
+    snapshots: int = within(1, 1000)
+    grid: int = within(0, 2000)
+    walk: int = within(0, 1_000_000)
+
+
+@dataclass(kw_only=True)
+class Spec:
+    """One run. Build it with :func:`from_mapping`, which checks every value."""
+
+    name: str
+    data: Data
+    flow: Flow
+    train: Train
+    record: Record
+    seed: int = within(0, 2**63 - 1)
+    device: str = choice("auto", "cpu", "cuda")
+
+
+def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") -> Any:
+    """Build a checked spec from nested plain dicts.
+
+    Raises
+    ------
+    SpecError
+        For the first unknown, missing, mistyped or out-of-range key; the message has its full name.
+    """
+    known = {f.name: f for f in fields(cls)}
+    hints = get_type_hints(cls)
+    for key in config:
+        if key not in known:
+            raise SpecError(prefix + str(key), f"one of the keys {', '.join(known)}", Words("an unknown key"))
+    values = {}
+    for key, spec_field in known.items():
+        full = prefix + key
+        if key not in config:
+            raise SpecError(full, "a value", Words("nothing"))
+        value = config[key]
+        if is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise SpecError(full, "a group of keys", value)
+            values[key] = from_mapping(value, hints[key], full + ".")
+        else:
+            values[key] = _checked(full, value, hints[key], spec_field.metadata)
+    spec = cls(**values)
+    if cls is Spec:
+        _check_together(spec)
+    return spec
+
+
+def _checked(key: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
+    optional = type(None) in getattr(hint, "__args__", ())
+    if value is None and optional:
+        return None
+    if "choices" in meta:
+        if value not in meta["choices"]:
+            raise SpecError(key, f"one of {', '.join(meta['choices'])}", value)
+        return value
+    if "low" not in meta:
+        if not isinstance(value, str):
+            raise SpecError(key, "a string", value)
+        return value
+    if value in meta["words"] and isinstance(value, str):
+        return value
+    whole = hint is int or int in getattr(hint, "__args__", ())
+    low, high = meta["low"], meta["high"]
+    allowed = (int,) if whole else (int, float)
+    good = isinstance(value, allowed) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value > high or value < low or (meta["exclusive"] and value == low):
+        bound = f"{'>' if meta['exclusive'] else '>='} {low:g} and <= {high:g}"
+        words = "".join(f" or {w!r}" for w in meta["words"]) + (" or null" if optional else "")
+        raise SpecError(key, f"{'an integer' if whole else 'a number'} {bound}{words}", value)
+    return value if whole else float(value)
+
+
+def _check_together(spec: Spec) -> None:
+    if spec.data.name == "text" and not (spec.data.text or "").strip():
+        raise SpecError("data.text", "letters to draw when data.name is 'text'", spec.data.text)
+    if spec.train.warmup > spec.train.steps:
+        raise SpecError("train.warmup", f"at most train.steps = {spec.train.steps}", spec.train.warmup)
+    if spec.record.snapshots > spec.train.n_evals and spec.record.samples:
+        raise SpecError("record.snapshots", f"at most train.n_evals = {spec.train.n_evals}", spec.record.snapshots)
+
+
+def flatten(spec: Spec) -> dict[str, Any]:
+    """The keys as the command line spells them: ``{"data.name": …, "flow.n_flows": …, …, "seed": …}``."""
+    flat: dict[str, Any] = {}
+    for f in fields(spec):
+        value = getattr(spec, f.name)
+        if is_dataclass(value):
+            flat |= {f"{f.name}.{g.name}": getattr(value, g.name) for g in fields(value)}
+        else:
+            flat[f.name] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> Spec:
+    """The inverse of :func:`flatten`, checked again."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        group, _, leaf = key.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[leaf] = value
+    return from_mapping(nested)
+
+
+def relevant(spec: Spec) -> dict[str, Any]:
+    """The flattened keys that can change a number of the run: all but its name, its device and what it records."""
+    return {k: v for k, v in flatten(spec).items() if k not in ("name", "device") and not k.startswith("record.")}
+
+
+def run_id(spec: Spec) -> str:
+    """The identity of a run: 16 hexadecimal digits of the hash of :func:`relevant`."""
+    return hashlib.sha256(json.dumps(relevant(spec), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def batch_points(spec: Spec) -> int:
+    """Points per training step."""
+    return spec.data.n_samples if spec.train.batch_size == "full" else int(spec.train.batch_size)
+
+
+# May differ between the members of a stack; everything else of `relevant` must agree.
+PER_MEMBER = frozenset(
+    {"data.name", "data.n_samples", "data.noise", "data.text", "flow.mask", "train.lr", "train.grad_clip",
+     "train.select", "train.batch_size", "seed"}
+)  # fmt: skip
+
+
+def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
+    """What must agree inside a stack: architecture, batch shape, steps, evaluation sizes, device and recording."""
+    flat = flatten(spec) | {"batch_points": batch_points(spec)}
+    return tuple((k, v) for k, v in flat.items() if k not in PER_MEMBER and k != "name")
+
+
+def member_step_flops(spec: Spec, dim: int = 2) -> float:
+    """Floating-point operations of one training step of one run, matrix products only (forward and backward)."""
+    f = spec.flow
+    heads = 2 if f.coupling == "affine" else 1
+    nets = heads if f.conditioner == "separate" else 1
+    hidden = (f.hidden_depth - 1) * f.hidden_width**2 * nets
+    thin = f.hidden_width * dim * (nets + heads)
+    return 6.0 * batch_points(spec) * f.n_flows * (hidden + thin)
