@@ -359,8 +359,8 @@ def make_target(name: str, *, noise: float, text: str | None = None) -> Target:
     | checkerboard | uniform over 8 of the squares of side 2 on [-4, 4]², the lower left one among them |
     | text | uniform over the cells of side 1/64 that have their centre in the ink of `text` |
 
-    R(a) turns anticlockwise; Johnson's code multiplies rows, so its arms are the mirror image in the first axis.
-    Text is set in DejaVu Sans Bold, centred, 8 wide or, if that comes first, 4 high: the cells *are* the target.
+    R(a) turns anticlockwise; Johnson's code multiplies rows, so its arms are mirrored in the first axis.
+    Text is in DejaVu Sans Bold, centred, 8 wide or, if that comes first, 4 high: the cells *are* the target.
     The integral along a curve is a Gauss-Legendre sum, relative error below 1e-6 for noise ≥ 0.005 within 8
     standard deviations of the curve (banana: |x₂| < 28; pinwheel: |ρ - 1| < 2); its cost grows as 1/noise.
 

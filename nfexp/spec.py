@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
+SCHEMA_VERSION = 1  # of result.json and sweep.json
 TARGETS = ("moons", "circles", "spiral2", "spiral4", "banana", "gaussians8", "pinwheel", "checkerboard", "text")
 
 

@@ -1,4 +1,4 @@
-"""The targets against oracles that share nothing with them: brute force, scikit-learn, quadrature on a grid."""
+"""The targets against oracles that share nothing with them: brute force, scikit-learn, sums on a lattice."""
 
 from functools import lru_cache
 
@@ -132,7 +132,7 @@ def oracle_checkerboard(x, s):
 
 
 def oracle_text(x, s):
-    """A 6 × 6 lattice of atoms in every raster cell: the midpoint rule, with Richardson's step to the order h⁴."""
+    """A 6 × 6 lattice of atoms in every raster cell: the midpoint rule, with Richardson's step."""
     boxes = target_of("text", s).density.boxes.numpy()
 
     def lattice(per_side):
@@ -213,10 +213,11 @@ def test_interval_equals_brute_force(x, low, high):
 
 @lru_cache
 def lattice(name, noise):
-    """Points (ny, nx, 2), log p (ny, nx), and the area of a cell; the step is the noise, or 1 along banana's x₁."""
+    """Points (ny, nx, 2), log p (ny, nx), and the steps, at most the noise (0.4 along banana's x₁)."""
     target = target_of(name, noise)
     x0, x1, y0, y1 = (-6.0 - 5 * noise, 110.0, -20.0, 20.0) if name == "banana" else target.extent()
-    step = (0.8 if name == "banana" else noise, noise)
+    fine = min(noise, max(noise / 8, (y1 - y0) / 200))
+    step = (0.4 if name == "banana" else fine, fine)
     axes = [
         torch.arange(lo + h / 2, hi, h, dtype=torch.float64)
         for lo, hi, h in [(x0, x1, step[0]), (y0, y1, step[1])]

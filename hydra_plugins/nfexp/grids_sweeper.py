@@ -1,0 +1,186 @@
+"""The `grids` sweeper: a union of grids, each configuration composed once and trained once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.nfexp.compose import Composer
+from hydra_plugins.nfexp.stack_launcher import plan
+
+if TYPE_CHECKING:
+    from nfexp.spec import Spec
+
+log = logging.getLogger(__name__)
+
+Choices = dict[str, list[str]]  # override key → its values, as the command line would spell them
+
+
+def spell(value: Any) -> str:
+    """A YAML scalar as the command line spells it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def same(a: str, b: str) -> bool:
+    """Whether two spellings mean one value: 1e-3 and 0.001."""
+    try:
+        return float(a) == float(b)
+    except ValueError:
+        return yaml.safe_load(a) == yaml.safe_load(b)
+
+
+class GridsSweeper(Sweeper):
+    def __init__(self, params: Mapping[str, Any], grids: Mapping[str, Any]) -> None:
+        self.params, self.grids = params, grids
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        self.composer = getattr(self.launcher, "composer", None) or Composer(hydra_context.config_loader, config)
+
+    def _choices(self, entries: Mapping[str, Any], where: str) -> Choices:
+        from nfexp.spec import SpecError
+
+        parser, choices = OverridesParser.create(config_loader=self.hydra_context.config_loader), {}
+        for key, value in entries.items():
+            listed = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
+            if isinstance(listed, Mapping) or listed == []:
+                raise SpecError(f"{where}.{key}", "a value or a list of values", listed)
+            text = ",".join(map(spell, listed)) if isinstance(listed, list | tuple) else spell(listed)
+            (override,) = parser.parse_overrides([f"{key}={text}"])
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise SpecError(f"{where}.{key}", "a list of values", text)
+            values = override.sweep_string_iterator() if override.is_sweep_override() else [text]
+            choices[str(key)] = [str(v) for v in values]
+        return choices
+
+    def _expand(self, grid: Any, where: str, params: Choices, cli: Choices) -> Iterator[dict[str, str]]:
+        """The points of one grid: its own keys over `params`, `cli` keeping only what agrees with it."""
+        from nfexp.spec import SpecError
+
+        if OmegaConf.is_list(grid):
+            for i, part in enumerate(grid):
+                yield from self._expand(part, f"{where}[{i}]", params, cli)
+            return
+        if grid is None or not OmegaConf.is_dict(grid):
+            raise SpecError(where, "a grid: keys with lists of values", grid)
+        zipped = self._choices(grid.get("zip") or {}, f"{where}.zip")
+        own = self._choices({k: v for k, v in grid.items() if k != "zip"}, where)
+        if not own and not zipped and "zip" in grid:
+            raise SpecError(where, "a grid: keys with lists of values", "nothing")
+        if len({len(v) for v in zipped.values()}) > 1:
+            lengths = ", ".join(f"{k}: {len(v)}" for k, v in zipped.items())
+            raise SpecError(f"{where}.zip", "lists of one length", lengths)
+        side_by_side = [dict(zip(zipped, row, strict=True)) for row in zip(*zipped.values(), strict=True)] or [{}]
+        free = {k: v for k, v in (params | cli | own).items() if k not in zipped}
+        for row in side_by_side:
+            for values in itertools.product(*free.values()):
+                point = dict(zip(free, values, strict=True)) | row
+                if all(any(same(point[k], v) for v in cli[k]) for k in cli):
+                    yield point
+
+    def points(self, arguments: Sequence[str]) -> list[list[str]]:
+        """Every job's overrides, duplicates of the configuration not yet dropped."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        cli: Choices = {}
+        for override in parser.parse_overrides(list(arguments)):
+            key = override.get_key_element()
+            if override.is_sweep_override():
+                cli |= self._choices({key: override.input_line.split("=", 1)[1]}, "command line")
+            else:
+                cli[key] = [override.get_value_element_as_str()]
+        params = self._choices(self.params, "hydra.sweeper.params")
+        grids = self.grids or {"all": OmegaConf.create({})}
+        found = [p for name, g in grids.items() for p in self._expand(g, f"hydra.sweeper.grids.{name}", params, cli)]
+        # group choices first, so that a value is set on the group it belongs to
+        return [[f"{k}={v}" for k, v in sorted(p.items(), key=lambda kv: "." in kv[0])] for p in found]
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from nfexp.cli import check_all, report, spec_of
+        from nfexp.spec import SpecError, run_id
+
+        fixed, dry = [a for a in arguments if not a.startswith("dry_run=")], bool(self.config.dry_run)
+        folder = Path(str(self.config.hydra.sweep.dir))  # fixes ${now:…} before any job copies it
+        points = self.points(fixed)
+        jobs: dict[str, tuple[list[str], Spec]] = {}
+        for overrides in points:
+            config = self.composer(overrides)
+            spec = spec_of(config)
+            if (identity := run_id(spec)) not in jobs:
+                jobs[identity] = overrides, spec
+                self.composer.keep(overrides, config)
+        if not jobs:
+            raise SpecError("hydra.sweeper.grids", "at least one run", "none: the grids and the command line do not agree")
+        specs = [spec for _, spec in jobs.values()]
+        check_all(specs)
+        if dry:
+            print(self._plan_text(specs, dropped=len(points) - len(jobs)))
+            return []
+        self._describe(folder, jobs, fixed)
+        log.info(f"{folder}: {len(points)} jobs, {len(points) - len(jobs)} of them duplicates")
+        results = self.launcher.launch([overrides for overrides, _ in jobs.values()], initial_job_idx=0)
+        report(folder)
+        for result in results:
+            _ = result.return_value  # raises what a failed job raised
+        return results
+
+    def _plan_text(self, specs: list[Spec], dropped: int) -> str:
+        from nfexp.cli import estimate_seconds
+        from nfexp.spec import batch_points
+
+        stacks = plan(specs, getattr(self.launcher, "max_stack", 1))
+        lines = [f"{'runs':>5} {'flows':>5} {'depth':>5} {'width':>5} {'batch':>5} {'steps':>6}  architecture"]
+        for stack in stacks:
+            s, f = specs[stack[0]], specs[stack[0]].flow
+            rest = f"{f.activation} {f.coupling} {f.conditioner} norm={f.norm} base={f.base}"
+            shape = f"{f.n_flows:>5} {f.hidden_depth:>5} {f.hidden_width:>5} {batch_points(s):>5} {s.train.steps:>6}"
+            lines.append(f"{len(stack):>5} {shape}  {rest}")
+        targets = ", ".join(f"{n} {t}" for t, n in Counter(s.data.name for s in specs).items())
+        steps, seconds = sum(s.train.steps for s in specs), estimate_seconds(specs)
+        lines += [
+            f"{len(specs)} runs ({targets}) in {len(stacks)} stacks; {dropped} duplicates dropped",
+            f"{steps:,} member-steps; about {seconds / 60:.1f} minutes of training on this machine",
+        ]
+        return "\n".join(lines)
+
+    def _describe(self, folder: Path, jobs: Mapping[str, tuple[list[str], Spec]], fixed: list[str]) -> None:
+        """Write what the sweep intends: `multirun.yaml` as Hydra does, and `sweep.json` for the reports."""
+        from nfexp.cli import job_folder, spec_of
+        from nfexp.spec import SCHEMA_VERSION, flatten, relevant
+
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        single = [o.input_line for o in parser.parse_overrides(fixed) if not o.is_sweep_override()]
+        single = [line for line in single if not line.startswith(("data=", "hydra."))]
+        centres: dict[str, dict[str, Any]] = {}
+        listed = []
+        for k, (identity, (overrides, spec)) in enumerate(jobs.items()):
+            name = spec.data.name
+            if name not in centres:
+                own = [o for o in overrides if o.startswith("data=")]
+                centres[name] = flatten(spec_of(self.composer([*own, *single])))
+            differs = {k: v for k, v in relevant(spec).items() if v != centres[name][k] and k != "seed"}
+            folder_name = job_folder(k)
+            listed.append(
+                {"job": folder_name, "run_id": identity, "data.name": name, "seed": spec.seed,
+                 "overrides": overrides, "config": differs}
+            )  # fmt: skip
+        document = {"schema_version": SCHEMA_VERSION, "name": self.config.name, "centres": centres, "jobs": listed}
+        temporary = folder / ".sweep.json"
+        temporary.write_text(json.dumps(document, indent=1))
+        temporary.replace(folder / "sweep.json")

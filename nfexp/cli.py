@@ -1,0 +1,160 @@
+"""The `nfexp` command: Hydra's command line in front of stacks, with one message for bad input."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nfexp.spec import Spec, SpecError, from_mapping, member_step_flops
+
+if TYPE_CHECKING:
+    from nfexp.run import Result
+
+log = logging.getLogger(__name__)
+
+
+def conf_dir() -> str:
+    """Absolute path of the configuration: packaged in a wheel, beside the package in a checkout."""
+    packaged = Path(__file__).parent / "conf"
+    return str(packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf")
+
+
+def job_folder(job: int) -> str:
+    """The folder of a job below its sweep: its number, zero-padded."""
+    return f"{job:04d}"
+
+
+OmegaConf.register_new_resolver("nfexp.job_folder", job_folder, replace=True)
+
+
+class RunFailed(RuntimeError):
+    """A run raised; its record says why."""
+
+
+def spec_of(config: DictConfig) -> Spec:
+    """The checked spec of a composed configuration."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    return from_mapping({k: v for k, v in plain.items() if k not in ("hydra", "dry_run")})
+
+
+def check_all(specs: Sequence[Spec]) -> None:
+    """Raise for the first run that could not be set up, before anything is trained or written."""
+    from nfexp.run import check
+
+    for spec in specs:
+        check(spec)
+
+
+def train_stack(specs: Sequence[Spec]) -> list[Result]:
+    """Train a stack; if it raises, its members one by one, so that only the culprit is recorded as failed."""
+    from nfexp.run import Result, run_stack
+
+    try:
+        return run_stack(specs)
+    except Exception as error:
+        log.exception("a stack of %d raised", len(specs))
+        if len(specs) == 1:
+            return [Result(spec=specs[0], status="failed", reason=f"{type(error).__name__}: {error}")]
+    return [result for spec in specs for result in train_stack([spec])]
+
+
+def finish(config: DictConfig, *, result: Result) -> float:
+    """Write the run into the job's folder and return the objective: validation NLL, nats (infinite if diverged)."""
+    from nfexp.record import write_run
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    write_run(folder, result)
+    m = result.metrics
+    if result.status == "failed":
+        log.error(f"failed: {result.reason}")
+        raise RunFailed(f"{folder}: {result.reason}")
+    if result.status == "diverged":
+        log.warning(f"diverged: {result.reason}")
+        return math.inf
+    log.info(
+        f"{result.spec.data.name} seed {result.spec.seed}: test NLL {m['test_nll']:.4f}, truth {m['true_nll']:.4f}, "
+        f"KL {m['kl']:.4f} ± {m['kl_se']:.4f} nats; {m['seconds']:.1f} s in a stack of {m['stack_size']}; {folder}"
+    )
+    return float(m["val_nll"])
+
+
+def job(config: DictConfig) -> float:
+    """One run, from its configuration to its directory: what every launcher but `stack` calls."""
+    spec = spec_of(config)
+    check_all([spec])
+    return finish(config, result=train_stack([spec])[0])
+
+
+def estimate_seconds(specs: Sequence[Spec]) -> float:
+    """Training time of these runs on this machine, from one short measurement of its matrix products."""
+    import time
+
+    import torch
+
+    a = torch.randn(32, 256, 64)
+    b = torch.randn(32, 64, 64)
+    torch.bmm(a, b)
+    begun = time.perf_counter()
+    for _ in range(10):
+        torch.bmm(a, b)
+    rate = 10 * 2 * 32 * 256 * 64 * 64 / (time.perf_counter() - begun)
+    achieved = 0.25 * rate  # a training step also moves memory; see docs/performance.md
+    return sum(s.train.steps * member_step_flops(s) for s in specs) / achieved
+
+
+def report(folder: Path) -> None:
+    """Make the tables, figures and pages of a finished sweep and print its claim table."""
+    from nfexp import report as reporting
+
+    try:
+        reporting.main([str(folder)])
+    except Exception:
+        log.exception(f"the runs are safe, the report is not: make it again with nfexp-report {folder}")
+
+
+def explain(error: BaseException) -> str:
+    """One message with the key, what was expected and what came."""
+    text = str(error)
+    if isinstance(error, SpecError | RunFailed):
+        return text
+    if isinstance(error, OSError):
+        where = error.filename or "output folder"
+        return f"{where}: expected a folder nfexp can write to; got {error.strerror or text}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found[1]
+        return f"{key}: expected a key of the configuration (see nfexp --cfg job); got an unknown one"
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+':\s*(.*)", text, re.DOTALL):
+        options = ", ".join(found[3].split("\n\t")[0:]).replace("\t", " ")
+        options = ", ".join(w.strip() for w in re.split(r"[\n\t]", found[3]) if w.strip() and " " not in w.strip())
+        return f"{found[1]}: expected one of {options}; got {found[2]!r}"
+    cause = f" ({error.__cause__})" if error.__cause__ else ""
+    return " ".join(f"{text}{cause}".split())
+
+
+def main() -> None:
+    """Entry point of `nfexp` and ``python -m nfexp``."""
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
+    run: Any = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(job)
+    try:
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("nfexp: interrupted; finished runs are kept\n")
+        sys.exit(130)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, RunFailed) as error:
+        if wants_traceback:
+            raise
+        sys.stderr.write(f"nfexp: {explain(error)}\n")
+        sys.exit(1)
