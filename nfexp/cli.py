@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nfexp.spec import Spec, SpecError, from_mapping, member_step_flops
+from nfexp.spec import Spec, SpecError, from_mapping
 
 if TYPE_CHECKING:
     from nfexp.run import Result
@@ -43,10 +44,10 @@ class RunFailed(RuntimeError):
     """A run raised; its record says why."""
 
 
-def spec_of(config: DictConfig) -> Spec:
-    """The checked spec of a composed configuration."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    return from_mapping({k: v for k, v in plain.items() if k not in ("hydra", "dry_run")})
+def spec_of(config: DictConfig | dict[str, Any]) -> Spec:
+    """The checked spec of a composed configuration without its `hydra` node."""
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    return from_mapping({k: v for k, v in plain.items() if k != "dry_run"})
 
 
 def check_all(specs: Sequence[Spec]) -> None:
@@ -97,23 +98,6 @@ def job(config: DictConfig) -> float:
     return finish(config, result=train_stack([spec])[0])
 
 
-def estimate_seconds(specs: Sequence[Spec]) -> float:
-    """Training time of these runs on this machine, from one short measurement of its matrix products."""
-    import time
-
-    import torch
-
-    a = torch.randn(32, 256, 64)
-    b = torch.randn(32, 64, 64)
-    torch.bmm(a, b)
-    begun = time.perf_counter()
-    for _ in range(10):
-        torch.bmm(a, b)
-    rate = 10 * 2 * 32 * 256 * 64 * 64 / (time.perf_counter() - begun)
-    achieved = 0.25 * rate  # a training step also moves memory; see docs/performance.md
-    return sum(s.train.steps * member_step_flops(s) for s in specs) / achieved
-
-
 def report(folder: Path) -> None:
     """Make the tables, figures and pages of a finished sweep and print its claim table."""
     from nfexp import report as reporting
@@ -126,21 +110,32 @@ def report(folder: Path) -> None:
 
 def explain(error: BaseException) -> str:
     """One message with the key, what was expected and what came."""
-    text = str(error)
-    if isinstance(error, SpecError | RunFailed):
-        return text
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    if own := next((e for e in chain if isinstance(e, SpecError | RunFailed)), None):
+        return str(own)
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}: expected one of {', '.join(error.options)}; got {option!r}"
     if isinstance(error, OSError):
-        where = error.filename or "output folder"
-        return f"{where}: expected a folder nfexp can write to; got {error.strerror or text}"
+        return (
+            f"{error.filename or 'output folder'}: expected a folder nfexp can write to; got {error.strerror or text}"
+        )
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: expected Hydra's override syntax; got {str(error).splitlines()[0]}"
     if found := re.search(r"Could not override '([^']+)'", text):
-        key = found[1]
-        return f"{key}: expected a key of the configuration (see nfexp --cfg job); got an unknown one"
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+':\s*(.*)", text, re.DOTALL):
-        options = ", ".join(found[3].split("\n\t")[0:]).replace("\t", " ")
-        options = ", ".join(w.strip() for w in re.split(r"[\n\t]", found[3]) if w.strip() and " " not in w.strip())
-        return f"{found[1]}: expected one of {options}; got {found[2]!r}"
-    cause = f" ({error.__cause__})" if error.__cause__ else ""
-    return " ".join(f"{text}{cause}".split())
+        return f"{found[1]}: expected a key of the configuration (see nfexp --cfg job); got an unknown one"
+    return " ".join([text, *str(error.__cause__ or "").split()])
+
+
+def check_plain_run(arguments: Sequence[str]) -> None:
+    """Raise what is wrong with a single run before Hydra makes its folder (a sweep checks its jobs itself)."""
+    if any(a.startswith("-") for a in arguments):
+        return
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        check_all([spec_of(compose("config", list(arguments)))])
 
 
 def main() -> None:
@@ -149,6 +144,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
     run: Any = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(job)
     try:
+        check_plain_run(sys.argv[1:])
         run()
     except KeyboardInterrupt:
         sys.stderr.write("nfexp: interrupted; finished runs are kept\n")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -38,11 +39,7 @@ class Architecture:
 
     @classmethod
     def of(cls, spec: Spec, dim: int = 2) -> Architecture:
-        f = spec.flow
-        return cls(
-            dim=dim, n_flows=f.n_flows, hidden_depth=f.hidden_depth, hidden_width=f.hidden_width, base=f.base,
-            activation=f.activation, coupling=f.coupling, conditioner=f.conditioner, norm=f.norm, norm_every=f.norm_every,
-        )  # fmt: skip
+        return cls(dim=dim, **{f.name: getattr(spec.flow, f.name) for f in fields(cls) if f.name != "dim"})
 
 
 def draw_mask(schedule: str, n_flows: int, dim: int, generator: torch.Generator) -> Tensor:
@@ -89,7 +86,7 @@ class Coupling:
         a, nets = self.arch, self.nets
         widths = [a.dim, *[a.hidden_width] * a.hidden_depth, a.dim * self.heads // nets]
         shapes: dict[str, tuple[int, ...]] = {}
-        for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (n_in, n_out) in enumerate(pairwise(widths)):
             shapes[f"{self.name}.net.{i}.weight"] = (nets, n_in, n_out)
             shapes[f"{self.name}.net.{i}.bias"] = (nets, 1, n_out)
         if self.heads == 2:

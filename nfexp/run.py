@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from nfexp.data import Target, make_target
 from nfexp.flow import Architecture, FlowStack, build
 from nfexp.nn import base_log_prob, base_sample, stream
-from nfexp.spec import Spec, SpecError, batch_points, stack_key
+from nfexp.spec import Spec, SpecError, batch_points, stack_key, training_cost
 from nfexp.train import Batches, History, Recipe, fit
 
 CONVERGED_WITHIN = 0.05  # nats above a run's lowest validation NLL
@@ -115,6 +115,7 @@ def run_stack(specs: Sequence[Spec], *, dtype: torch.dtype = torch.float32) -> l
         warmup=lead.train.warmup,
         lr=[s.train.lr for s in specs],
         grad_clip=[math.inf if s.train.grad_clip is None else s.train.grad_clip for s in specs],
+        weight_decay=[s.train.weight_decay for s in specs],
         select=[s.train.select for s in specs],
         n_evals=lead.train.n_evals,
         n_snapshots=lead.record.snapshots,
@@ -127,6 +128,25 @@ def run_stack(specs: Sequence[Spec], *, dtype: torch.dtype = torch.float32) -> l
     for result in results:
         result.metrics |= {"seconds": seconds, "stack_size": len(specs)}
     return results
+
+
+def training_rate(spec: Spec, *, members: int = 8) -> float:
+    """How much of :func:`nfexp.spec.training_cost` this machine does in a second, from two short real trainings."""
+
+    def short(steps: int) -> tuple[float, float]:
+        one = replace(
+            spec,
+            data=replace(spec.data, n_val=2, n_test=2),
+            train=replace(spec.train, steps=steps, warmup=0, n_evals=1, batch_size=batch_points(spec)),
+            record=replace(spec.record, samples=0, snapshots=1, grid=0, walk=0),
+        )
+        begun = time.perf_counter()
+        run_stack([replace(one, seed=seed) for seed in range(members)])
+        return members * training_cost(one), time.perf_counter() - begun
+
+    short(2)  # draws the data
+    (cost_a, time_a), (cost_b, time_b) = short(5), short(25)  # what they share cancels
+    return (cost_b - cost_a) / max(time_b - time_a, 1e-3)
 
 
 def _score(specs: Sequence[Spec], kept: FlowStack, history: History) -> list[Result]:
@@ -146,12 +166,18 @@ def _score(specs: Sequence[Spec], kept: FlowStack, history: History) -> list[Res
             **{k: getattr(history, k)[:, e].cpu().numpy() for k in ("train_nll", "val_nll", "grad_norm", "lr")},
         }
         curve = {k: v[np.isfinite(curve["val_nll"])] for k, v in curve.items()}
-        metrics: dict[str, float | int | None] = {"n_parameters": n_parameters[e], "diverged_at": history.diverged_at[e]}
+        metrics: dict[str, float | int | None] = {
+            "n_parameters": n_parameters[e],
+            "diverged_at": history.diverged_at[e],
+        }
         log_p = draws(spec, "test")[1]
         kl = log_p - log_q[e]
         status, reason = "completed", None
         if history.diverged_at[e] is not None:
-            status, reason = "diverged", f"non-finite loss, gradient or validation NLL at step {history.diverged_at[e]}"
+            status, reason = (
+                "diverged",
+                f"non-finite loss, gradient or validation NLL at step {history.diverged_at[e]}",
+            )
         elif not bool(torch.isfinite(kl).all()):
             status, reason = "diverged", "non-finite test NLL"
             metrics["diverged_at"] = history.best_step[e]
@@ -173,7 +199,15 @@ def _score(specs: Sequence[Spec], kept: FlowStack, history: History) -> list[Res
             }
         own = {k: v[e] for k, v in arrays.items()}
         results.append(
-            Result(spec=spec, status=status, reason=reason, metrics=metrics, history=curve, arrays=own, state=kept.state(e))
+            Result(
+                spec=spec,
+                status=status,
+                reason=reason,
+                metrics=metrics,
+                history=curve,
+                arrays=own,
+                state=kept.state(e),
+            )
         )
     return results
 

@@ -10,7 +10,17 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
 SCHEMA_VERSION = 1  # of result.json and sweep.json
-TARGETS = ("moons", "circles", "spiral2", "spiral4", "banana", "gaussians8", "pinwheel", "checkerboard", "text")
+TARGETS = (
+    "moons",
+    "circles",
+    "spiral2",
+    "spiral4",
+    "banana",
+    "gaussians8",
+    "pinwheel",
+    "checkerboard",
+    "text",
+)
 
 
 class SpecError(ValueError):
@@ -73,6 +83,7 @@ class Train:
     schedule: str = choice("cosine", "constant")
     warmup: int = within(0, 100_000_000)
     grad_clip: float | None = within(0, 1e9, exclusive=True)
+    weight_decay: float = within(0, 1e3)
     select: str = choice("val", "train", "last")
     n_evals: int = within(1, 10_000)
 
@@ -204,7 +215,7 @@ def batch_points(spec: Spec) -> int:
 # May differ between the members of a stack; everything else of `relevant` must agree.
 PER_MEMBER = frozenset(
     {"data.name", "data.n_samples", "data.noise", "data.text", "flow.mask", "train.lr", "train.grad_clip",
-     "train.select", "train.batch_size", "seed"}
+     "train.weight_decay", "train.select", "train.batch_size", "seed"}
 )  # fmt: skip
 
 
@@ -214,11 +225,14 @@ def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
     return tuple((k, v) for k, v in flat.items() if k not in PER_MEMBER and k != "name")
 
 
-def member_step_flops(spec: Spec, dim: int = 2) -> float:
-    """Floating-point operations of one training step of one run, matrix products only (forward and backward)."""
+PASS_COST = 330.0  # moving one hidden activation through a training step, in floating-point operations
+
+
+def training_cost(spec: Spec, dim: int = 2) -> float:
+    """Estimated work of training one run, in floating-point operations: matrix products and passes over memory."""
     f = spec.flow
     heads = 2 if f.coupling == "affine" else 1
     nets = heads if f.conditioner == "separate" else 1
-    hidden = (f.hidden_depth - 1) * f.hidden_width**2 * nets
-    thin = f.hidden_width * dim * (nets + heads)
-    return 6.0 * batch_points(spec) * f.n_flows * (hidden + thin)
+    products = 6 * ((f.hidden_depth - 1) * f.hidden_width**2 * nets + f.hidden_width * dim * (nets + heads))
+    passes = PASS_COST * f.hidden_depth * f.hidden_width * nets
+    return float(spec.train.steps) * batch_points(spec) * f.n_flows * (products + passes)

@@ -27,7 +27,7 @@ class Batches:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a stack is trained; per member are `lr`, `grad_clip` (inf for none) and `select`."""
+    """How a stack is trained; per member are `lr`, `grad_clip` (inf for none), `weight_decay` and `select`."""
 
     steps: int
     batch_points: int
@@ -35,6 +35,7 @@ class Recipe:
     warmup: int
     lr: list[float]
     grad_clip: list[float]
+    weight_decay: list[float]
     select: list[str]
     n_evals: int
     n_snapshots: int
@@ -43,7 +44,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What :func:`fit` saw: `steps` (S,), per evaluation and member (S, E), snapshots (K, E, M, D) at `snapshot_steps`."""
+    """What :func:`fit` saw: per evaluation and member (S, E); `snapshots` (K, E, M, D) at `snapshot_steps`."""
 
     steps: list[int]
     train_nll: Tensor
@@ -129,6 +130,7 @@ def fit(flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, Hist
     fixed = flow.fixed.clone()
     peak = torch.tensor(recipe.lr, device=device, dtype=theta.dtype)[:, None]
     clip = torch.tensor(recipe.grad_clip, device=device, dtype=theta.dtype)[:, None]
+    decay = torch.tensor(recipe.weight_decay, device=device, dtype=theta.dtype)[:, None]
     shufflers = [
         _Shuffler(n, recipe.batch_points, stream(seed, "batches"))
         for n, seed in zip(data.sizes, data.seeds, strict=True)
@@ -176,8 +178,10 @@ def fit(flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, Hist
             first.lerp_(grad, 1 - BETA1)
             second.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
             factor = lr_factor(step, steps=recipe.steps, warmup=recipe.warmup, schedule=recipe.schedule)
-            rate = torch.where(alive[:, None], peak * factor, 0.0) / (1 - BETA1**step)
-            theta.sub_(rate * first / ((second / (1 - BETA2**step)).sqrt_().add_(EPSILON)))
+            rate = torch.where(alive[:, None], peak * factor, 0.0)
+            theta.mul_(1 - rate * decay)
+            scale = (second / (1 - BETA2**step)).sqrt_().add_(EPSILON)
+            theta.addcdiv_(first * (rate / (BETA1**step - 1)), scale)
             if running:
                 views = flow.fixed_layout.views(fixed)
                 for name, value in running.items():

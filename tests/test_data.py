@@ -425,7 +425,7 @@ ERRORS = {
     "truth for noise": (("moons", True), NOISE + "True"),
     "too small noise": (
         ("spiral4", 1e-6),
-        "data.noise: expected to need at most 4194304 quadrature nodes; got ",
+        "data.noise: expected at most 4194304 quadrature nodes; got a noise so small that it takes ",
     ),
     "no text": (("text", 0.1), TEXT + "None"),
     "empty text": (("text", 0.1, ""), TEXT + "''"),

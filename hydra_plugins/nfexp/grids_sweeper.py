@@ -106,25 +106,21 @@ class GridsSweeper(Sweeper):
         params = self._choices(self.params, "hydra.sweeper.params")
         grids = self.grids or {"all": OmegaConf.create({})}
         found = [p for name, g in grids.items() for p in self._expand(g, f"hydra.sweeper.grids.{name}", params, cli)]
-        # group choices first, so that a value is set on the group it belongs to
-        return [[f"{k}={v}" for k, v in sorted(p.items(), key=lambda kv: "." in kv[0])] for p in found]
+        return [[f"{k}={v}" for k, v in point.items()] for point in found]
 
     def sweep(self, arguments: list[str]) -> Any:
         from nfexp.cli import check_all, report, spec_of
-        from nfexp.spec import SpecError, run_id
+        from nfexp.spec import SpecError, Words, run_id
 
         fixed, dry = [a for a in arguments if not a.startswith("dry_run=")], bool(self.config.dry_run)
         folder = Path(str(self.config.hydra.sweep.dir))  # fixes ${now:…} before any job copies it
         points = self.points(fixed)
         jobs: dict[str, tuple[list[str], Spec]] = {}
         for overrides in points:
-            config = self.composer(overrides)
-            spec = spec_of(config)
-            if (identity := run_id(spec)) not in jobs:
-                jobs[identity] = overrides, spec
-                self.composer.keep(overrides, config)
+            spec = spec_of(self.composer.plain(overrides))
+            jobs.setdefault(run_id(spec), (overrides, spec))
         if not jobs:
-            raise SpecError("hydra.sweeper.grids", "at least one run", "none: the grids and the command line do not agree")
+            raise SpecError("hydra.sweeper.grids", "at least one run", Words("none that agrees with the command line"))
         specs = [spec for _, spec in jobs.values()]
         check_all(specs)
         if dry:
@@ -139,8 +135,8 @@ class GridsSweeper(Sweeper):
         return results
 
     def _plan_text(self, specs: list[Spec], dropped: int) -> str:
-        from nfexp.cli import estimate_seconds
-        from nfexp.spec import batch_points
+        from nfexp.run import training_rate
+        from nfexp.spec import batch_points, training_cost
 
         stacks = plan(specs, getattr(self.launcher, "max_stack", 1))
         lines = [f"{'runs':>5} {'flows':>5} {'depth':>5} {'width':>5} {'batch':>5} {'steps':>6}  architecture"]
@@ -150,7 +146,8 @@ class GridsSweeper(Sweeper):
             shape = f"{f.n_flows:>5} {f.hidden_depth:>5} {f.hidden_width:>5} {batch_points(s):>5} {s.train.steps:>6}"
             lines.append(f"{len(stack):>5} {shape}  {rest}")
         targets = ", ".join(f"{n} {t}" for t, n in Counter(s.data.name for s in specs).items())
-        steps, seconds = sum(s.train.steps for s in specs), estimate_seconds(specs)
+        steps = sum(s.train.steps for s in specs)
+        seconds = sum(map(training_cost, specs)) / training_rate(specs[0])
         lines += [
             f"{len(specs)} runs ({targets}) in {len(stacks)} stacks; {dropped} duplicates dropped",
             f"{steps:,} member-steps; about {seconds / 60:.1f} minutes of training on this machine",
@@ -173,14 +170,19 @@ class GridsSweeper(Sweeper):
             name = spec.data.name
             if name not in centres:
                 own = [o for o in overrides if o.startswith("data=")]
-                centres[name] = flatten(spec_of(self.composer([*own, *single])))
+                centres[name] = flatten(spec_of(self.composer.plain([*own, *single])))
             differs = {k: v for k, v in relevant(spec).items() if v != centres[name][k] and k != "seed"}
             folder_name = job_folder(k)
             listed.append(
                 {"job": folder_name, "run_id": identity, "data.name": name, "seed": spec.seed,
                  "overrides": overrides, "config": differs}
             )  # fmt: skip
-        document = {"schema_version": SCHEMA_VERSION, "name": self.config.name, "centres": centres, "jobs": listed}
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.config.name,
+            "centres": centres,
+            "jobs": listed,
+        }
         temporary = folder / ".sweep.json"
         temporary.write_text(json.dumps(document, indent=1))
         temporary.replace(folder / "sweep.json")

@@ -36,14 +36,6 @@ def plan(specs: Sequence[Spec], max_stack: int) -> list[list[int]]:
     return stacks
 
 
-def cost(spec: Spec) -> float:
-    """Estimated work of a run in arbitrary units: matrix products plus passes over memory."""
-    from nfexp.spec import batch_points, member_step_flops
-
-    traffic = 400.0 * batch_points(spec) * spec.flow.n_flows * spec.flow.hidden_depth * spec.flow.hidden_width
-    return spec.train.steps * (member_step_flops(spec) + traffic)
-
-
 def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d}"
@@ -63,34 +55,36 @@ class StackLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nfexp.cli import finish, spec_of, train_stack
+        from nfexp.spec import training_cost
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        configs = [self.composer(list(overrides)) for overrides in job_overrides]
-        specs = [spec_of(config) for config in configs]
+        specs = [spec_of(self.composer.plain(overrides)) for overrides in job_overrides]
         stacks = plan(specs, self.max_stack)
-        total, done, begun = sum(map(cost, specs)), 0.0, time.perf_counter()
+        total, done, begun = sum(map(training_cost, specs)), 0.0, time.perf_counter()
         log.info(f"{len(specs)} runs in {len(stacks)} stacks")
         returns: dict[int, JobReturn] = {}
         counts = {"completed": 0, "diverged": 0, "failed": 0}
         for k, stack in enumerate(stacks, 1):
             for i, result in zip(stack, train_stack([specs[i] for i in stack]), strict=True):
-                with open_dict(configs[i]):
-                    configs[i].hydra.job.id = configs[i].hydra.job.num = initial_job_idx + i
+                config = self.composer(job_overrides[i])
+                with open_dict(config):
+                    config.hydra.job.id = config.hydra.job.num = initial_job_idx + i
                 returns[i] = run_job(
                     hydra_context=self.hydra_context,
                     task_function=partial(finish, result=result),
-                    config=configs[i],
+                    config=config,
                     job_dir_key="hydra.sweep.dir",
                     job_subdir_key="hydra.sweep.subdir",
                 )
                 configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
                 counts[result.status] += 1
-            done += sum(cost(specs[i]) for i in stack)
+            done += sum(training_cost(specs[i]) for i in stack)
             elapsed = time.perf_counter() - begun
             log.info(
                 f"{sum(counts.values())}/{len(specs)} runs, {counts['diverged']} diverged, {counts['failed']} failed"
-                f" · stack {k}/{len(stacks)} · {clock(elapsed)} elapsed, about {clock(elapsed * (total / done - 1))} left"
+                f" · stack {k}/{len(stacks)} · {clock(elapsed)} elapsed,"
+                f" about {clock(elapsed * (total / done - 1))} left"
             )
         return [returns[i] for i in range(len(specs))]

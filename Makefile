@@ -1,0 +1,26 @@
+# make reproduce | test | lint | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
+PYTHON ?= python3
+BIN := .venv/bin
+HAS_TORCH = -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
+
+reproduce: .venv/installed
+	$(BIN)/nfexp -m experiment=ablations train=quick $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# A torch that PYTHON already has is kept; otherwise the pinned one is installed.
+.venv/installed: pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv $$($(PYTHON) $(HAS_TORCH) && echo --system-site-packages) .venv
+	if $(BIN)/python $(HAS_TORCH); then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi > .venv/constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache
+
+.PHONY: reproduce test lint clean

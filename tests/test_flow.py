@@ -1,0 +1,300 @@
+"""Oracles of the flow: autodiff, inverse round trips, integrals, other libraries with the same weights."""
+
+import dataclasses
+import itertools
+import math
+
+import normflows
+import pytest
+import torch
+import zuko
+from torch import nn
+from torch.distributions import AffineTransform, Independent, Normal
+from torch.distributions import Transform as TorchTransform
+
+from nfexp.flow import Architecture, FlowStack, build, draw_mask, from_state, initialise_actnorm
+from nfexp.nn import ACTIVATIONS, base_log_prob, base_sample, stream
+
+PLAIN = Architecture(
+    dim=2,
+    n_flows=4,
+    hidden_depth=2,
+    hidden_width=8,
+    activation="relu",
+    coupling="affine",
+    conditioner="separate",
+    norm="none",
+    norm_every=2,
+    base="normal",
+)
+VARIANTS = {
+    "plain": {},
+    "one flow, one hidden layer": {"n_flows": 1, "hidden_depth": 1},
+    "shared": {"conditioner": "shared"},
+    "additive": {"coupling": "additive"},
+    "additive shared": {"coupling": "additive", "conditioner": "shared"},
+    "batchnorm": {"norm": "batchnorm"},
+    "actnorm every layer": {"norm": "actnorm", "norm_every": 1},
+    "three dimensions": {"dim": 3},
+    "five dimensions, shared, batchnorm": {"dim": 5, "conditioner": "shared", "norm": "batchnorm"},
+    **{f"activation {a}": {"activation": a} for a in ACTIVATIONS},
+    **{f"base {b}": {"base": b} for b in ("logistic", "laplace", "student_t", "mixture")},
+}
+MASKS = ("alternating", "fixed", "random", "once", "half")
+
+
+def random_flow(n_members=2, *, masks=None, seed=0, **changes) -> FlowStack:
+    """A float64 stack whose every number is away from its initial value."""
+    arch = dataclasses.replace(PLAIN, **changes)
+    g = torch.Generator().manual_seed(seed)
+    data = torch.randn(n_members, 50, arch.dim, generator=g, dtype=torch.float64) * 1.5 + 0.5
+    masks = masks or [MASKS[e % len(MASKS)] for e in range(n_members)]
+    flow = build(arch, masks=masks, seeds=[seed + e for e in range(n_members)], data=data)
+    flow.theta.add_(0.3 * torch.randn(flow.theta.shape, generator=g, dtype=torch.float64))
+    for name, value in flow.fixed_layout.views(flow.fixed).items():
+        if name.startswith("norm."):
+            value.add_(torch.rand(value.shape, generator=g, dtype=torch.float64))
+    return flow
+
+
+def points(flow: FlowStack, n: int, seed: int = 1) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(flow.n_members, n, flow.arch.dim, generator=g, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_log_det_equals_autodiff(changes):
+    flow = random_flow(5, **changes)
+    for method in (flow.inverse, flow.forward):
+        x = points(flow, 3)
+        _, log_det = method(x)
+        for e, n in itertools.product(range(flow.n_members), range(3)):
+
+            def one(point, e=e, n=n, method=method, x=x):
+                moved = x.clone()
+                moved[e, n] = point
+                return method(moved)[0][e, n]
+
+            jacobian = torch.autograd.functional.jacobian(one, x[e, n])
+            assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(
+                log_det[e, n].item(), abs=1e-9
+            )
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_inverse_round_trip(changes):
+    flow = random_flow(5, **changes)
+    x = points(flow, 20)
+    z, log_det = flow.inverse(x)
+    back, log_det_back = flow.forward(z)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(log_det + log_det_back, torch.zeros_like(log_det), rtol=0, atol=1e-9)
+    frames = flow.walk(z)
+    assert [frames[0][0], frames[-1][0]] == ["base", "data"] and len(frames) == len(flow.layers) + 1
+    torch.testing.assert_close(frames[-1][1], back, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("base", ["normal", "laplace", "logistic", "mixture"])
+def test_density_integrates_to_one(base):
+    flow = random_flow(2, base=base, n_flows=3, activation="tanh", seed=3)
+    with torch.no_grad():
+        spread = flow.sample(4000, [stream(e, "spread") for e in range(2)]).abs().amax().item()
+        ticks = torch.linspace(-1.6 * spread, 1.6 * spread, 1201, dtype=torch.float64)
+        grid = torch.cartesian_prod(ticks, ticks).expand(2, -1, -1)
+        mass = flow.log_prob(grid).exp().sum(1) * (ticks[1] - ticks[0]) ** 2
+    torch.testing.assert_close(mass, torch.ones(2, dtype=torch.float64), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("base", ["normal", "logistic", "laplace", "student_t", "mixture"])
+def test_base_is_normalised_and_sampled_from_its_density(base):
+    z = torch.linspace(-4000, 4000, 4_000_001, dtype=torch.float64)[:, None]
+    assert base_log_prob(base, z).exp().sum().item() * 0.002 == pytest.approx(1, abs=1e-6)
+    draws = base_sample(base, (200_000, 1), stream(0, "base"))
+    inner = torch.linspace(-8, 8, 16_001, dtype=torch.float64)[:, None]
+    cdf = base_log_prob(base, inner).exp().cumsum(0) * 0.001
+    lost = (1 - cdf[-1]) / 2  # symmetric
+    for q in (-2.0, -1.0, -0.3, 0.0, 0.5, 1.5):
+        expected = (cdf[round((q + 8) * 1000)] + lost).item()
+        assert (draws < q).double().mean().item() == pytest.approx(expected, abs=0.006)
+
+
+def test_members_do_not_depend_on_the_stack():
+    flow = random_flow(4)
+    x = points(flow, 7)
+    for e in range(4):
+        alone = flow.member(e)
+        torch.testing.assert_close(alone.log_prob(x[e : e + 1])[0], flow.log_prob(x)[e], rtol=0, atol=1e-12)
+    fresh = {n: build(PLAIN, masks=["random"] * n, seeds=list(range(n)), data=x[:n]) for n in (1, 3)}
+    torch.testing.assert_close(fresh[1].theta[0], fresh[3].theta[0], rtol=0, atol=0)
+    torch.testing.assert_close(fresh[1].fixed[0], fresh[3].fixed[0], rtol=0, atol=0)
+
+
+MASK_ROWS = {
+    "alternating": [[1, 0], [0, 1], [1, 0], [0, 1]],
+    "fixed": [[1, 0]] * 4,
+    "once": [[1, 0], [1, 0], [0, 1], [0, 1]],
+    "half": [[1, 0], [0, 1], [1, 0], [0, 1]],
+}
+
+
+@pytest.mark.parametrize("schedule", MASK_ROWS)
+def test_mask_schedules(schedule):
+    assert draw_mask(schedule, 4, 2, stream(0, "mask")).tolist() == MASK_ROWS[schedule]
+
+
+def test_half_masks_split_in_the_middle():
+    assert draw_mask("half", 2, 4, stream(0, "mask")).tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+
+
+def test_random_masks_pass_a_half_and_vary():
+    masks = torch.stack([draw_mask("random", 6, 2, stream(seed, "mask")) for seed in range(200)])
+    assert (masks.sum(-1) == 1).all()
+    assert masks[..., 0].mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_training_statistics_of_batchnorm_standardise_and_update():
+    flow = random_flow(2, norm="batchnorm", norm_every=1, n_flows=1)
+    for name, value in flow.learned_layout.views(flow.theta).items():
+        if name.startswith("norm."):
+            value.zero_()
+    batch: dict[str, torch.Tensor] = {}
+    z, _ = flow.inverse(points(flow, 400) * 3, batch=batch)
+    torch.testing.assert_close(z.mean(1), torch.zeros(2, 2, dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        z.var(1, correction=0), torch.ones(2, 2, dtype=torch.float64), rtol=1e-3, atol=0
+    )
+    before = flow.fixed_layout.views(flow.fixed)["norm.0.mean"]
+    assert set(batch) == {"norm.0.mean", "norm.0.var"} and not torch.equal(batch["norm.0.mean"], before)
+
+
+def test_actnorm_starts_standardised():
+    flow = random_flow(2, norm="actnorm", norm_every=2)
+    x = points(flow, 300) * 2 + 1
+    initialise_actnorm(flow, x)
+    z, _ = flow.inverse(x)  # the last layer is an actnorm
+    torch.testing.assert_close(z.mean(1), torch.zeros(2, 2, dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        z.var(1, correction=0), torch.ones(2, 2, dtype=torch.float64), rtol=1e-4, atol=0
+    )
+
+
+def test_a_fresh_flow_is_the_standardisation():
+    data = torch.randn(1, 500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 2
+    flow = build(PLAIN, masks=["alternating"], seeds=[0], data=data)
+    z, log_det = flow.inverse(data)
+    torch.testing.assert_close(z, (data - data.mean(1)) / data.std(1, correction=0))
+    torch.testing.assert_close(log_det, -data.std(1, correction=0).log().sum(-1, keepdim=True).expand(1, 500))
+
+
+def test_state_round_trip_and_its_errors():
+    flow = random_flow(3, norm="batchnorm")
+    state = flow.state(1)
+    again = from_state(flow.arch, state)
+    torch.testing.assert_close(again.log_prob(points(flow, 5)[1:2]), flow.log_prob(points(flow, 5))[1:2])
+    with pytest.raises(ValueError, match=r"expected coupling\.0\.mask of shape .*; got nothing"):
+        from_state(flow.arch, {k: v for k, v in state.items() if k != "coupling.0.mask"})
+    with pytest.raises(ValueError, match="unknown one, extra"):
+        from_state(flow.arch, state | {"extra": torch.zeros(1)})
+
+
+def test_n_parameters_counts_what_the_mask_lets_act():
+    flow = random_flow(1, n_flows=1, hidden_depth=1, hidden_width=8)
+    # two networks 1 → 8 → 1 (25 numbers each) and one log-scale
+    assert flow.n_parameters() == [2 * (8 + 8 + 8 + 1) + 1]
+    before = flow.log_prob(points(flow, 9))
+    grad = torch.autograd.grad(
+        flow.with_rows(flow.theta.requires_grad_(), flow.fixed).log_prob(points(flow, 9)).sum(), flow.theta
+    )
+    assert int((grad[0] != 0).sum()) <= flow.n_parameters()[0] and before.shape == (1, 9)
+
+
+def linear(weight, bias, like: nn.Linear) -> nn.Linear:
+    like.weight.data, like.bias.data = weight.T.clone(), bias[0].clone()
+    return like
+
+
+def test_log_prob_equals_zuko_with_the_same_weights():
+    flow = random_flow(1, masks=["alternating"], conditioner="shared", n_flows=3).member(0)
+    p = {k: v[0] for k, v in flow.params().items()}
+
+    def bounded(scale):
+        def univariate(raw_s, t) -> TorchTransform:
+            return AffineTransform(t, torch.exp(scale * torch.tanh(raw_s)))
+
+        return univariate
+
+    mean, sd, transforms = p["standardise.mean"][0], p["standardise.var"][0].sqrt(), []
+    for i in range(3):
+        passed = p[f"coupling.{i}.mask"][0].bool()
+        free = int(torch.nonzero(~passed))
+        scale = p[f"coupling.{i}.log_scale"][0, free].exp()
+        t = zuko.flows.GeneralCouplingTransform(
+            2, mask=passed, univariate=bounded(scale), hidden_features=(8, 8)
+        )
+        t.double()
+        layers = [m for m in t.hyper if hasattr(m, "weight")]
+        weights = [
+            (p[f"coupling.{i}.net.{k}.weight"][0], p[f"coupling.{i}.net.{k}.bias"][0]) for k in range(3)
+        ]
+        linear(weights[0][0][passed], weights[0][1], layers[0])
+        linear(*weights[1], layers[1])
+        heads = [free, 2 + free]  # our heads: s of both coordinates, then t of both
+        linear(weights[2][0][:, heads], weights[2][1][:, heads], layers[2])
+        transforms.append(t)
+    base = zuko.lazy.UnconditionalDistribution(
+        lambda loc, sd: Independent(Normal(loc, sd), 1),
+        torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64), buffer=True,
+    )  # fmt: skip
+    x = points(flow, 50)
+    with torch.no_grad():
+        z = (x[0] - mean) / sd
+        other = zuko.lazy.Flow(transforms, base)().log_prob(z) - sd.log().sum()
+        torch.testing.assert_close(flow.log_prob(x)[0], other, rtol=0, atol=1e-9)
+
+
+def test_log_prob_equals_normflows_with_the_same_weights():
+    flow = random_flow(1, masks=["alternating"], n_flows=4).member(0)
+    p = {k: v[0] for k, v in flow.params().items()}
+
+    class Net(nn.Module):
+        def __init__(self, i: int, g: int, scale: torch.Tensor | None):
+            super().__init__()
+            sizes = [(2, 8), (8, 8), (8, 2)]
+            weights = [
+                (p[f"coupling.{i}.net.{k}.weight"][g], p[f"coupling.{i}.net.{k}.bias"][g]) for k in range(3)
+            ]
+            layers = [linear(*w, nn.Linear(*s).double()) for w, s in zip(weights, sizes, strict=True)]
+            self.net, self.scale = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]), scale
+
+        def forward(self, x):
+            out = self.net(x)
+            return out if self.scale is None else self.scale * torch.tanh(out)
+
+    x = points(flow, 50)
+    z = (x[0] - p["standardise.mean"][0]) / p["standardise.var"][0].sqrt()
+    total = -0.5 * p["standardise.var"][0].log().sum()
+    with torch.no_grad():
+        for i in range(4):
+            scale = p[f"coupling.{i}.log_scale"][0].exp()
+            layer = normflows.flows.MaskedAffineFlow(
+                p[f"coupling.{i}.mask"][0], t=Net(i, 1, None), s=Net(i, 0, scale)
+            )
+            z, log_det = layer(z)
+            total = total + log_det
+        other = normflows.distributions.DiagGaussian(2, trainable=False).double().log_prob(z) + total
+        torch.testing.assert_close(flow.log_prob(x)[0], other, rtol=0, atol=1e-9)
+
+
+def test_closed_form_of_a_constant_coupling():
+    """With s and t constant, the flow is an affine map of a Gaussian."""
+    flow = random_flow(1, n_flows=1, hidden_depth=1, masks=["fixed"])
+    v, f = flow.learned_layout.views(flow.theta), flow.fixed_layout.views(flow.fixed)
+    for value in v.values():
+        value.zero_()
+    v["coupling.0.net.1.bias"][0, 0, 0, 1] = 0.7  # s = exp(0) tanh(0.7)
+    v["coupling.0.net.1.bias"][0, 1, 0, 1] = -0.4  # t
+    f["standardise.mean"].zero_(), f["standardise.var"].fill_(1.0)
+    s, t = math.tanh(0.7), -0.4
+    law = Normal(torch.tensor([0.0, -t * math.exp(-s)]).double(), torch.tensor([1.0, math.exp(-s)]).double())
+    x = points(flow, 20)
+    torch.testing.assert_close(flow.log_prob(x)[0], law.log_prob(x[0]).sum(-1))

@@ -1,0 +1,100 @@
+"""The edge: every bad value gives one message with the key, what was expected and what came."""
+
+import re
+from dataclasses import fields, replace
+
+import pytest
+
+from nfexp import spec as specs
+from nfexp.data import TARGET_NAMES
+from nfexp.nn import ACTIVATIONS
+
+BAD = {
+    "unknown key": ({"flow.n_layers": 3}, "flow.n_layers: expected one of the keys n_flows, .*; got an unknown key"),
+    "missing key": ({"flow.n_flows": ...}, "flow.n_flows: expected a value; got nothing"),
+    "string for integer": ({"flow.n_flows": "abc"}, "flow.n_flows: expected an integer >= 1 .*; got 'abc'"),
+    "float for integer": ({"flow.n_flows": 2.5}, "flow.n_flows: expected an integer .*; got 2.5"),
+    "boolean for integer": ({"seed": True}, "seed: expected an integer .*; got True"),
+    "null for integer": ({"seed": None}, "seed: expected an integer .*; got None"),
+    "no flows": ({"flow.n_flows": 0}, "flow.n_flows: expected an integer >= 1 .*; got 0"),
+    "negative seed": ({"seed": -1}, "seed: expected an integer >= 0 .*; got -1"),
+    "no noise": ({"data.noise": 0}, "data.noise: expected a number > 0 .*; got 0"),
+    "negative noise": ({"data.noise": -0.1}, "data.noise: expected a number > 0 .*; got -0.1"),
+    "noise not a number": ({"data.noise": float("nan")}, "data.noise: expected a number > 0 .*; got nan"),
+    "infinite rate": ({"train.lr": float("inf")}, "train.lr: expected a number > 0 .*; got inf"),
+    "one sample": ({"data.n_samples": 1}, "data.n_samples: expected an integer >= 2 .*; got 1"),
+    "unknown target": ({"data.name": "moon"}, "data.name: expected one of moons, circles, .*; got 'moon'"),
+    "unknown activation": ({"flow.activation": "gelu"}, "flow.activation: expected one of relu, .*; got 'gelu'"),
+    "unknown mask": ({"flow.mask": "checker"}, "flow.mask: expected one of alternating, .*; got 'checker'"),
+    "unknown coupling": ({"flow.coupling": "spline"}, "flow.coupling: expected one of affine, additive; got 'spline'"),
+    "unknown base": ({"flow.base": "uniform"}, "flow.base: expected one of normal, .*; got 'uniform'"),
+    "batch size word": ({"train.batch_size": "all"}, "train.batch_size: expected .* or 'full'; got 'all'"),
+    "clip": ({"train.grad_clip": 0}, "train.grad_clip: expected a number > 0 .* or null; got 0"),
+    "warm-up": ({"train.warmup": 10**6}, "train.warmup: expected at most train.steps = .*; got 1000000"),
+    "text without letters": ({"data.name": "text"}, "data.text: expected letters to draw .*; got None"),
+    "number for text": ({"data.text": 7}, "data.text: expected a string; got 7"),
+    "group is a number": ({"flow": 3}, "flow: expected a group of keys; got 3"),
+    "list": ({"flow.n_flows": [1, 2]}, r"flow.n_flows: expected an integer .*; got \[1, 2\]"),
+    "snapshots": ({"record.samples": 5, "record.snapshots": 99}, "record.snapshots: expected at most train.n_evals"),
+}
+
+
+def nested(flat):
+    out = {}
+    for key, value in flat.items():
+        group, _, leaf = key.rpartition(".")
+        if group and isinstance(out.get(group), int):
+            continue
+        (out.setdefault(group, {}) if group else out)[leaf] = value
+    return out
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
+def test_bad_values(make_spec, changes, message):
+    flat = dict(changes) | {k: v for k, v in specs.flatten(make_spec()).items() if k not in changes}
+    with pytest.raises(specs.SpecError) as caught:
+        specs.from_mapping(nested({k: v for k, v in flat.items() if v is not ...}))
+    assert re.fullmatch(message + ".*", str(caught.value))
+
+
+def test_flatten_is_undone_by_unflatten(make_spec):
+    spec = make_spec(train__batch_size="full", train__grad_clip=None)
+    assert specs.unflatten(specs.flatten(spec)) == spec
+
+
+def test_identity_is_what_can_change_a_number(make_spec):
+    spec = make_spec()
+    same = [
+        replace(spec, name="other"),
+        replace(spec, device="auto"),
+        replace(spec, record=replace(spec.record, walk=9)),
+    ]
+    assert {specs.run_id(s) for s in same} == {specs.run_id(spec)}
+    assert specs.run_id(replace(spec, seed=1)) != specs.run_id(spec)
+
+
+def test_whole_numbers_for_floats_are_the_same_run(make_spec):
+    assert specs.run_id(make_spec(train__lr=1)) == specs.run_id(make_spec(train__lr=1.0))
+
+
+STACKED = {
+    "data__name": "circles", "data__n_samples": 99, "data__noise": 0.3, "flow__mask": "fixed", "seed": 9,
+    "train__lr": 1.0, "train__grad_clip": None, "train__select": "last",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), STACKED.items(), ids=STACKED)
+def test_stack_mates_may_differ_in(make_spec, key, value):
+    assert specs.stack_key(make_spec(**{key: value})) == specs.stack_key(make_spec())
+
+
+def test_full_batches_stack_by_sample_count(make_spec):
+    a, b = (make_spec(train__batch_size="full", data__n_samples=n) for n in (50, 60))
+    assert specs.stack_key(a) != specs.stack_key(b)
+    assert specs.stack_key(a) == specs.stack_key(make_spec(train__batch_size=50, data__n_samples=200))
+
+
+def test_choices_name_what_exists():
+    choices = {f.name: f.metadata["choices"] for f in fields(specs.Flow) if "choices" in f.metadata}
+    assert tuple(ACTIVATIONS) == choices["activation"]
+    assert specs.TARGETS == TARGET_NAMES

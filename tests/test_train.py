@@ -1,0 +1,155 @@
+"""The trainer: stacks equal single runs, divergence stays with its member, weights are kept as asked."""
+
+import math
+
+import pytest
+import torch
+
+from nfexp.nn import stream
+from nfexp.run import draws, run_stack
+from nfexp.spec import SpecError
+from nfexp.train import _Shuffler, fit, log_spaced, lr_factor, mean_nll
+
+
+def metrics(spec, **kwargs):
+    return run_stack([spec], **kwargs)[0].metrics
+
+
+def mixed(make_spec):
+    return [
+        make_spec(seed=0),
+        make_spec(seed=1, data__name="circles", data__n_samples=50),
+        make_spec(seed=2, data__noise=0.2, flow__mask="random", train__lr=1e-2),
+        make_spec(seed=3, data__name="spiral4", data__noise=1.0, flow__mask="once", train__select="last"),
+        make_spec(seed=4, train__grad_clip=None, train__select="train"),
+    ]
+
+
+@pytest.mark.parametrize("norm", ["none", "batchnorm", "actnorm"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_member_equals_the_run_alone(make_spec, norm, dtype):
+    specs = [
+        s.__class__(**{**vars(s), "flow": s.flow.__class__(**{**vars(s.flow), "norm": norm})}) for s in mixed(make_spec)
+    ]
+    tolerance = 1e-9 if dtype is torch.float64 else 1e-4
+    together = run_stack(specs, dtype=dtype)
+    for spec, result in zip(specs, together, strict=True):
+        alone = run_stack([spec], dtype=dtype)[0]
+        for key in ("train_nll", "val_nll", "test_nll", "kl", "clean_distance"):
+            assert alone.metrics[key] == pytest.approx(result.metrics[key], abs=tolerance), key
+        assert alone.metrics["best_step"] == result.metrics["best_step"]
+        for name, value in alone.state.items():
+            torch.testing.assert_close(value, result.state[name], rtol=0, atol=tolerance)
+
+
+def test_training_learns(make_spec):
+    m = metrics(
+        make_spec(train__steps=400, flow__n_flows=4, data__n_samples=1000, data__noise=0.2, train__batch_size=128)
+    )
+    assert m["kl"] < 0.15
+    assert m["test_nll"] == pytest.approx(m["true_nll"] + m["kl"])
+    assert m["kl_se"] < m["test_nll_se"]
+    assert m["inverse_error"] < 1e-3
+
+
+def test_a_diverging_member_is_frozen_and_harms_nobody(make_spec):
+    wild = make_spec(train__lr=1e3, train__grad_clip=None, seed=1, flow__norm="batchnorm")
+    calm = make_spec(seed=2, flow__norm="batchnorm")
+    together = run_stack([wild, calm])
+    assert together[0].status == "diverged"
+    assert together[0].metrics["diverged_at"] >= 1
+    assert together[0].metrics.get("test_nll") is None
+    assert together[1].status == "completed"
+    assert together[1].metrics["test_nll"] == pytest.approx(metrics(calm)["test_nll"], abs=1e-4)
+    for value in together[0].state.values():
+        assert torch.isfinite(value).all()
+
+
+def test_everything_may_diverge(make_spec):
+    results = run_stack(
+        [make_spec(train__lr=1e3, train__grad_clip=None, seed=s, flow__norm="batchnorm") for s in (1, 1)]
+    )
+    assert [r.status for r in results] == ["diverged"] * 2
+
+
+def test_selection_keeps_what_it_says(make_spec):
+    small = {"data__n_samples": 20, "train__steps": 300, "train__schedule": "constant", "train__n_evals": 40}
+    kept = {s: run_stack([make_spec(train__select=s, **small)])[0] for s in ("val", "train", "last")}
+    history = kept["val"].history
+    assert kept["val"].metrics["best_step"] == history["step"][history["val_nll"].argmin()]
+    assert kept["train"].metrics["best_step"] == history["step"][history["train_nll"].argmin()]
+    assert kept["last"].metrics["best_step"] == 300
+    assert kept["train"].metrics["test_nll"] > kept["val"].metrics["test_nll"]  # 20 points: memorised
+
+
+def test_kept_weights_give_the_recorded_numbers(make_spec):
+    spec = make_spec(train__schedule="constant")
+    result = run_stack([spec])[0]
+    from nfexp.flow import Architecture, from_state
+
+    flow = from_state(Architecture.of(spec), result.state)
+    for split in ("val", "test"):
+        x = draws(spec, split)[0].float()[None]
+        assert mean_nll(flow, x).item() == pytest.approx(result.metrics[f"{split}_nll"], abs=1e-5)
+
+
+def test_padding_and_chunks_do_not_change_the_mean(make_spec):
+    flow = run_stack([make_spec()])[0]
+    from nfexp.flow import Architecture, from_state
+
+    flow = from_state(Architecture.of(make_spec()), flow.state)
+    x = torch.randn(1, 90, 2, generator=stream(0, "x"))
+    padded = torch.cat([x, torch.full((1, 33, 2), math.nan)], 1)
+    assert mean_nll(flow, padded, chunk=7).item() == pytest.approx(mean_nll(flow, x).item(), abs=1e-6)
+
+
+def test_batches_are_passes_without_replacement():
+    s = _Shuffler(10, 4, stream(0, "batches"))
+    taken = torch.cat([s.take() for _ in range(5)])
+    assert sorted(taken[:10].tolist()) == list(range(10)) == sorted(taken[10:].tolist())
+    assert taken[:10].tolist() != taken[10:].tolist()
+
+
+def test_splits_are_fresh_and_paired_over_architectures(make_spec):
+    a, b = make_spec(), make_spec(flow__n_flows=1, train__lr=1e-4)
+    for split in ("train", "val", "test"):
+        assert torch.equal(draws(a, split)[0], draws(b, split)[0])
+    assert not torch.equal(draws(a, "train")[0][:50], draws(a, "val")[0][:50])
+    assert not torch.equal(draws(a, "train")[0], draws(make_spec(seed=1), "train")[0])
+
+
+def test_schedules():
+    at = lambda step, schedule: lr_factor(step, steps=100, warmup=10, schedule=schedule)  # noqa: E731
+    assert [at(1, "cosine"), at(5, "constant"), at(10, "cosine"), at(60, "constant")] == [0.1, 0.5, 1.0, 1.0]
+    assert at(55, "cosine") == pytest.approx(0.5, abs=0.02) and 0 < at(100, "cosine") < 0.01
+    assert lr_factor(1, steps=1, warmup=0, schedule="cosine") > 0.0
+    assert log_spaced(7, 40) == [1, 2, 3, 4, 5, 6, 7] and log_spaced(1, 5) == [1]
+
+
+def test_a_stack_has_one_key(make_spec):
+    with pytest.raises(ValueError, match="one stack_key; got several"):
+        run_stack([make_spec(), make_spec(flow__n_flows=1)])
+
+
+def test_an_absent_device_is_said(make_spec, monkeypatch):
+    from nfexp import run
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SpecError, match=r"device: expected a CUDA device .*; got 'cuda'"):
+        run.check(make_spec(device="cuda"))
+
+
+def test_fit_leaves_its_input_alone(make_spec):
+    from nfexp.flow import Architecture, build
+    from nfexp.train import Batches, Recipe
+
+    x = torch.randn(1, 50, 2, generator=stream(0, "x"))
+    flow = build(Architecture.of(make_spec()), masks=["alternating"], seeds=[0], data=x)
+    before = flow.theta.clone()
+    recipe = Recipe(
+        steps=3, batch_points=10, schedule="constant", warmup=0, lr=[1e-3], grad_clip=[math.inf], weight_decay=[0.0],
+        select=["last"], n_evals=3, n_snapshots=3, snapshot_points=4,
+    )  # fmt: skip
+    kept, history = fit(flow, Batches(train=x, val=x, sizes=[50], seeds=[0]), recipe)
+    assert torch.equal(flow.theta, before) and not torch.equal(kept.theta, before)
+    assert history.snapshots.shape == (3, 1, 4, 2) and history.steps == [1, 2, 3]
