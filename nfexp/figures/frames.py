@@ -1,0 +1,104 @@
+"""What the figures draw, as frames: the runs of an axis, learning curves with their means, the run of a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from nfexp.stats import deviations
+from nfexp.table import load_arrays
+
+Centres = Mapping[str, Mapping[str, object]]
+
+
+def differences(runs: pd.DataFrame, centres: Centres) -> pd.Series:
+    """Per run, the tuple of configuration columns in which it differs from the centre of its target."""
+    marks = deviations(runs, centres)
+    names = marks.columns.to_numpy(dtype=object)
+    return pd.Series([tuple(names[row]) for row in marks.to_numpy(bool)], index=runs.index, dtype=object)
+
+
+def learning_curves(
+    runs: pd.DataFrame, histories: pd.DataFrame, centres: Centres, column: str | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Learning curves along one axis, as excess over the true NLL (nats per point), and their means over seeds.
+
+    Parameters
+    ----------
+    runs, histories
+        From :func:`nfexp.table.load_runs` and :func:`nfexp.table.load_histories`.
+    column
+        The swept column; None takes the centre's runs alone, training beside validation NLL.
+
+    Returns
+    -------
+    (curves, means)
+        `curves`: data.name, value, dir, status, step, excess. `means`, over completed runs only: data.name, value,
+        step, excess_mean, n. A diverged run, which has no true NLL of its own, is measured against the mean true NLL
+        of the completed runs with its target and noise.
+    """
+    allowed = {(), (column,)} if column else {()}
+    chosen = runs[[d in allowed for d in differences(runs, centres)]]
+    done = runs[runs["status"] == "completed"]
+    usual = done.groupby(["data.name", "data.noise"])["true_nll"].mean().to_dict()
+    truth = [
+        true if true == true else usual.get((name, noise), np.nan)
+        for name, noise, true in zip(chosen["data.name"], chosen["data.noise"], chosen["true_nll"], strict=True)
+    ]
+    kept = {
+        "dir": chosen["dir"],
+        "data.name": chosen["data.name"],
+        "status": chosen["status"],
+        "truth": np.array(truth, dtype=float),
+    }
+    if column:
+        kept["value"] = ["none" if v is None or v != v else v for v in chosen[column]]
+    joined = histories.drop(columns="job").merge(pd.DataFrame(kept), on="dir")
+    if not column:
+        parts = [joined.assign(value=kind, nll=joined[f"{kind}_nll"]) for kind in ("train", "val")]
+        joined = pd.concat(parts).replace({"value": {"train": "training", "val": "validation"}})
+    else:
+        joined["nll"] = joined["val_nll"]
+    joined["excess"] = joined["nll"] - joined["truth"]
+    joined = joined[np.isfinite(joined["excess"].to_numpy(float)) & (joined["step"] > 0)]
+    curves = joined[["data.name", "value", "dir", "status", "step", "excess"]].reset_index(drop=True)
+    complete = curves[curves["status"] == "completed"]
+    means = complete.groupby(["data.name", "value", "step"], sort=False)["excess"].agg(excess_mean="mean", n="size")
+    return curves, means.reset_index().sort_values(["step"], kind="stable")
+
+
+# What each figure of one run needs: array name to shape; equal letters are equal lengths.
+SHAPES: dict[str, dict[str, tuple[str | int, ...]]] = {
+    "gallery": {"base": ("a", 2), "target": ("b", 2), "snapshots": ("s", "m", 2), "snapshot_steps": ("s",),
+                "best": ("c", 2)},
+    "density": {"grid_log_q": ("y", "x"), "grid_log_p": ("y", "x"), "grid_extent": (4,)},
+    "walk": {"walk": ("f", "k", 2), "walk_names": ("f",)},
+}  # fmt: skip
+
+
+def _holds(arrays: Mapping[str, np.ndarray], kind: str) -> bool:
+    lengths: dict[str | int, int] = {}
+    for name, shape in SHAPES[kind].items():
+        if name not in arrays or arrays[name].ndim != len(shape) or 0 in arrays[name].shape:
+            return False
+        for want, got in zip(shape, arrays[name].shape, strict=True):
+            if got != (want if isinstance(want, int) else lengths.setdefault(want, got)):
+                return False
+    return True
+
+
+def exemplar(runs: pd.DataFrame, centres: Centres, target: str, kind: str, tries: int = 6) -> dict | None:
+    """The run to show for a target: completed, nearest to the centre, lowest seed, with what `kind` needs stored.
+
+    Returns its row as a dict, with "arrays" and "differs" (the columns in which it is not the centre), or None.
+    """
+    own = runs[(runs["data.name"] == target) & (runs["status"] == "completed")]
+    own = own.assign(differs=differences(own, centres))
+    own = own.assign(apart=own["differs"].map(len)).sort_values(["apart", "seed", "dir"], kind="stable")
+    for row in own.head(tries).to_dict("records"):
+        arrays = load_arrays(row["dir"])
+        if _holds(arrays, kind):
+            return row | {"arrays": arrays}
+    return None

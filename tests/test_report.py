@@ -1,0 +1,238 @@
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from fake_sweep import centre, write_run, write_sweep
+
+from nfexp import figures, report, table
+
+HOSTILE = "<script>alert('x')</script> & 50%_a|b"
+STORED = {"record.samples": 40, "record.grid": 12, "record.walk": 60}
+
+
+class Page(HTMLParser):
+    """What a page refers to, its tags, its visible text, its headings."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.tags, self.words, self.pictures = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        found = dict(attrs)
+        self.links += [found[k] for k in ("src", "href", "srcset", "data", "action") if k in found]
+        if tag == "img":
+            self.pictures.append(found)
+
+    def handle_data(self, data):
+        if not self.tags or self.tags[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def study(folder):
+    """A hostile name, a flows axis, an lr axis that diverged, a text axis with a hostile value, a missing run."""
+    runs = []
+    for seed in (0, 1):
+        runs += [
+            ({"seed": seed} | (STORED if seed == 0 else {}), {"kl": 0.04 + 0.002 * seed}, "completed"),
+            ({"flow.n_flows": 1, "seed": seed}, {"kl": 0.5 + 0.01 * seed}, "completed"),
+            ({"flow.n_flows": 3, "seed": seed}, {"kl": 0.05}, "completed" if seed else "failed"),
+            ({"train.lr": 0.1, "seed": seed}, {}, "diverged"),
+            ({"data.text": HOSTILE, "seed": seed}, {"kl": 0.06}, "completed" if seed else "missing"),
+        ]
+    return write_sweep(folder, runs, name=HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = study(tmp_path_factory.mktemp("report") / "sweep")
+    assert report.build(folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(figures, "draw_all", lambda *args, **keywords: {})
+
+
+@pytest.fixture
+def page(built):
+    return Page((built / "report.html").read_text(encoding="utf-8"))
+
+
+def test_every_file_of_the_contract_is_there(built):
+    axes = ("flows", "lr", "text")
+    names = ["runs.csv", "claims.csv", "report.md", "report.html", "tables/claims.tex"]
+    names += [f"ablation_{a}.csv" for a in axes] + [f"tables/{a}.tex" for a in axes]
+    names += [
+        f"figures/{kind}_{a}.{ext}" for kind in ("ablation", "convergence") for a in axes for ext in ("png", "pdf")
+    ]
+    names += [f"figures/{kind}_moons.png" for kind in ("gallery", "density", "walk")]
+    assert [n for n in names if not (built / n).is_file()] == []
+    assert not [p for p in built.rglob(".*") if p.is_file()]
+    runs = pd.read_csv(built / "runs.csv")
+    assert list(runs)[:2] == ["job", "status"] and list(runs)[-1] == "diverged_at" and len(runs) == 10
+
+
+def test_html_stands_alone(page):
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert len(page.pictures) == 3 + 4 + 3 and all(p["alt"] for p in page.pictures)
+
+
+def test_html_comes_in_order_and_anchors_lead_somewhere(built):
+    text = (built / "report.html").read_text(encoding="utf-8")
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles == ["Verdicts on the claims", "Centre of the study", "Ablations", "Learning curves",
+                      "Convergence galleries", "Densities", "Layer by layer", "Runs that did not complete",
+                      "How this was made"]  # fmt: skip
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
+    markdown = re.findall(r"^## (.*)$", (built / "report.md").read_text(encoding="utf-8"), re.M)
+    assert markdown == titles
+
+
+def test_html_says_what_happened(page):
+    assert "6 completed of 10 planned, 2 diverged, 1 failed, 1 missing" in page.text
+    for words in (
+        "2/2 diverged",
+        "1/2 failed",
+        "1/2 missing",
+        "One flow is not enough",
+        "supported",
+        "non-finite loss",
+    ):
+        assert words in page.text
+    assert re.search(r"\d+ claims are not listed", page.text)
+
+
+def test_hostile_names_are_text_everywhere(built, page):
+    raw = (built / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in raw and HOSTILE in page.text
+    markdown = (built / "report.md").read_text(encoding="utf-8")
+    assert "<script" not in markdown and r"a\|b" in markdown
+    tex = (built / "tables" / "text.tex").read_text(encoding="utf-8")
+    assert r"$<$script$>$alert('x')$<$/script$>$ \& 50\%\_a$|$b" in tex
+
+
+def test_tex_is_booktabs_that_pdflatex_reads(built):
+    for path in (built / "tables").glob("*.tex"):
+        text = path.read_text(encoding="utf-8")
+        assert text.isascii() and r"\toprule" in text and r"\caption{" in text and r"\label{tab:" in text
+        bare = re.sub(r"\\[\\{}$&%]", "", text)
+        assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+        head, *rows = [re.sub(r"\\&", "", line) for line in text.splitlines() if line.endswith(r"\\") and " & " in line]
+        assert {row.count("&") for row in rows} == {head.count("&")}
+    flows = (built / "tables" / "flows.tex").read_text(encoding="utf-8")
+    assert re.search(r"1 & 0\.505 \[0\.4\d+, 0\.5\d+\] & \+0\.464 ", flows)
+    assert "1; 1/2 failed" in flows and "flow.n\\_flows" in flows
+
+
+def test_long_tables_become_longtables():
+    text = report.to_tex(["a", "b"], [["[x", "*"]] * 41, about="c", label="d e")
+    assert r"\begin{longtable}{ll}" in text and r"{}[x & {}*" in text and "tab:d-e" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [("é—ß 中", "e---? ?"), ("\\{}", r"\textbackslash{}\{\}"), ("1e-05 a-b", "1e-05 a-b"), ("x\n y", "x y")],
+)
+def test_tex(given, shown):
+    assert report.tex(given) == shown
+
+
+def test_markdown_tables_are_whole_and_figures_exist(built):
+    text = (built / "report.md").read_text(encoding="utf-8")
+    for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
+        assert (built / link).is_file()
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
+    assert len(tables) >= 6
+    for block in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+    assert "0.050; 1/2 failed" in text
+
+
+def test_rebuilding_changes_no_byte(built, no_figures):
+    names = [p for p in built.rglob("*.csv") if p.parent == built] + list((built / "tables").iterdir())
+    before = {p: p.read_bytes() for p in names}
+    report.build(built)
+    assert {p: p.read_bytes() for p in names} == before
+
+
+def test_out_leaves_the_sweep_alone(tmp_path, no_figures):
+    folder = study(tmp_path / "sweep")
+    path = report.build(folder, out=tmp_path / "elsewhere" / "deep")
+    assert path == tmp_path / "elsewhere" / "deep" / "report.html" and path.is_file()
+    assert not (folder / "runs.csv").exists()
+
+
+def test_single_run(tmp_path):
+    run = write_run(tmp_path / "run", centre("spiral2", record__samples=40), {"kl": -0.001}, "completed")
+    page = Page(report.build(run).read_text(encoding="utf-8"))
+    assert "1 completed of 1 planned" in page.text and "-0.001" in page.text and "Ablations" not in page.text
+    assert len(page.pictures) == 2
+    assert not list(run.glob("ablation_*"))
+    assert table.load_runs(run)["status"].tolist() == ["completed"]
+
+
+def test_plain_sweep_of_one_seed(tmp_path, no_figures, capsys):
+    runs = [({"flow.n_flows": n}, {"kl": 0.1 / n}, "completed") for n in (1, 2, 4)]
+    folder = write_sweep(tmp_path / "sweep", runs, sweep_json=False)
+    assert report.main([str(folder)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == str(folder / "report.html")
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert "flow.n_flows" in page.text and "0.025" in page.text and "claims are not listed" in page.text
+    assert "nan" not in page.text.lower().split()
+
+
+def test_nothing_completed(tmp_path):
+    runs = [({"train.lr": lr, "seed": s}, {}, "diverged") for lr in (0.1, 0.2) for s in (0, 1)]
+    folder = write_sweep(tmp_path / "sweep", runs, centres={"moons": centre(train__lr=0.1)})
+    page = Page(report.build(folder).read_text(encoding="utf-8"))
+    assert page.text.count("2/2 diverged") >= 3 and "0 completed of 4 planned, 4 diverged" in page.text
+
+
+def test_claims_as_plain_text(built, no_figures, capsys):
+    assert report.main([str(built)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= 100
+    at = next(i for i, line in enumerate(lines) if line.startswith("K1a"))
+    assert lines[at].split()[1] in ("supported", "inconclusive", "contradicted") and "One flow" in lines[at]
+    assert "moons" in lines[at + 1] and "n = 2" in lines[at + 1]
+
+
+BAD = {
+    "nothing": ([], "got no directory"),
+    "absent": (["{tmp}/absent"], "absent: expected a directory; got nothing there"),
+    "empty": (["{tmp}"], "expected a finished run (a directory with result.json); got none"),
+    "option": (["{sweep}", "figures=all"], "nfexp-report: expected out=PATH; got figures=all"),
+    "flag": (["{sweep}", "-v"], "got the option -v"),
+    "out is a file": (["{sweep}", "out={sweep}/sweep.json"], "expected a folder that can be written; got"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_code_2(case, built, tmp_path, capsys):
+    words, message = BAD[case]
+    assert report.main([w.format(tmp=tmp_path, sweep=built) for w in words]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and not out
+
+
+def test_help_prints_the_usage(capsys):
+    with pytest.raises(SystemExit) as stop:
+        report.main(["--help"])
+    assert stop.value.code == 0 and "nfexp-report DIR… [out=PATH]" in capsys.readouterr().out
+
+
+def test_numbers():
+    assert report.interval(0.04123, 0.0362, 0.0487) == "0.041 [0.036, 0.049]"
+    assert report.interval(0.04, float("nan"), float("nan")) == "0.040"
+    assert [report.duration(s) for s in (12.34, 270, 7560)] == ["12.3 s", "4.5 min", "2.1 h"]
