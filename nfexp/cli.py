@@ -7,7 +7,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,31 @@ def train_stack(specs: Sequence[Spec]) -> list[Result]:
     return [result for spec in specs for result in train_stack([spec])]
 
 
+def worker_count(specs: Sequence[Spec], asked: int | None) -> int:
+    """Stacks to train at a time: as asked, otherwise one per core on the CPU and one on a GPU."""
+    from nfexp.run import resolve_device
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_gpu = any(resolve_device(s.device).type != "cpu" for s in specs)
+    return asked or (1 if on_gpu else min(cores, len(specs)))
+
+
+def train_stacks(
+    specs: Sequence[Spec], stacks: Sequence[list[int]], workers: int
+) -> Iterator[tuple[list[int], list[Result]]]:
+    """Train stacks (lists of positions in `specs`) in threads that share the cores; yield each as it is done."""
+    import torch
+
+    threads = max(1, torch.get_num_threads() // workers)
+    pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(threads))
+    try:
+        pending = {pool.submit(train_stack, [specs[i] for i in stack]): stack for stack in stacks}
+        for future in as_completed(pending):
+            yield pending.pop(future), future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def finish(config: DictConfig, *, result: Result) -> float:
     """Write the run into the job's folder and return the objective: validation NLL, nats (infinite if diverged)."""
     from nfexp.record import write_run
@@ -86,7 +112,7 @@ def finish(config: DictConfig, *, result: Result) -> float:
         return math.inf
     log.info(
         f"{result.spec.data.name} seed {result.spec.seed}: test NLL {m['test_nll']:.4f}, truth {m['true_nll']:.4f}, "
-        f"KL {m['kl']:.4f} ± {m['kl_se']:.4f} nats; {m['seconds']:.1f} s in a stack of {m['stack_size']}; {folder}"
+        f"KL {m['kl']:.4f} ± {m['kl_se']:.4f} nats ({folder})"
     )
     return float(m["val_nll"])
 
@@ -148,7 +174,8 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.stderr.write("nfexp: interrupted; finished runs are kept\n")
-        sys.exit(130)
+        sys.stderr.flush()
+        os._exit(130)  # stacks still in training are not waited for
     except (HydraException, OmegaConfBaseException, ValueError, OSError, RunFailed) as error:
         if wants_traceback:
             raise

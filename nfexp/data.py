@@ -118,7 +118,9 @@ def _quadrature(rate: Callable, low: float, high: float) -> tuple[np.ndarray, np
     n_panels = max(4, math.ceil(effort[-1] / _PANEL))
     if n_panels * _ORDER > _MAX_NODES:
         n = n_panels * _ORDER
-        raise ValueError(f"data.noise: expected at most {_MAX_NODES} quadrature nodes; got a noise so small that it takes {n}")
+        raise ValueError(
+            f"data.noise: expected at most {_MAX_NODES} quadrature nodes; got a noise so small that it takes {n}"
+        )
     edges = np.interp(np.linspace(0.0, effort[-1], n_panels + 1), effort, t)
     node, weight = np.polynomial.legendre.leggauss(_ORDER)
     half = np.diff(edges)[:, None] / 2

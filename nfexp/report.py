@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 from nfexp import claims, figures, stats, table
 from nfexp.figures import safe, swept
@@ -216,13 +217,20 @@ def caption(kind: str, name: str) -> str:
 # Layouts: HTML, Markdown, TeX, plain text.
 
 
+def _page(template: str, data: Mapping[str, Any], **how: Any) -> str:
+    home = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, **how)
+    home.filters["picture"] = _picture
+    return home.get_template(template).render(**data, headings=HEADINGS, caption=caption)
+
+
 def to_html(data: Mapping[str, Any]) -> str:
     """One file: style inline, figures as base64, no script, nothing fetched."""
-    home = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    home.filters["picture"] = _picture
-    return home.get_template("report.html.j2").render(**data, headings=HEADINGS, caption=caption)
+    return _page("report.html.j2", data, autoescape=True)
+
+
+def to_markdown(data: Mapping[str, Any]) -> str:
+    """The report in the order of the HTML, figures linked relatively."""
+    return _page("report.md.j2", data, autoescape=False, finalize=_md, keep_trailing_newline=True)
 
 
 def _picture(path: Path) -> tuple[str, int]:
@@ -232,87 +240,11 @@ def _picture(path: Path) -> tuple[str, int]:
 
 
 def _md(text: object) -> str:
-    """Text as GitHub-flavoured Markdown shows it literally."""
+    """Text as GitHub-flavoured Markdown shows it literally; what is marked safe is Markdown already."""
+    if isinstance(text, Markup):
+        return text
     escaped = re.sub(r"([\\`*|~])", r"\\\1", html.escape(str(text), quote=False))
     return " ".join(escaped.split()).replace("](", "]\\(")
-
-
-def _md_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Cells are Markdown already."""
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
-
-
-def to_markdown(data: Mapping[str, Any]) -> str:
-    """The report in the order of the HTML, figures linked relatively."""
-    out = [
-        f"# {_md(data['title'])}",
-        "",
-        " · ".join(f"**{k}** {_md(v)}" for k, v in data["facts"].items() if v),
-        "",
-    ]
-
-    def picture(kind: str, name: str) -> list[str]:
-        path = data["pictures"][kind].get(name)
-        return [f"![{_md(caption(kind, name))}](figures/{path.name})", ""] if path else []
-
-    out += ["## Verdicts on the claims", ""]
-    if data["verdicts"]:
-        out += _md_table(
-            ["claim", "sentence", "overall", "per target: estimate [95% interval], runs"],
-            [[_md(c["claim"]), _md(c["sentence"]), f"**{_md(c['verdict'])}**",
-              "<br>".join(_md(f"{t['target']}: {t['verdict']}, {t['estimate']}, n = {t['n']}") for t in c["targets"])]
-             for c in data["verdicts"]],
-        )  # fmt: skip
-    if data["hidden"]:
-        out += [f"{data['hidden']} claims are not listed: this sweep holds none of their runs.", ""]
-    out += ["## Centre of the study", ""]
-    out += _md_table(
-        ["target", "KL, nats [95% interval]", "test NLL", "true NLL", "clean distance", "runs", "s per run"],
-        [[_md(x) for x in (r["target"], r["kl"], r["test_nll"], r["true_nll"], r["clean_distance"],
-                           "; ".join([str(r["n"]), *r["troubles"]]), r["seconds"])] for r in data["centre"]],
-    )  # fmt: skip
-    if data["axes"]:
-        out += [
-            "## Ablations",
-            "",
-            "KL in nats per point, mean [95% interval over seeds]; **bold**: the centre.",
-            "",
-        ]
-    for section in data["axes"]:
-        out += [f"### {_md(' × '.join(section['columns']))}", "", *picture("ablation", safe(section["axis"]))]
-        out += _md_table(
-            [_md(h) for h in (*section["columns"], *section["targets"])],
-            [[_md(v) for v in line["values"]] + [_md_cell(c) for c in line["cells"]] for line in section["rows"]],
-        )
-    for kind, heading in HEADINGS.items():
-        if data["pictures"][kind]:
-            out += [f"## {heading}", ""]
-            for name in data["pictures"][kind]:
-                out += [f"{_md(caption(kind, name))}", "", *picture(kind, name)]
-    if data["bad"]:
-        out += ["## Runs that did not complete", ""]
-        keys = ("job", "status", "target", "seed", "differs", "at", "reason")
-        out += _md_table(["job", "status", "target", "seed", "setting", "at step", "reason"],
-                         [[_md(r[k]) for k in keys] for r in data["bad"]])  # fmt: skip
-    out += [
-        "## How this was made",
-        "",
-        "```",
-        f"nfexp-report {data['command']}",
-        f"nfexp-plot {data['command']}",
-        "```",
-        "",
-    ]
-    out += _md_table(["key", "centre"], [[_md(k), _md(v)] for k, v in data["config"]])
-    return "\n".join(out)
-
-
-def _md_cell(cell: Mapping[str, Any] | None) -> str:
-    if cell is None:
-        return ""
-    text = _md("; ".join([x for x in (cell["kl"],) if x != "–" or not cell["troubles"]] + cell["troubles"]))
-    return f"**{text}**" if cell["centre"] else text
 
 
 TEX = {

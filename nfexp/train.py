@@ -139,6 +139,8 @@ def fit(flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, Hist
     first, second = torch.zeros_like(flow.theta), torch.zeros_like(flow.theta)
     alive = torch.ones(n_members, dtype=torch.bool, device=device)
     diverged_at: list[int | None] = [None] * n_members
+    frozen: list[int] = []
+    decays = any(recipe.weight_decay)
     grad_norm = torch.full((n_members, 1), math.nan, device=device, dtype=theta.dtype)
 
     base = torch.stack(
@@ -159,6 +161,7 @@ def fit(flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, Hist
         for e in torch.nonzero(bad & alive).flatten().tolist():
             diverged_at[e] = step
         alive.logical_and_(~bad)
+        frozen.extend(e for e in range(n_members) if diverged_at[e] == step)
 
     for step in range(1, recipe.steps + 1):
         index = torch.stack([s.take() for s in shufflers]).to(device)
@@ -174,12 +177,15 @@ def fit(flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, Hist
             finite = torch.isfinite(loss) & torch.isfinite(grad_norm[:, 0])
             if not bool((finite | ~alive).all()):
                 freeze(~finite, step)
-            grad = torch.where(alive[:, None], grad * (clip / grad_norm).clamp(max=1.0), 0.0)
+            grad.mul_((clip / grad_norm).clamp_(max=1.0))
+            if len(frozen):
+                grad[frozen] = 0.0
             first.lerp_(grad, 1 - BETA1)
             second.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
             factor = lr_factor(step, steps=recipe.steps, warmup=recipe.warmup, schedule=recipe.schedule)
             rate = torch.where(alive[:, None], peak * factor, 0.0)
-            theta.mul_(1 - rate * decay)
+            if decays:
+                theta.mul_(1 - rate * decay)
             scale = (second / (1 - BETA2**step)).sqrt_().add_(EPSILON)
             theta.addcdiv_(first * (rate / (BETA1**step - 1)), scale)
             if running:

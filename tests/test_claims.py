@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 from fake_sweep import NOISES, ablation_runs, ablation_sweep, centre, default_metrics, paper_effects
 
-from nfexp.claims import CLAIMS, Claim, Finding, _overall, coordinates_moved, evaluate, mean_of, verdict
+from nfexp.claims import Finding, _overall, evaluate, verdict
+from nfexp.claims.catalogue import CLAIMS, Claim
+from nfexp.claims.measures import coordinates_moved, mean_of
 from nfexp.stats import t_interval
 from nfexp.table import METRICS, load_runs, load_sweep
 
@@ -282,3 +284,11 @@ def test_a_sweep_from_disk_with_walks(tmp_path):
     assert rows.loc[("B4", "moons"), "verdict"] == "contradicted" and rows.loc[("B4", "moons"), "estimate"] == 0
     (tmp_path / "samples.npz").write_bytes(b"PK not an archive")
     assert len(coordinates_moved(str(tmp_path))) == 0
+
+
+def test_a_metric_left_in_a_diverged_run_is_not_used(moons_runs):
+    table = table_of(moons_runs)
+    lost = table["flow.n_flows"].eq(1) & table["flow.hidden_depth"].eq(2) & table["flow.hidden_width"].eq(64)
+    table.loc[lost & table["seed"].eq(0), ["status", "kl"]] = ["diverged", -1e6]
+    row = evaluate(table, CENTRES).set_index(["claim", "target"]).loc[("K1a", "moons")]
+    assert row["verdict"] == "supported" and row["n"] == 4

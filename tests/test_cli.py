@@ -176,3 +176,40 @@ def test_a_write_that_breaks_leaves_no_half_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(tmp_path / "x.csv", breaks)
     assert not list(tmp_path.iterdir())
+
+
+def test_stacks_hold_what_may_train_together(make_spec):
+    from hydra_plugins.nfexp.stack_launcher import plan
+    from nfexp.spec import stack_key
+
+    specs = [make_spec(seed=s, flow__n_flows=f) for s in range(10) for f in (1, 2)] + [make_spec(flow__n_flows=12)]
+    stacks = plan(specs, max_stack=4)
+    assert sorted(i for stack in stacks for i in stack) == list(range(21))
+    assert all(len({stack_key(specs[i]) for i in stack}) == 1 and len(stack) <= 4 for stack in stacks)
+    assert sorted(map(len, stacks)) == [1, 3, 3, 3, 3, 4, 4]
+    assert sorted(map(len, plan(specs[::2][:10], max_stack=32, workers=2))) == [5, 5]
+
+
+def test_an_interrupted_sweep_keeps_its_finished_runs(tmp_path, small_args):
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    command = [sys.executable, "-m", "nfexp", "-m", *small_args, "record=none", "hydra.sweep.dir=s"]
+    command += ["flow.n_flows=1,2", "train.steps=20,100000", "hydra.launcher.workers=4"]
+    sweep = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=source_path())
+    deadline = time.monotonic() + 120
+    while len(finished(tmp_path)) < 2 and time.monotonic() < deadline and sweep.poll() is None:
+        time.sleep(0.1)
+    sweep.send_signal(signal.SIGINT)
+    _, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130 and "interrupted; finished runs are kept" in err and "Traceback" not in err
+    runs = package.load_runs(tmp_path / "s")
+    assert sorted(runs["status"]) == ["completed", "completed", "missing", "missing"]
+
+
+def source_path():
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}

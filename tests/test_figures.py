@@ -163,6 +163,14 @@ def test_a_mean_off_the_scale_is_named_and_flattens_nothing():
     assert figure.axes[0].get_ylim()[1] < 1
 
 
+def test_the_first_and_the_last_number_are_labelled():
+    flows = (1, 2, 3, 4, 5, 6, 8, 10, 12)
+    figure = drawn(*(cell(n, 0.05, target=t, is_centre=n == 6) for t in "abcd" for n in flows))
+    for axes in figure.axes:
+        texts = [t.get_text() for t in axes.get_xticklabels()]
+        assert (texts[0], texts[5], texts[-1]) == ("1", "6", "12") and "" in texts[1:-1]
+
+
 X_AXES = {
     "wide numbers": ([1, 6, 12], "log", ["1", "6", "12"]),
     "narrow numbers": ([1, 2, 4], "linear", ["1", "2", "4"]),
@@ -190,6 +198,19 @@ def test_pair_axis_has_a_line_per_second_value():
     assert labels(figure)[:5] == ["flow.hidden_depth:", "1", "2", "6", "9"]
 
 
+def test_pair_axis_leaves_single_points_to_the_table():
+    grid = {1: (1, 2, 3), 2: (1, 2, 3), 6: (2,)}
+    cells = [cell(f, 0.1 * f, column="flow.n_flows", target=t) | {"flow.hidden_depth": d}
+             for t in ("moons", "circles") for d, flows in grid.items() for f in flows]  # fmt: skip
+    columns = ("flow.n_flows", "flow.hidden_depth")
+    figure = drawn(*cells, columns=columns)
+    assert labels(figure)[1:3] == ["1", "2"] and "6" not in labels(figure)
+    assert "in the table only" in figure.legends[0].get_title().get_text()
+    few = [c for c in cells if c["flow.hidden_depth"] != 1]  # one line would say less than ablation_flows
+    figure = drawn(*few, columns=columns)
+    assert labels(figure)[1:3] == ["2", "6"] and not figure.legends[0].get_title().get_text()
+
+
 def test_learning_curves_average_completed_runs_only(sweep_dir):
     runs, sweep, _ = loaded(sweep_dir)
     curves, means = learning_curves(runs, table.load_histories(runs), sweep.centres, "train.lr")
@@ -215,6 +236,12 @@ def test_arrays_of_the_wrong_shape_are_skipped(tmp_path):
     arrays = table.load_arrays(run) | {"snapshots": np.zeros((13, 60)), "grid_log_q": np.zeros((3, 3))}
     np.savez(run / "samples.npz", **arrays)
     assert set(figures.plan(*loaded(run))) == {"convergence_centre", "walk_moons"}
+
+
+def test_writing_pdf_files_logs_nothing(caplog, tmp_path):
+    caplog.set_level("INFO")
+    figures.save(drawn(cell(0.001, 0.05)), tmp_path, "figure")
+    assert not caplog.records
 
 
 def test_plain():

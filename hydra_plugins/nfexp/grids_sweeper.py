@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.nfexp.compose import Composer
-from hydra_plugins.nfexp.stack_launcher import plan
 
 if TYPE_CHECKING:
     from nfexp.spec import Spec
@@ -39,6 +39,10 @@ def same(a: str, b: str) -> bool:
         return float(a) == float(b)
     except ValueError:
         return yaml.safe_load(a) == yaml.safe_load(b)
+
+
+def since(begun: float) -> str:
+    return f"{time.perf_counter() - begun:.1f} s"
 
 
 class GridsSweeper(Sweeper):
@@ -114,6 +118,7 @@ class GridsSweeper(Sweeper):
 
         fixed, dry = [a for a in arguments if not a.startswith("dry_run=")], bool(self.config.dry_run)
         folder = Path(str(self.config.hydra.sweep.dir))  # fixes ${now:…} before any job copies it
+        begun = time.perf_counter()
         points = self.points(fixed)
         jobs: dict[str, tuple[list[str], Spec]] = {}
         for overrides in points:
@@ -127,9 +132,13 @@ class GridsSweeper(Sweeper):
             print(self._plan_text(specs, dropped=len(points) - len(jobs)))
             return []
         self._describe(folder, jobs, fixed)
-        log.info(f"{folder}: {len(points)} jobs, {len(points) - len(jobs)} of them duplicates")
+        log.info(
+            f"{folder}: {len(points)} jobs, {len(points) - len(jobs)} of them duplicates; {since(begun)} to compose"
+        )
         results = self.launcher.launch([overrides for overrides, _ in jobs.values()], initial_job_idx=0)
+        begun = time.perf_counter()
         report(folder)
+        log.info(f"{since(begun)} to report")
         for result in results:
             _ = result.return_value  # raises what a failed job raised
         return results
@@ -138,7 +147,7 @@ class GridsSweeper(Sweeper):
         from nfexp.run import training_rate
         from nfexp.spec import batch_points, training_cost
 
-        stacks = plan(specs, getattr(self.launcher, "max_stack", 1))
+        stacks = self.launcher.stacks(specs) if hasattr(self.launcher, "stacks") else [[i] for i in range(len(specs))]
         lines = [f"{'runs':>5} {'flows':>5} {'depth':>5} {'width':>5} {'batch':>5} {'steps':>6}  architecture"]
         for stack in stacks:
             s, f = specs[stack[0]], specs[stack[0]].flow

@@ -22,18 +22,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def plan(specs: Sequence[Spec], max_stack: int) -> list[list[int]]:
-    """Group job positions by `stack_key`, groups of more than `max_stack` evenly split; the largest work first."""
-    from nfexp.spec import stack_key
+def plan(specs: Sequence[Spec], max_stack: int, workers: int = 1) -> list[list[int]]:
+    """Group job positions by `stack_key` and split groups evenly, to at most `max_stack` runs and a share per worker.
+
+    The most expensive stack comes first, so that workers finish together.
+    """
+    from nfexp.spec import stack_key, training_cost
 
     groups: dict[object, list[int]] = {}
     for i, spec in enumerate(specs):
         groups.setdefault(stack_key(spec), []).append(i)
+    total = sum(map(training_cost, specs))
     stacks = []
     for group in groups.values():
-        parts = -(-len(group) // max_stack)
+        share = sum(training_cost(specs[i]) for i in group) / total
+        parts = min(len(group), max(-(-len(group) // max_stack), round(share * workers)))
         stacks += [group[len(group) * k // parts : len(group) * (k + 1) // parts] for k in range(parts)]
-    return stacks
+    return sorted(stacks, key=lambda stack: -sum(training_cost(specs[i]) for i in stack))
 
 
 def clock(seconds: float) -> str:
@@ -42,32 +47,39 @@ def clock(seconds: float) -> str:
 
 
 class StackLauncher(Launcher):
-    def __init__(self, max_stack: int) -> None:
+    def __init__(self, max_stack: int, workers: int | None) -> None:
         from nfexp.spec import SpecError
 
-        if not isinstance(max_stack, int) or max_stack < 1:
-            raise SpecError("hydra.launcher.max_stack", "an integer >= 1", max_stack)
-        self.max_stack = max_stack
+        for key, value in {"max_stack": max_stack, "workers": 1 if workers is None else workers}.items():
+            if not isinstance(value, int) or value < 1:
+                raise SpecError(f"hydra.launcher.{key}", "an integer >= 1", value)
+        self.max_stack, self.workers = max_stack, workers
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
         self.composer = Composer(hydra_context.config_loader, config)
 
+    def stacks(self, specs: Sequence[Spec]) -> list[list[int]]:
+        """Positions of the jobs that will train together."""
+        from nfexp.cli import worker_count
+
+        return plan(specs, self.max_stack, worker_count(specs, self.workers))
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from nfexp.cli import finish, spec_of, train_stack
+        from nfexp.cli import finish, spec_of, train_stacks, worker_count
         from nfexp.spec import training_cost
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         specs = [spec_of(self.composer.plain(overrides)) for overrides in job_overrides]
-        stacks = plan(specs, self.max_stack)
+        stacks, workers = self.stacks(specs), worker_count(specs, self.workers)
         total, done, begun = sum(map(training_cost, specs)), 0.0, time.perf_counter()
-        log.info(f"{len(specs)} runs in {len(stacks)} stacks")
+        log.info(f"{len(specs)} runs in {len(stacks)} stacks, {workers} at a time")
         returns: dict[int, JobReturn] = {}
         counts = {"completed": 0, "diverged": 0, "failed": 0}
-        for k, stack in enumerate(stacks, 1):
-            for i, result in zip(stack, train_stack([specs[i] for i in stack]), strict=True):
+        for k, (stack, results) in enumerate(train_stacks(specs, stacks, workers), 1):
+            for i, result in zip(stack, results, strict=True):
                 config = self.composer(job_overrides[i])
                 with open_dict(config):
                     config.hydra.job.id = config.hydra.job.num = initial_job_idx + i

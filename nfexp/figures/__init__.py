@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import os
 import re
 import sys
@@ -26,6 +27,8 @@ from nfexp.table import ReportError
 STYLE = Path(__file__).parents[1] / "nfexp.mplstyle"
 FORMATS = {"png": {"Software": None}, "pdf": {"CreationDate": None}}  # the same data give the same bytes
 CLOUDS = {"gallery": draw_gallery, "density": draw_density, "walk": draw_walk}
+
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # at INFO it logs every table of every font in a PDF
 
 
 def swept(frame: pd.DataFrame) -> list[str]:

@@ -125,9 +125,10 @@ def _place(axes: Axes, values: list, *, log: bool, numeric: bool, keep: object) 
     labels = [plain(v) for v in values]
     inches = axes.get_figure().get_figwidth() / axes.get_gridspec().ncols - 0.55
     room = [0.068 * (len(text) + 0.9) / inches for text in labels]
+    ends = (0, len(values) - 1) if numeric else ()
     kept: list[int] = []
-    for i in sorted(range(len(values)), key=lambda i: (values[i] != keep, i)):
-        if all(abs(share[i] - share[j]) >= (room[i] + room[j]) / 2 for j in kept):
+    for i in sorted(range(len(values)), key=lambda i: (i not in ends, values[i] != keep, i)):
+        if i in ends or all(abs(share[i] - share[j]) >= (room[i] + room[j]) / 2 for j in kept):
             kept.append(i)
     if numeric or len(kept) == len(values):
         axes.set_xticklabels([literal(text) if i in kept else "" for i, text in enumerate(labels)])
@@ -149,6 +150,13 @@ def _unique(values: Iterable[object]) -> list:
     return list(dict.fromkeys("none" if plain(v) == "none" else v for v in values))
 
 
+def _joinable(frame: pd.DataFrame, x_column: str, line: str) -> pd.DataFrame:
+    """The rows, per target, of lines with two points or more; all rows where fewer than two lines have them."""
+    several = frame.groupby(["data.name", line], sort=False)[x_column].transform("nunique") > 1
+    n_lines = frame[several].groupby("data.name")[line].nunique()
+    return frame[several | ~(frame["data.name"].map(n_lines) >= 2)]
+
+
 def troubles(row: Mapping[str, Any] | pd.Series) -> list[str]:
     """What went wrong at one value, from its counts: ["2/3 diverged"]."""
     planned = row["n"] + row["n_diverged"] + row["n_failed"] + row["n_missing"]
@@ -160,10 +168,14 @@ def draw_ablation(frame: pd.DataFrame, columns: Sequence[str]) -> Figure:
     """KL against the swept value, mean and 95% interval over seeds, one panel per target.
 
     `frame` is one table of :func:`nfexp.stats.ablations`; `columns` its one or two swept columns (the second one
-    becomes lines). A value where nothing completed is a cross at the top edge; what went wrong is written at it.
+    becomes lines; lines of a single point are left out). A value where nothing completed is a cross at the top edge;
+    what went wrong is written at it.
     """
     x_column, *rest = columns
     frame = frame.assign(**{c: [("none" if plain(v) == "none" else v) for v in frame[c]] for c in columns})
+    n_rows = len(frame)
+    if rest:
+        frame = _joinable(frame, x_column, rest[0])
     targets = _unique(frame["data.name"])
     lines = _unique(frame[rest[0]]) if rest else [None]
     if rest and _numeric(lines):
@@ -213,7 +225,9 @@ def draw_ablation(frame: pd.DataFrame, columns: Sequence[str]) -> Figure:
     if rest:
         handles.insert(0, Line2D([], [], linestyle="none", label=f"{literal(rest[0])}:"))
     handles += _key(seen, rest)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) if len(targets) > 2 else 3)
+    note = "lines of a single point are in the table only" if len(frame) < n_rows else None
+    n_columns = len(handles) if len(targets) > 2 else 3
+    figure.legend(handles=handles, title=note, loc="outside lower center", ncols=n_columns)
     return figure
 
 
