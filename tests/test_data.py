@@ -180,10 +180,7 @@ def test_text_equals_a_product_of_cdfs_at_small_noise():
     x = draws(target, 20)
     a, b, c, d = target.density.boxes.numpy().T
     u, v = x.numpy()[:, :1] / 0.005, x.numpy()[:, 1:] / 0.005
-    sides = [
-        stats.norm.cdf(hi / 0.005 - w) - stats.norm.cdf(lo / 0.005 - w)
-        for w, lo, hi in [(u, a, b), (v, c, d)]
-    ]
+    sides = [stats.norm.cdf(hi / 0.005 - w) - stats.norm.cdf(lo / 0.005 - w) for w, lo, hi in [(u, a, b), (v, c, d)]]
     expected = np.log((sides[0] * sides[1]).sum(1) / ((b - a) * (d - c)).sum())
     np.testing.assert_allclose(target.log_prob(x).numpy(), expected, rtol=0, atol=1e-9)
 
@@ -202,9 +199,7 @@ def test_interval_equals_brute_force(x, low, high):
     sides = torch.tensor([[low, high]], dtype=torch.float64)
     got = data._log_interval(torch.tensor([[x]], dtype=torch.float64), sides, 0.1).item()
     y = low + (high - low) * midpoints(4_000_000)
-    expected = logsumexp(-0.5 * ((x - y) / 0.1) ** 2) + np.log(
-        (high - low) / 4e6 / (0.1 * np.sqrt(2 * np.pi))
-    )
+    expected = logsumexp(-0.5 * ((x - y) / 0.1) ** 2) + np.log((high - low) / 4e6 / (0.1 * np.sqrt(2 * np.pi)))
     assert got == pytest.approx(expected, abs=1e-7)
 
 
@@ -219,8 +214,7 @@ def lattice(name, noise):
     fine = min(noise, max(noise / 8, (y1 - y0) / 200))
     step = (0.4 if name == "banana" else fine, fine)
     axes = [
-        torch.arange(lo + h / 2, hi, h, dtype=torch.float64)
-        for lo, hi, h in [(x0, x1, step[0]), (y0, y1, step[1])]
+        torch.arange(lo + h / 2, hi, h, dtype=torch.float64) for lo, hi, h in [(x0, x1, step[0]), (y0, y1, step[1])]
     ]
     points = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1)
     log_p = target.log_prob(points.reshape(-1, 2)).reshape(points.shape[:2])
@@ -259,13 +253,9 @@ def chi_square(name, noise, sampled_noise):
     cell = ((draws(target_of(name, sampled_noise), n) - low) / torch.tensor(step)).floor().long()
     inside = ((cell >= 0) & (cell < torch.tensor([nx, ny]))).all(1)
     width = -(-nx // bx)
-    counts = torch.bincount(
-        cell[inside, 1] // by * width + cell[inside, 0] // bx, minlength=width * 12
-    ).double()
+    counts = torch.bincount(cell[inside, 1] // by * width + cell[inside, 0] // bx, minlength=width * 12).double()
     block = torch.arange(ny)[:, None] // by * width + torch.arange(nx) // bx
-    expected = torch.zeros_like(counts).index_add_(
-        0, block.ravel(), log_p.exp().ravel() * step[0] * step[1] * n
-    )
+    expected = torch.zeros_like(counts).index_add_(0, block.ravel(), log_p.exp().ravel() * step[0] * step[1] * n)
     dense = expected >= 10
     observed = torch.cat([counts[dense], (n - counts[dense].sum())[None]])
     expected = torch.cat([expected[dense], (n - expected[dense].sum())[None]]).clamp(min=1)
@@ -373,9 +363,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
 def test_ink_has_the_area_of_the_glyphs(text):
-    path = TextPath(
-        (0, 0), text.replace("$", r"\$"), 1000, FontProperties(family="DejaVu Sans", weight="bold")
-    )
+    path = TextPath((0, 0), text.replace("$", r"\$"), 1000, FontProperties(family="DejaVu Sans", weight="bold"))
     area = 0.0  # contours of holes run the other way round
     for x, y in (polygon.T for polygon in path.to_polygons()):
         area += (x[:-1] @ y[1:] - x[1:] @ y[:-1]) / 2

@@ -76,9 +76,7 @@ def test_log_det_equals_autodiff(changes):
                 return method(moved)[0][e, n]
 
             jacobian = torch.autograd.functional.jacobian(one, x[e, n])
-            assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(
-                log_det[e, n].item(), abs=1e-9
-            )
+            assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(log_det[e, n].item(), abs=1e-9)
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -160,9 +158,7 @@ def test_training_statistics_of_batchnorm_standardise_and_update():
     batch: dict[str, torch.Tensor] = {}
     z, _ = flow.inverse(points(flow, 400) * 3, batch=batch)
     torch.testing.assert_close(z.mean(1), torch.zeros(2, 2, dtype=torch.float64), rtol=0, atol=1e-9)
-    torch.testing.assert_close(
-        z.var(1, correction=0), torch.ones(2, 2, dtype=torch.float64), rtol=1e-3, atol=0
-    )
+    torch.testing.assert_close(z.var(1, correction=0), torch.ones(2, 2, dtype=torch.float64), rtol=1e-3, atol=0)
     before = flow.fixed_layout.views(flow.fixed)["norm.0.mean"]
     assert set(batch) == {"norm.0.mean", "norm.0.var"} and not torch.equal(batch["norm.0.mean"], before)
 
@@ -173,9 +169,7 @@ def test_actnorm_starts_standardised():
     initialise_actnorm(flow, x)
     z, _ = flow.inverse(x)  # the last layer is an actnorm
     torch.testing.assert_close(z.mean(1), torch.zeros(2, 2, dtype=torch.float64), rtol=0, atol=1e-9)
-    torch.testing.assert_close(
-        z.var(1, correction=0), torch.ones(2, 2, dtype=torch.float64), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(z.var(1, correction=0), torch.ones(2, 2, dtype=torch.float64), rtol=1e-4, atol=0)
 
 
 def test_a_fresh_flow_is_the_standardisation():
@@ -228,14 +222,10 @@ def test_log_prob_equals_zuko_with_the_same_weights():
         passed = p[f"coupling.{i}.mask"][0].bool()
         free = int(torch.nonzero(~passed))
         scale = p[f"coupling.{i}.log_scale"][0, free].exp()
-        t = zuko.flows.GeneralCouplingTransform(
-            2, mask=passed, univariate=bounded(scale), hidden_features=(8, 8)
-        )
+        t = zuko.flows.GeneralCouplingTransform(2, mask=passed, univariate=bounded(scale), hidden_features=(8, 8))
         t.double()
         layers = [m for m in t.hyper if hasattr(m, "weight")]
-        weights = [
-            (p[f"coupling.{i}.net.{k}.weight"][0], p[f"coupling.{i}.net.{k}.bias"][0]) for k in range(3)
-        ]
+        weights = [(p[f"coupling.{i}.net.{k}.weight"][0], p[f"coupling.{i}.net.{k}.bias"][0]) for k in range(3)]
         linear(weights[0][0][passed], weights[0][1], layers[0])
         linear(*weights[1], layers[1])
         heads = [free, 2 + free]  # our heads: s of both coordinates, then t of both
@@ -260,9 +250,7 @@ def test_log_prob_equals_normflows_with_the_same_weights():
         def __init__(self, i: int, g: int, scale: torch.Tensor | None):
             super().__init__()
             sizes = [(2, 8), (8, 8), (8, 2)]
-            weights = [
-                (p[f"coupling.{i}.net.{k}.weight"][g], p[f"coupling.{i}.net.{k}.bias"][g]) for k in range(3)
-            ]
+            weights = [(p[f"coupling.{i}.net.{k}.weight"][g], p[f"coupling.{i}.net.{k}.bias"][g]) for k in range(3)]
             layers = [linear(*w, nn.Linear(*s).double()) for w, s in zip(weights, sizes, strict=True)]
             self.net, self.scale = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]), scale
 
@@ -276,9 +264,7 @@ def test_log_prob_equals_normflows_with_the_same_weights():
     with torch.no_grad():
         for i in range(4):
             scale = p[f"coupling.{i}.log_scale"][0].exp()
-            layer = normflows.flows.MaskedAffineFlow(
-                p[f"coupling.{i}.mask"][0], t=Net(i, 1, None), s=Net(i, 0, scale)
-            )
+            layer = normflows.flows.MaskedAffineFlow(p[f"coupling.{i}.mask"][0], t=Net(i, 1, None), s=Net(i, 0, scale))
             z, log_det = layer(z)
             total = total + log_det
         other = normflows.distributions.DiagGaussian(2, trainable=False).double().log_prob(z) + total
