@@ -5,42 +5,23 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
-import io
 import json
 import os
 import subprocess
-import tempfile
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from nfexp.files import replacing
 from nfexp.flow import Architecture, FlowStack, from_state
 from nfexp.nn import stream
 from nfexp.run import Result
 from nfexp.spec import SCHEMA_VERSION, flatten, run_id, unflatten
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a temporary name in the same folder, then rename: a file that exists is whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 @functools.cache
@@ -71,15 +52,16 @@ def write_run(folder: Path, result: Result) -> None:
     """Write `history.csv`, `samples.npz`, `model.safetensors` and, last, `result.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     if result.history:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(result.history)
-        writer.writerows(zip(*(v.tolist() for v in result.history.values()), strict=True))
-        write_atomically(folder / "history.csv", lambda f: f.write(text.getvalue().encode()))
+        with replacing(folder / "history.csv") as path, path.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(result.history)
+            writer.writerows(zip(*(v.tolist() for v in result.history.values()), strict=True))
     if result.arrays:
-        write_atomically(folder / "samples.npz", lambda f: np.savez_compressed(f, **result.arrays))
+        with replacing(folder / "samples.npz") as path, path.open("wb") as file:
+            np.savez_compressed(file, **result.arrays)
     if result.state:
-        write_atomically(folder / "model.safetensors", lambda f: f.write(save(result.state)))
+        with replacing(folder / "model.safetensors") as path:
+            path.write_bytes(save(result.state))
     record = {
         "schema_version": SCHEMA_VERSION,
         "status": result.status,
@@ -91,8 +73,8 @@ def write_run(folder: Path, result: Result) -> None:
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    text_json = json.dumps(record, indent=1, allow_nan=False)
-    write_atomically(folder / "result.json", lambda f: f.write(text_json.encode()))
+    with replacing(folder / "result.json") as path:
+        path.write_text(json.dumps(record, indent=1, allow_nan=False))
 
 
 class TrainedFlow:

@@ -22,6 +22,7 @@ from nfexp import claims, figures, stats, table
 from nfexp.figures import safe, swept
 from nfexp.figures.curves import plain, troubles
 from nfexp.figures.frames import differences
+from nfexp.files import replacing
 from nfexp.table import ReportError
 
 BADGES = {"supported": "✓", "contradicted": "✗", "inconclusive": "?"}
@@ -327,7 +328,7 @@ def claim_lines(found: pd.DataFrame, width: int = 100) -> list[str]:
 
 
 def write_text(text: str, path: Path) -> Path:
-    with figures.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 

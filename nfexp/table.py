@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pandas as pd
 
+from nfexp.files import replacing
 from nfexp.spec import SCHEMA_VERSION, Spec
 
 METRICS = (
@@ -340,8 +340,9 @@ def load_arrays(run_dir: str | os.PathLike[str], *, only: Container[str] | None 
 
 
 def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write `frame` without its index to a temporary name, then rename: a file that exists is whole.
+    """Write `frame` without its index, whole or not at all.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_csv(pd.DataFrame({"kl": [0.5], "best_step": [20.0]}), Path(folder) / "runs.csv")
     ...     print((Path(folder) / "runs.csv").read_text().split())
@@ -349,12 +350,8 @@ def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     whole = {c: "Int64" for c in COUNTS if c in frame and (frame[c].isna() | (frame[c] % 1 == 0)).all()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            frame.astype(whole).to_csv(file, index=False, lineterminator="\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        frame.astype(whole).to_csv(file, index=False, lineterminator="\n")

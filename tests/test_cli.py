@@ -71,6 +71,16 @@ def test_other_launchers_give_the_same_numbers(nfexp, small_args, launcher):
     pd.testing.assert_frame_equal(stack, other, rtol=1e-5)
 
 
+def test_callbacks_and_logs_are_hydras_own(nfexp, small_args):
+    callback = "+hydra.callbacks.log._target_=hydra.experimental.callbacks.LogJobReturnCallback"
+    code, _, err = nfexp("-m", *small_args, "record=none", "seed=0,1", "hydra.sweep.dir=s", callback)
+    assert code == 0, err
+    for job, row in pd.read_csv("s/runs.csv", dtype={"job": str}).set_index("job").iterrows():
+        log = Path(f"s/{job}/nfexp.log").read_text()
+        value = float(re.search(r"Succeeded with return value: (\S+)", log)[1])
+        assert value == pytest.approx(row["val_nll"]) and f"seed {row['seed']}" in log
+
+
 def test_a_dry_run_trains_and_writes_nothing(nfexp):
     code, out, err = nfexp("-m", "experiment=ablations", "train=quick", "dry_run=true")
     assert code == 0, err
@@ -166,16 +176,14 @@ def test_a_failed_run_is_recorded_and_its_mates_finish(nfexp, small_args, monkey
     assert pd.read_csv("s/runs.csv")["status"].tolist() == ["completed", "failed", "completed"]
 
 
-def test_a_write_that_breaks_leaves_no_half_file(tmp_path):
-    from nfexp.record import write_atomically
+def test_a_write_that_breaks_leaves_the_old_file(tmp_path):
+    from nfexp.files import replacing
 
-    def breaks(file):
-        file.write(b"half")
+    (tmp_path / "x.csv").write_text("old")
+    with pytest.raises(OSError, match="disk full"), replacing(tmp_path / "x.csv") as temporary:
+        temporary.write_text("half")
         raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(tmp_path / "x.csv", breaks)
-    assert not list(tmp_path.iterdir())
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x.csv", "old")]
 
 
 def test_stacks_hold_what_may_train_together(make_spec):

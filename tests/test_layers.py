@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "nfexp"
-STEPS = "spec nn data flow train run record table stats claims figures report cli __main__"
+STEPS = "files spec nn data flow train run record table stats claims figures report cli __main__"
 ORDER = tuple(STEPS.split(" "))
 
 

@@ -166,6 +166,7 @@ class GridsSweeper(Sweeper):
     def _describe(self, folder: Path, jobs: Mapping[str, tuple[list[str], Spec]], fixed: list[str]) -> None:
         """Write what the sweep intends: `multirun.yaml` as Hydra does, and `sweep.json` for the reports."""
         from nfexp.cli import job_folder, spec_of
+        from nfexp.files import replacing
         from nfexp.spec import SCHEMA_VERSION, flatten, relevant
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -192,6 +193,5 @@ class GridsSweeper(Sweeper):
             "centres": centres,
             "jobs": listed,
         }
-        temporary = folder / ".sweep.json"
-        temporary.write_text(json.dumps(document, indent=1))
-        temporary.replace(folder / "sweep.json")
+        with replacing(folder / "sweep.json") as temporary:
+            temporary.write_text(json.dumps(document, indent=1))

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-import os
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from nfexp import stats, table
 from nfexp.figures.clouds import draw_density, draw_gallery, draw_walk
 from nfexp.figures.curves import draw_ablation, draw_convergence, plain
 from nfexp.figures.frames import exemplar, learning_curves
+from nfexp.files import replacing
 from nfexp.table import ReportError
 
 STYLE = Path(__file__).parents[1] / "nfexp.mplstyle"
@@ -69,20 +67,6 @@ def plan(runs: pd.DataFrame, sweep: table.Sweep, tables: Mapping[str, pd.DataFra
             if row is not None:
                 figures[f"{kind}_{safe(target)}"] = partial(draw, row["arrays"], _title(kind, row))
     return figures
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name in the same folder to write to; on success it replaces `path`."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
