@@ -16,10 +16,10 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nfexp.spec import Spec, SpecError, from_mapping
+from nfexp.spec import Spec, SpecError, Words, from_mapping
 
 if TYPE_CHECKING:
     from nfexp.run import Result
@@ -48,6 +48,8 @@ class RunFailed(RuntimeError):
 def spec_of(config: DictConfig | dict[str, Any]) -> Spec:
     """The checked spec of a composed configuration without its `hydra` node."""
     plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    if not isinstance(plain.get("dry_run"), bool):
+        raise SpecError("dry_run", "true or false", plain.get("dry_run"))
     return from_mapping({k: v for k, v in plain.items() if k != "dry_run"})
 
 
@@ -59,10 +61,18 @@ def check_all(specs: Sequence[Spec]) -> None:
         check(spec)
 
 
+def check_fresh(folder: Path) -> None:
+    """Raise if a folder already holds a run or a sweep: nothing that is finished is ever overwritten."""
+    for name in ("result.json", "sweep.json"):
+        if (folder / name).exists():
+            raise SpecError(str(folder), "a new or empty folder", Words(f"one that holds {name}"))
+
+
 def train_stack(specs: Sequence[Spec]) -> list[Result]:
     """Train a stack; if it raises, its members one by one, so that only the culprit is recorded as failed."""
-    from nfexp.run import Result, run_stack
+    from nfexp.run import Result, reuse_freed_memory, run_stack
 
+    reuse_freed_memory()
     try:
         return run_stack(specs)
     except Exception as error:
@@ -102,6 +112,7 @@ def finish(config: DictConfig, *, result: Result) -> float:
     from nfexp.record import write_run
 
     folder = Path(HydraConfig.get().runtime.output_dir)
+    check_fresh(folder)
     write_run(folder, result)
     m = result.metrics
     if result.status == "failed":
@@ -120,7 +131,10 @@ def finish(config: DictConfig, *, result: Result) -> float:
 def job(config: DictConfig) -> float:
     """One run, from its configuration to its directory: what every launcher but `stack` calls."""
     spec = spec_of(config)
+    if config.dry_run:
+        raise SpecError("dry_run", "nfexp -m with the grids sweeper, which alone can plan", Words("another way to run"))
     check_all([spec])
+    check_fresh(Path(HydraConfig.get().runtime.output_dir))
     return finish(config, result=train_stack([spec])[0])
 
 
@@ -142,9 +156,10 @@ def explain(error: BaseException) -> str:
     if own := next((e for e in chain if isinstance(e, SpecError | RunFailed)), None):
         return str(own)
     text = " ".join(str(error).split())
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+    if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}: expected one of {', '.join(error.options)}; got {option!r}"
+        known = f"one of {', '.join(error.options)}" if error.options else "a file of the configuration"
+        return f"{group or 'configuration'}: expected {known}; got {option!r}"
     if isinstance(error, OSError):
         return (
             f"{error.filename or 'output folder'}: expected a folder nfexp can write to; got {error.strerror or text}"
@@ -161,7 +176,14 @@ def check_plain_run(arguments: Sequence[str]) -> None:
     if any(a.startswith("-") for a in arguments):
         return
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        check_all([spec_of(compose("config", list(arguments)))])
+        config = compose("config", list(arguments), return_hydra_config=True)
+        if config.hydra.sweeper.get("grids") or config.hydra.sweeper.get("params"):
+            raise SpecError("hydra.sweeper.grids", "nfexp -m, for this is a sweep", Words("a single run"))
+        if config.dry_run is True:
+            raise SpecError("dry_run", "nfexp -m with the grids sweeper, which alone can plan", Words("a single run"))
+        with open_dict(config):
+            del config["hydra"]
+        check_all([spec_of(config)])
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
@@ -159,7 +160,7 @@ def _checked(key: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
     whole = hint is int or int in getattr(hint, "__args__", ())
     low, high = meta["low"], meta["high"]
     allowed = (int,) if whole else (int, float)
-    good = isinstance(value, allowed) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, allowed) and not isinstance(value, bool) and value == value
     if not good or value > high or value < low or (meta["exclusive"] and value == low):
         bound = f"{'>' if meta['exclusive'] else '>='} {low:g} and <= {high:g}"
         words = "".join(f" or {w!r}" for w in meta["words"]) + (" or null" if optional else "")
@@ -172,8 +173,8 @@ def _check_together(spec: Spec) -> None:
         raise SpecError("data.text", "letters to draw when data.name is 'text'", spec.data.text)
     if spec.train.warmup > spec.train.steps:
         raise SpecError("train.warmup", f"at most train.steps = {spec.train.steps}", spec.train.warmup)
-    if spec.record.snapshots > spec.train.n_evals and spec.record.samples:
-        raise SpecError("record.snapshots", f"at most train.n_evals = {spec.train.n_evals}", spec.record.snapshots)
+    if not re.fullmatch(r"[\w-][\w.-]*", spec.name):
+        raise SpecError("name", "letters, digits, '_', '-' and '.' only", spec.name)
 
 
 def flatten(spec: Spec) -> dict[str, Any]:

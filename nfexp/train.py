@@ -107,9 +107,10 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam (Kingma and Ba 2015)
 def fit(flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, History]:
     """Train every member of a stack by Adam on its own mini-batches; return the kept weights and the history.
 
-    A member whose loss, gradient or validation NLL turns non-finite is frozen at its last finite weights and its
-    step noted in `diverged_at`; its mates never notice. Kept are, per member, the weights with the lowest validation
-    or training NLL among the evaluations (`select` "val" or "train"), or the last ones.
+    A member whose loss, gradient or validation NLL turns non-finite is frozen and its step noted in `diverged_at`;
+    its mates never notice. Kept are, per member, the weights with the lowest validation or training NLL among the
+    evaluations before that (`select` "val" or "train"), or the last ones. The training NLL is that of the first
+    points, as many as there are validation points.
 
     Parameters
     ----------
@@ -147,8 +148,8 @@ def fit(flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, Hist
         [base_sample(flow.arch.base, (recipe.snapshot_points, flow.arch.dim), stream(s, "base")) for s in data.seeds]
     ).to(flow.theta)
     eval_steps = log_spaced(recipe.steps, recipe.n_evals)
-    wanted = [round(i * (len(eval_steps) - 1) / max(recipe.n_snapshots - 1, 1)) for i in range(recipe.n_snapshots)]
-    snapshot_steps = sorted({eval_steps[i] for i in wanted})
+    last, k = len(eval_steps) - 1, recipe.n_snapshots
+    snapshot_steps = sorted({eval_steps[last - round(i * last / max(k - 1, 1))] for i in range(k)})
     seen = data.train[:, : data.val.shape[1]]
     selector = {kind: torch.tensor([s == kind for s in recipe.select], device=device) for kind in ("val", "train")}
     best_theta, best_fixed = flow.theta.clone(), flow.fixed.clone()
@@ -197,8 +198,8 @@ def fit(flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, Hist
             train_nll, val_nll = mean_nll(now, seen), mean_nll(now, data.val)
             freeze(~torch.isfinite(val_nll), step)
             score = torch.where(selector["train"], train_nll, val_nll)
-            last = ~(selector["val"] | selector["train"])
-            better = alive & ((score < best_score) | last)
+            always = ~(selector["val"] | selector["train"])
+            better = alive & ((score < best_score) | always)
             best_score = torch.where(better, score, best_score)
             best_step = torch.where(better, step, best_step)
             best_theta = torch.where(better[:, None], theta.detach(), best_theta)

@@ -139,6 +139,27 @@ BAD = {
         ["-m", "+hydra.sweeper.grids.a={seed:[0,1]}", "seed=7"],
         "hydra.sweeper.grids: expected at least one run; got none.*",
     ),
+    "grids are no group": (["-m", "hydra.sweeper.grids=3"], "hydra.sweeper.grids: expected a group of keys; got 3"),
+    "zip is no group": (
+        ["-m", "+hydra.sweeper.grids.a={zip:3}"],
+        "hydra.sweeper.grids.a.zip: expected keys with lists of values; got 3",
+    ),
+    "a key twice in a grid": (
+        ["-m", "+hydra.sweeper.grids.a={zip:{seed:[0,1]},seed:[3]}"],
+        "hydra.sweeper.grids.a.seed: expected a key in the grid or in its zip; got it in both",
+    ),
+    "two experiments": (["-m", "experiment=ablate_mask,ablate_norm"], "experiment: expected one value, .*; got .*"),
+    "an experiment without -m": (
+        ["experiment=ablate_mask"],
+        "hydra.sweeper.grids: expected nfexp -m.*",
+    ),
+    "a dry single run": (["dry_run=true"], "dry_run: expected nfexp -m .*; got a single run"),
+    "a dry run of no sort": (["-m", "seed=0,1", "dry_run=maybe"], "dry_run: expected true or false; got 'maybe'"),
+    "a name with a path": (["-m", "name=../../evil", "seed=0,1"], "name: expected letters, .*; got '../../evil'"),
+    "unknown configuration": (
+        ["--config-name", "nope"],
+        "configuration: expected a file .*; got 'nope'",
+    ),
     "max_stack": (["-m", "hydra.launcher.max_stack=0"], "hydra.launcher.max_stack: expected an integer >= 1; got 0"),
     "syntax": (["flow.n_flows=[1"], ".*flow.n_flows=.*"),
     "sweep without -m": (["flow.n_flows=1,2"], ".*flow.n_flows=1,2.*"),
@@ -174,6 +195,37 @@ def test_a_failed_run_is_recorded_and_its_mates_finish(nfexp, small_args, monkey
     code, _, err = nfexp("-m", *small_args, "record=none", "seed=range(3)", "hydra.sweep.dir=s")
     assert code != 0 and "no room" in err
     assert pd.read_csv("s/runs.csv")["status"].tolist() == ["completed", "failed", "completed"]
+
+
+@pytest.mark.parametrize("how", [("hydra.run.dir=out",), ("-m", "seed=0,1", "hydra.sweep.dir=out")])
+def test_finished_results_are_never_overwritten(nfexp, small_args, how):
+    assert nfexp(*how, *small_args, "record=none")[0] == 0
+    before = {p: p.read_bytes() for p in finished()}
+    code, _, err = nfexp(*how, *small_args, "record=none", "flow.n_flows=2")
+    assert code != 0 and re.search(r"out: expected a new or empty folder; got one that holds (result|sweep)\.json", err)
+    assert {p: p.read_bytes() for p in finished()} == before
+
+
+def test_a_full_disk_stops_the_sweep(nfexp, small_args, monkeypatch):
+    from nfexp import record
+
+    def full(folder, result):
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr(record, "write_run", full)
+    code, _, err = nfexp("-m", *small_args, "record=none", "seed=0,1", "hydra.sweep.dir=s")
+    assert code != 0 and "No space left on device" in err and "Traceback" not in err
+
+
+def test_what_is_recorded_does_not_restrict_the_grids(nfexp):
+    for record in ([], ["record=none"]):
+        _, out, _ = nfexp("-m", "experiment=ablate_corners", "data=moons", "seed=0", "dry_run=true", *record)
+        assert "\n7 runs (" in out
+
+
+def test_interpolated_overrides_of_a_sweep(nfexp):
+    code, out, err = nfexp("-m", "train.warmup=${train.steps}", "seed=0,1", "dry_run=true")
+    assert code == 0 and "\n2 runs (" in out, err
 
 
 def test_a_write_that_breaks_leaves_the_old_file(tmp_path):

@@ -35,7 +35,8 @@ BAD = {
     "number for text": ({"data.text": 7}, "data.text: expected a string; got 7"),
     "group is a number": ({"flow": 3}, "flow: expected a group of keys; got 3"),
     "list": ({"flow.n_flows": [1, 2]}, r"flow.n_flows: expected an integer .*; got \[1, 2\]"),
-    "snapshots": ({"record.samples": 5, "record.snapshots": 99}, "record.snapshots: expected at most train.n_evals"),
+    "a huge integer": ({"seed": 10**400}, "seed: expected an integer >= 0 .*; got 1000.*"),
+    "name with a path": ({"name": "../evil"}, "name: expected letters, digits, .*; got '../evil'"),
 }
 
 

@@ -65,6 +65,26 @@ def test_a_diverging_member_is_frozen_and_harms_nobody(make_spec):
         assert torch.isfinite(value).all()
 
 
+def test_what_a_diverged_run_stores_does_not_depend_on_its_mates(make_spec):
+    wild = make_spec(train__lr=1e3, train__grad_clip=None, seed=1, flow__norm="batchnorm", record__samples=10)
+    alone = run_stack([wild])[0]
+    beside = run_stack([wild, make_spec(seed=2, flow__norm="batchnorm", record__samples=10)])[0]
+    assert alone.status == beside.status == "diverged"
+    assert alone.arrays["snapshot_steps"].tolist() == beside.arrays["snapshot_steps"].tolist()
+    assert alone.arrays["snapshots"].shape == beside.arrays["snapshots"].shape
+    assert len(beside.arrays["snapshot_steps"]) < 13
+
+
+def test_a_flow_that_cannot_sample_is_still_a_record(make_spec, monkeypatch, tmp_path):
+    from nfexp import record, run
+
+    monkeypatch.setattr(run, "_clean_distance", lambda spec, generated: math.nan)
+    result = run_stack([make_spec()])[0]
+    record.write_run(tmp_path, result)
+    assert result.status == "completed" and result.metrics["clean_distance"] is None
+    assert (tmp_path / "result.json").is_file()
+
+
 def test_everything_may_diverge(make_spec):
     results = run_stack(
         [make_spec(train__lr=1e3, train__grad_clip=None, seed=s, flow__norm="batchnorm") for s in (1, 1)]

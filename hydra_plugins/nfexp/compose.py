@@ -49,7 +49,7 @@ class Composer:
         """The task configuration of a job as nested dicts."""
         groups, values, _ = self._parse(overrides)
         base = self._base(groups)[1]
-        if base is None or any(isinstance(o.value(), dict | list) for o in values):
+        if base is None or any(isinstance(o.value(), dict | list) or "${" in str(o.value()) for o in values):
             config = self(overrides)
             with open_dict(config):
                 del config["hydra"]

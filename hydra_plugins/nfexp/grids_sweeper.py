@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,8 +46,18 @@ def since(begun: float) -> str:
     return f"{time.perf_counter() - begun:.1f} s"
 
 
+def changes_no_number(key: str) -> bool:
+    """Whether an override says only how a run is recorded, named or where it is computed."""
+    return key in ("record", "name", "device") or key.startswith("record.")
+
+
 class GridsSweeper(Sweeper):
     def __init__(self, params: Mapping[str, Any], grids: Mapping[str, Any]) -> None:
+        from nfexp.spec import SpecError
+
+        for key, value in {"params": params, "grids": grids}.items():
+            if not OmegaConf.is_dict(value) and not isinstance(value, dict):
+                raise SpecError(f"hydra.sweeper.{key}", "a group of keys", value)
         self.params, self.grids = params, grids
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -73,8 +84,11 @@ class GridsSweeper(Sweeper):
         return choices
 
     def _expand(self, grid: Any, where: str, params: Choices, cli: Choices) -> Iterator[dict[str, str]]:
-        """The points of one grid: its own keys over `params`, `cli` keeping only what agrees with it."""
-        from nfexp.spec import SpecError
+        """The points of one grid: its own keys over `params`, `cli` keeping only what agrees with it.
+
+        What a run records is no such key: there the command line simply wins.
+        """
+        from nfexp.spec import SpecError, Words
 
         if OmegaConf.is_list(grid):
             for i, part in enumerate(grid):
@@ -82,10 +96,16 @@ class GridsSweeper(Sweeper):
             return
         if grid is None or not OmegaConf.is_dict(grid):
             raise SpecError(where, "a grid: keys with lists of values", grid)
-        zipped = self._choices(grid.get("zip") or {}, f"{where}.zip")
+        side = grid.get("zip") or {}
+        if not OmegaConf.is_dict(side) and side != {}:
+            raise SpecError(f"{where}.zip", "keys with lists of values", side)
+        zipped = self._choices(side, f"{where}.zip")
         own = self._choices({k: v for k, v in grid.items() if k != "zip"}, where)
         if not own and not zipped and "zip" in grid:
             raise SpecError(where, "a grid: keys with lists of values", "nothing")
+        if both := sorted(set(own) & set(zipped)):
+            raise SpecError(f"{where}.{both[0]}", "a key in the grid or in its zip", Words("it in both"))
+        own = {k: v for k, v in own.items() if not (k in cli and changes_no_number(k))}
         if len({len(v) for v in zipped.values()}) > 1:
             lengths = ", ".join(f"{k}: {len(v)}" for k, v in zipped.items())
             raise SpecError(f"{where}.zip", "lists of one length", lengths)
@@ -99,11 +119,15 @@ class GridsSweeper(Sweeper):
 
     def points(self, arguments: Sequence[str]) -> list[list[str]]:
         """Every job's overrides, duplicates of the configuration not yet dropped."""
+        from nfexp.spec import SpecError
+
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         cli: Choices = {}
         for override in parser.parse_overrides(list(arguments)):
             key = override.get_key_element()
             if override.is_sweep_override():
+                if key in ("experiment", "dry_run"):
+                    raise SpecError(key, "one value, for it says what the sweep is", override.input_line)
                 cli |= self._choices({key: override.input_line.split("=", 1)[1]}, "command line")
             else:
                 cli[key] = [override.get_value_element_as_str()]
@@ -113,10 +137,12 @@ class GridsSweeper(Sweeper):
         return [[f"{k}={v}" for k, v in point.items()] for point in found]
 
     def sweep(self, arguments: list[str]) -> Any:
-        from nfexp.cli import check_all, report, spec_of
+        from nfexp.cli import check_all, check_fresh, report, spec_of
         from nfexp.spec import SpecError, Words, run_id
 
-        fixed, dry = [a for a in arguments if not a.startswith("dry_run=")], bool(self.config.dry_run)
+        fixed, dry = [a for a in arguments if not re.fullmatch("dry_run=[^,]*", a)], self.config.dry_run
+        if not isinstance(dry, bool):
+            raise SpecError("dry_run", "true or false", dry)
         folder = Path(str(self.config.hydra.sweep.dir))  # fixes ${now:…} before any job copies it
         begun = time.perf_counter()
         points = self.points(fixed)
@@ -131,6 +157,7 @@ class GridsSweeper(Sweeper):
         if dry:
             print(self._plan_text(specs, dropped=len(points) - len(jobs)))
             return []
+        check_fresh(folder)
         self._describe(folder, jobs, fixed)
         log.info(
             f"{folder}: {len(points)} jobs, {len(points) - len(jobs)} of them duplicates; {since(begun)} to compose"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
@@ -91,6 +91,8 @@ class StackLauncher(Launcher):
                     job_subdir_key="hydra.sweep.subdir",
                 )
                 configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+                if returns[i].status is not JobStatus.COMPLETED and result.status != "failed":
+                    _ = returns[i].return_value  # raises: a run could not be written, so training on is of no use
                 counts[result.status] += 1
             done += sum(training_cost(specs[i]) for i in stack)
             elapsed = time.perf_counter() - begun
