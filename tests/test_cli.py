@@ -12,6 +12,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 import nfexp as package
+from nfexp import figures
+from nfexp import report as reporting
 from nfexp.cli import conf_dir, spec_of
 
 EXPERIMENTS = sorted(p.stem for p in (Path(conf_dir()) / "experiment").glob("*.yaml"))
@@ -171,14 +173,45 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
-def test_bad_input(nfexp, arguments, message):
-    code, out, err = nfexp(*arguments)
+BAD_FOLDERS = {
+    "report on nothing there": (["nfexp-report", "absent"], ".*absent: expected a directory; got nothing there"),
+    "report without runs": (["nfexp-report", "empty"], ".*empty: expected a finished run .*; got none"),
+    "report on a half-written run": (["nfexp-report", "half"], ".*half: expected a finished run .*; got none"),
+    "report on a newer schema": (["nfexp-report", "newer"], ".*expected schema_version at most 1; got 99"),
+    "plot of a broken record": (["nfexp-plot", "broken"], ".*result.json: expected readable JSON; got .*"),
+    "plot of an unknown figure": (["nfexp-plot", "run", "figures=maps"], "figures: expected one of .*; got 'maps'"),
+}
+
+
+def lay_out_folders():
+    from fake_sweep import write_sweep
+
+    for name, record in {"newer": '{"schema_version": 99}', "broken": '{"schema_'}.items():
+        Path(name).mkdir()
+        (Path(name) / "result.json").write_text(record)
+    Path("empty").mkdir()
+    Path("half/0000/.hydra").mkdir(parents=True)
+    (Path("half/0000") / ".result.json.x1").write_text('{"schema_version": 1, "sta')
+    write_sweep("run", [({"seed": 0}, {}, "completed")])
+
+
+@pytest.mark.parametrize(("arguments", "message"), (BAD | BAD_FOLDERS).values(), ids=BAD | BAD_FOLDERS)
+def test_bad_input(nfexp, capsys, arguments, message):
+    commands = {"nfexp-report": reporting.main, "nfexp-plot": figures.main}
+    if arguments[0] in commands:
+        lay_out_folders()
+        before = sorted(Path().rglob("*"))
+        code = commands[arguments[0]](arguments[1:])
+        out, err = capsys.readouterr()
+    else:
+        before = []
+        code, out, err = nfexp(*arguments)
+        message = "nfexp: " + message
     assert code != 0
     lines = err.strip().splitlines()
-    assert len(lines) == 1 and re.fullmatch("nfexp: " + message, lines[0]), err
+    assert len(lines) == 1 and re.fullmatch(message, lines[0]), err
     assert "Traceback" not in out + err
-    assert not list(Path().rglob("*"))
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_a_failed_run_is_recorded_and_its_mates_finish(nfexp, small_args, monkeypatch):
