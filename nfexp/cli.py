@@ -53,6 +53,15 @@ def spec_of(config: DictConfig | dict[str, Any]) -> Spec:
     return from_mapping({k: v for k, v in plain.items() if k != "dry_run"})
 
 
+def single_spec(config: DictConfig) -> Spec:
+    """The checked spec of a run that is not planned by the grids sweeper; raises before anything is trained."""
+    spec = spec_of(config)
+    if config.dry_run:
+        raise SpecError("dry_run", "nfexp -m with the grids sweeper, which alone can plan", Words("a single run"))
+    check_all([spec])
+    return spec
+
+
 def check_all(specs: Sequence[Spec]) -> None:
     """Raise for the first run that could not be set up, before anything is trained or written."""
     from nfexp.run import check
@@ -130,10 +139,7 @@ def finish(config: DictConfig, *, result: Result) -> float:
 
 def job(config: DictConfig) -> float:
     """One run, from its configuration to its directory: what every launcher but `stack` calls."""
-    spec = spec_of(config)
-    if config.dry_run:
-        raise SpecError("dry_run", "nfexp -m with the grids sweeper, which alone can plan", Words("another way to run"))
-    check_all([spec])
+    spec = single_spec(config)
     check_fresh(Path(HydraConfig.get().runtime.output_dir))
     return finish(config, result=train_stack([spec])[0])
 
@@ -179,11 +185,9 @@ def check_plain_run(arguments: Sequence[str]) -> None:
         config = compose("config", list(arguments), return_hydra_config=True)
         if config.hydra.sweeper.get("grids") or config.hydra.sweeper.get("params"):
             raise SpecError("hydra.sweeper.grids", "nfexp -m, for this is a sweep", Words("a single run"))
-        if config.dry_run is True:
-            raise SpecError("dry_run", "nfexp -m with the grids sweeper, which alone can plan", Words("a single run"))
         with open_dict(config):
             del config["hydra"]
-        check_all([spec_of(config)])
+        single_spec(config)
 
 
 def main() -> None:

@@ -36,7 +36,8 @@ def test_one_run_leaves_its_directory(nfexp, small_args):
     assert record["metrics"]["kl"] == pytest.approx(record["metrics"]["test_nll"] - record["metrics"]["true_nll"])
     assert list(pd.read_csv("out/history.csv").columns) == ["step", "train_nll", "val_nll", "grad_norm", "lr"]
     with np.load("out/samples.npz", allow_pickle=False) as arrays:
-        assert arrays["snapshots"].shape == (13, 200, 2) or arrays["snapshots"].shape[2] == 2
+        assert arrays["snapshots"].shape == (len(arrays["snapshot_steps"]), 1000, 2)
+        assert arrays["snapshot_steps"][[0, -1]].tolist() == [1, 20] and arrays["target"].shape == (200, 2)
         assert arrays["walk"].shape == (8, 50, 2) and arrays["walk_names"][0] == "base"
         assert arrays["grid_log_q"].shape == arrays["grid_log_p"].shape == (20, 20)
         flow = package.load_flow("out")
