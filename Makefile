@@ -1,4 +1,4 @@
-# make reproduce | test | lint | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
+# make reproduce | test | lint | bench | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
 PYTHON ?= python3
 BIN := .venv/bin
 HAS_TORCH = -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
@@ -20,7 +20,12 @@ lint: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[dev]'
 	touch $@
 
+# All tables of docs/performance.md, in under 20 minutes on two cores; ARGS="--quick" for a look.
+bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks all $(ARGS)
+
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache
 
-.PHONY: reproduce test lint clean
+.PHONY: reproduce test lint bench clean

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -19,10 +17,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nfexp.spec import Spec, SpecError, Words, from_mapping
-
-if TYPE_CHECKING:
-    from nfexp.run import Result
+from nfexp.record import Outcome, outcome
+from nfexp.spec import Spec, SpecError, Words, from_mapping, run_id
+from nfexp.sweep import REDO, read_plan
+from nfexp.work import check_all, keep, train
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +39,35 @@ def job_folder(job: int) -> str:
 OmegaConf.register_new_resolver("nfexp.job_folder", job_folder, replace=True)
 
 
+CONTROLS: dict[str, tuple[Any, ...]] = {  # keys that say how a command goes about it, not what a run is
+    "dry_run": (False, True),
+    "fail_fast": (False, True),
+    "mixed": (False, True),
+    "redo": tuple(REDO),
+}
+
+
 class RunFailed(RuntimeError):
     """A run raised; its record says why."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a sweep in good order; the message says what is there and how to go on."""
+
+
+def check_controls(config: Mapping[str, Any]) -> None:
+    for key, options in CONTROLS.items():
+        value = config.get(key)
+        if value not in options or type(value) is not type(options[0]):
+            words = "true or false" if options[0] is False else f"one of {', '.join(options)}"
+            raise SpecError(key, words, value)
 
 
 def spec_of(config: DictConfig | dict[str, Any]) -> Spec:
     """The checked spec of a composed configuration without its `hydra` node."""
     plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    if not isinstance(plain.get("dry_run"), bool):
-        raise SpecError("dry_run", "true or false", plain.get("dry_run"))
-    return from_mapping({k: v for k, v in plain.items() if k != "dry_run"})
+    check_controls(plain)
+    return from_mapping({k: v for k, v in plain.items() if k not in CONTROLS})
 
 
 def single_spec(config: DictConfig) -> Spec:
@@ -62,14 +79,6 @@ def single_spec(config: DictConfig) -> Spec:
     return spec
 
 
-def check_all(specs: Sequence[Spec]) -> None:
-    """Raise for the first run that could not be set up, before anything is trained or written."""
-    from nfexp.run import check
-
-    for spec in specs:
-        check(spec)
-
-
 def check_fresh(folder: Path) -> None:
     """Raise if a folder already holds a run or a sweep: nothing that is finished is ever overwritten."""
     for name in ("result.json", "sweep.json"):
@@ -77,71 +86,26 @@ def check_fresh(folder: Path) -> None:
             raise SpecError(str(folder), "a new or empty folder", Words(f"one that holds {name}"))
 
 
-def train_stack(specs: Sequence[Spec]) -> list[Result]:
-    """Train a stack; if it raises, its members one by one, so that only the culprit is recorded as failed."""
-    from nfexp.run import Result, reuse_freed_memory, run_stack
-
-    reuse_freed_memory()
-    try:
-        return run_stack(specs)
-    except Exception as error:
-        log.exception("a stack of %d raised", len(specs))
-        if len(specs) == 1:
-            return [Result(spec=specs[0], status="failed", reason=f"{type(error).__name__}: {error}")]
-    return [result for spec in specs for result in train_stack([spec])]
-
-
-def worker_count(specs: Sequence[Spec], asked: int | None) -> int:
-    """Stacks to train at a time: as asked, otherwise one per core on the CPU and one on a GPU."""
-    from nfexp.run import resolve_device
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    on_gpu = any(resolve_device(s.device).type != "cpu" for s in specs)
-    return asked or (1 if on_gpu else min(cores, len(specs)))
-
-
-def train_stacks(
-    specs: Sequence[Spec], stacks: Sequence[list[int]], workers: int
-) -> Iterator[tuple[list[int], list[Result]]]:
-    """Train stacks (lists of positions in `specs`) in threads that share the cores; yield each as it is done."""
-    import torch
-
-    threads = max(1, torch.get_num_threads() // workers)
-    pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(threads))
-    try:
-        pending = {pool.submit(train_stack, [specs[i] for i in stack]): stack for stack in stacks}
-        for future in as_completed(pending):
-            yield pending.pop(future), future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def finish(config: DictConfig, *, result: Result) -> float:
-    """Write the run into the job's folder and return the objective: validation NLL, nats (infinite if diverged)."""
-    from nfexp.record import write_run
-
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    check_fresh(folder)
-    write_run(folder, result)
-    m = result.metrics
-    if result.status == "failed":
-        log.error(f"failed: {result.reason}")
-        raise RunFailed(f"{folder}: {result.reason}")
-    if result.status == "diverged":
-        log.warning(f"diverged: {result.reason}")
-        return math.inf
-    log.info(
-        f"{result.spec.data.name} seed {result.spec.seed}: test NLL {m['test_nll']:.4f}, truth {m['true_nll']:.4f}, "
-        f"KL {m['kl']:.4f} ± {m['kl_se']:.4f} nats ({folder})"
-    )
-    return float(m["val_nll"])
+def objective(end: Outcome | None) -> float:
+    """The validation NLL of a run, nats (infinite if it diverged); raises if it failed or has not finished."""
+    if end is None or end.status == "failed":
+        raise RunFailed(end.reason if end else "not finished")
+    return end.val_nll
 
 
 def job(config: DictConfig) -> float:
-    """One run, from its configuration to its directory: what every launcher but `stack` calls."""
-    spec = single_spec(config)
-    check_fresh(Path(HydraConfig.get().runtime.output_dir))
-    return finish(config, result=train_stack([spec])[0])
+    """One run, from its configuration to its directory: what every launcher but `stack` calls.
+
+    A job of a sweep that is finished already is left as it is.
+    """
+    spec, hydra_config = single_spec(config), HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    done = None if OmegaConf.is_missing(hydra_config.job, "num") else outcome(folder)
+    if done is None or done.run_id != run_id(spec):
+        check_fresh(folder)
+        for _, result, trouble in train([spec], [folder]):
+            keep(folder, result, trouble)
+    return objective(outcome(folder))
 
 
 def report(folder: Path) -> None:
@@ -174,6 +138,11 @@ def explain(error: BaseException) -> str:
         return f"{error.override}: expected Hydra's override syntax; got {str(error).splitlines()[0]}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: expected a key of the configuration (see nfexp --cfg job); got an unknown one"
+    if found := re.search(r"Error merging override \+*([\w.]+)=(.*)", text):
+        if "Sweep" in str(error.__cause__):
+            return f"{found[1]}: expected quotes around range(…) and choice(…) within braces; got {found[2]}"
+        if "DictConfig with ListConfig" in str(error.__cause__):
+            return f"{found[1]}: expected '+{found[1]}.NAME={{…}}', for these grids have names; got a list"
     return " ".join([text, *str(error.__cause__ or "").split()])
 
 
@@ -183,8 +152,13 @@ def check_plain_run(arguments: Sequence[str]) -> None:
         return
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         config = compose("config", list(arguments), return_hydra_config=True)
-        if config.hydra.sweeper.get("grids") or config.hydra.sweeper.get("params"):
-            raise SpecError("hydra.sweeper.grids", "nfexp -m, for this is a sweep", Words("a single run"))
+        sweeper = config.hydra.sweeper
+        asked = [k for k in ("grids", "params", "zip", "exclude") if sweeper.get(k)]
+        if asked := asked + ["repeats"] * (sweeper.get("repeats", 1) != 1):
+            raise SpecError(f"hydra.sweeper.{asked[0]}", "nfexp -m, for this is a sweep", Words("a single run"))
+        place = OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]
+        if "${" not in place:
+            check_fresh(Path(place))
         with open_dict(config):
             del config["hydra"]
         single_spec(config)
@@ -198,12 +172,40 @@ def main() -> None:
     try:
         check_plain_run(sys.argv[1:])
         run()
-    except KeyboardInterrupt:
-        sys.stderr.write("nfexp: interrupted; finished runs are kept\n")
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"nfexp: {stop if isinstance(stop, Interrupted) else 'interrupted; finished runs are kept'}\n")
         sys.stderr.flush()
-        os._exit(130)  # stacks still in training are not waited for
+        os._exit(130)  # nothing that still runs is waited for
     except (HydraException, OmegaConfBaseException, ValueError, OSError, RunFailed) as error:
         if wants_traceback:
             raise
         sys.stderr.write(f"nfexp: {explain(error)}\n")
         sys.exit(1)
+
+
+# What nfexp-resume takes from a folder that may come from elsewhere: nothing that names code or another place.
+HARMLESS = re.compile(
+    r"(?!.*(_target_|\.\.))(-m|--multirun|[+~]*(?!hydra\b)\w[\w.]*(=.*)?|\+*hydra\.(launcher|sweeper)\..*|hydra/\w+=\w+)"
+)
+
+
+def resume() -> None:
+    """``nfexp-resume DIR [redo=…] [mixed=true] …``: give the command of a sweep again; finished runs are kept."""
+    try:
+        folder, *more = sys.argv[1:] or [""]
+        plan = read_plan(Path(folder)) if folder and "=" not in folder else None
+        if plan is None:
+            raise SpecError("DIR", "the folder of a sweep", folder or Words("nothing"))
+        if strange := [a for a in plan.arguments if not HARMLESS.fullmatch(a)]:
+            raise SpecError(f"{folder}/sweep.json", "arguments that are safe to repeat", strange[0])
+        for argument in more:
+            if not re.match(rf"({'|'.join(CONTROLS)}|hydra/launcher|hydra\.launcher\.\w+)=", argument):
+                known = ", ".join(f"{key}=…" for key in CONTROLS)
+                raise SpecError(argument, f"{known} or hydra.launcher.…=…", Words("what would change the runs"))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"nfexp-resume: {explain(error)}\n")
+        sys.exit(1)
+    given = {a.split("=")[0] for a in more}
+    kept = [a for a in plan.arguments if a.split("=")[0] not in given]
+    sys.argv[1:] = [*kept, *more, f"hydra.sweep.dir={folder}", "hydra.sweeper.resume=true"]
+    main()

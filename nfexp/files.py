@@ -1,17 +1,23 @@
-"""One way to write a file: whole, or not at all."""
+"""One way to write a file: whole, or not at all. One way to read one from elsewhere: bounded, checked, as data."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Give a temporary name in the same folder to write to; on success it replaces `path`: a file that exists is whole.
+
+    Without `sync` that holds for everything but a power cut.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(Path(folder) / "note.txt") as temporary:
@@ -23,10 +29,85 @@ def replacing(path: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(name, "rb+") as file:
+                os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+# No link is followed and no pipe is waited for (Windows has neither flag).
+OPENING = os.O_RDONLY | sum(getattr(os, f"O_{flag}", 0) for flag in ("NOFOLLOW", "NONBLOCK", "CLOEXEC", "BINARY"))
+
+
+def open_plain(path: str | os.PathLike[str], limit: int) -> tuple[Any, os.stat_result]:
+    """Open a regular file of at most `limit` bytes for reading; gives the binary file and its status.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened.
+    ValueError
+        If it is a symbolic link, no regular file, or larger.
+    """
+    try:
+        handle = os.open(path, OPENING)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("a symbolic link") from None
+        raise
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("no regular file")
+        if status.st_size > limit:
+            raise ValueError(f"{status.st_size:,} bytes (at most {limit:,} are read)")
+        return os.fdopen(handle, "rb"), status
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_plain(path: str | os.PathLike[str], limit: int) -> tuple[bytes, os.stat_result]:
+    """The bytes of a regular file and its status; raises as :func:`open_plain`."""
+    file, status = open_plain(path, limit)
+    with file:
+        return file.read(status.st_size), status
+
+
+def parse_json(raw: bytes | str) -> Any:
+    """JSON as the standard has it: UTF-8, keys once, no NaN, no half of a surrogate pair.
+
+    >>> parse_json('{"kl": 0.5, "kl": 0.1}')
+    Traceback (most recent call last):
+    ValueError: the key 'kl' twice
+
+    Raises
+    ------
+    ValueError
+        For anything else, with the reason.
+    """
+    text = raw if isinstance(raw, str) else raw.decode("utf-8")
+    try:
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # raises for half of a surrogate pair
+    except RecursionError:
+        raise ValueError("values nested too deeply") from None
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r} twice")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"the literal {name}")

@@ -11,15 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from nfexp.nn import base_log_prob, base_sample, mlp, stream
+from nfexp.nn import base_log_prob, base_sample, mlp, mlp_shapes, stream
 from nfexp.spec import Spec
 
-Params = Mapping[str, Tensor]
+Params = Mapping[str, Tensor]  # blocks: (E, size)
+Shapes = dict[str, dict[str, tuple[int, ...]]]  # block → the tensors in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,37 @@ def draw_mask(schedule: str, n_flows: int, dim: int, generator: torch.Generator)
     return (first ^ flip[:, None]).double()
 
 
+class _Affine(torch.autograd.Function):
+    """z = x ⊙ exp(s) + t with s = f ⊙ exp(c) ⊙ tanh(raw s), t = f ⊙ raw t; also Σ_d s_d. Differentiable once.
+
+    Shapes: x (E, D, N), raw (E, 2 D, N), c (E, D), f (E, D, 1); to (E, D, N) and (E, N).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, raw: Tensor, log_scale: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+        raw_s, raw_t = raw.chunk(2, 1)
+        tanh, bound = torch.tanh(raw_s), torch.exp(log_scale).unsqueeze(-1) * free
+        s = tanh * bound
+        gain = torch.exp(s)
+        ctx.save_for_backward(x, s, tanh, gain, bound, free)
+        return torch.addcmul(raw_t * free, x, gain), s.sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_z: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+        x, s, tanh, gain, bound, free = ctx.saved_tensors
+        grad_x = grad_z * gain
+        grad_s = torch.addcmul(grad_log_det.unsqueeze(1), grad_x, x)
+        grad_log_scale = (grad_s * s).sum(2)
+        grad_raw = torch.cat([torch.ops.aten.tanh_backward(grad_s.mul_(bound), tanh), grad_z * free], 1)
+        return grad_x, grad_raw, grad_log_scale, None
+
+
+def alone(name: str, dim: int) -> Shapes:
+    """A block of one tensor, a number per coordinate."""
+    return {name: {name: (1, dim)}}
+
+
 class Coupling:
     """A coupling layer: z = x ⊙ exp(s(b ⊙ x)) + t(b ⊙ x) where b = 0, z = x where b = 1.
 
@@ -81,46 +115,37 @@ class Coupling:
         self.arch = arch
         self.heads = 2 if arch.coupling == "affine" else 1
         self.nets = self.heads if arch.conditioner == "separate" else 1
+        self.widths = (arch.dim, *[arch.hidden_width] * arch.hidden_depth, arch.dim * self.heads // self.nets)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        a, nets = self.arch, self.nets
-        widths = [a.dim, *[a.hidden_width] * a.hidden_depth, a.dim * self.heads // nets]
-        shapes: dict[str, tuple[int, ...]] = {}
-        for i, (n_in, n_out) in enumerate(pairwise(widths)):
-            shapes[f"{self.name}.net.{i}.weight"] = (nets, n_in, n_out)
-            shapes[f"{self.name}.net.{i}.bias"] = (nets, 1, n_out)
+    def shapes(self) -> Shapes:
+        names = [f"{self.name}.net.{i}.{kind}" for i in range(len(self.widths) - 1) for kind in ("weight", "bias")]
+        shapes: Shapes = {f"{self.name}.net": dict(zip(names, mlp_shapes(self.widths, self.nets), strict=True))}
         if self.heads == 2:
-            shapes[f"{self.name}.log_scale"] = (1, a.dim)
+            shapes |= alone(f"{self.name}.log_scale", self.arch.dim)
         return shapes
 
-    def fixed_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {f"{self.name}.mask": (1, self.arch.dim)}
+    def fixed_shapes(self) -> Shapes:
+        return alone(f"{self.name}.mask", self.arch.dim)
 
-    def _scale_shift(self, p: Params, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        mask = p[f"{self.name}.mask"]
-        layers = [
-            (p[f"{self.name}.net.{i}.weight"], p[f"{self.name}.net.{i}.bias"])
-            for i in range(self.arch.hidden_depth + 1)
-        ]
-        out = mlp(x * mask, layers, self.arch.activation)  # (E, G, N, D · heads / G)
-        free = 1 - mask
-        if self.heads == 1:
-            return None, out[:, 0] * free
-        raw_s, t = out.unbind(1) if self.nets == 2 else out[:, 0].chunk(2, -1)
-        s = torch.exp(p[f"{self.name}.log_scale"]) * torch.tanh(raw_s) * free
-        return s, t * free
+    def _conditioned(self, p: Params, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the networks say of the masked x: (E, heads D, N), and 1 - b: (E, D, 1)."""
+        mask = p[f"{self.name}.mask"].unsqueeze(-1)
+        weights, activation = p[f"{self.name}.net"], self.arch.activation
+        return mlp(x * mask, weights, self.widths, nets=self.nets, activation=activation), 1 - mask
 
     def inverse(self, p: Params, x: Tensor, batch: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        s, t = self._scale_shift(p, x)
-        if s is None:
-            return x + t, x.new_zeros(x.shape[:-1])
-        return x * torch.exp(s) + t, s.sum(-1)
+        raw, free = self._conditioned(p, x)
+        if self.heads == 1:
+            return torch.addcmul(x, raw, free), x.new_zeros(())
+        return _Affine.apply(x, raw, p[f"{self.name}.log_scale"], free)
 
     def forward(self, p: Params, z: Tensor) -> tuple[Tensor, Tensor]:
-        s, t = self._scale_shift(p, z)
-        if s is None:
-            return z - t, z.new_zeros(z.shape[:-1])
-        return (z - t) * torch.exp(-s), -s.sum(-1)
+        raw, free = self._conditioned(p, z)
+        if self.heads == 1:
+            return torch.addcmul(z, raw, free, value=-1), z.new_zeros(())
+        raw_s, raw_t = raw.chunk(2, 1)
+        s = torch.tanh(raw_s) * (torch.exp(p[f"{self.name}.log_scale"]).unsqueeze(-1) * free)
+        return (z - raw_t * free) * torch.exp(-s), -s.sum(1)
 
 
 class Scaling:
@@ -137,54 +162,74 @@ class Scaling:
 
     def __init__(self, kind: str, name: str, dim: int) -> None:
         self.kind, self.name, self.dim = kind, name, dim
+        self.learned = {"standardise": [], "diagonal": ["log_gain"]}.get(kind, ["log_gain", "shift"])
+        self.kept = ["mean", "var"] if kind in ("standardise", "batchnorm") else []
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        learned = {"standardise": [], "diagonal": ["log_gain"]}.get(self.kind, ["log_gain", "shift"])
-        return {f"{self.name}.{key}": (1, self.dim) for key in learned}
+    def shapes(self) -> Shapes:
+        return {k: v for key in self.learned for k, v in alone(f"{self.name}.{key}", self.dim).items()}
 
-    def fixed_shapes(self) -> dict[str, tuple[int, ...]]:
-        kept = ["mean", "var"] if self.kind in ("standardise", "batchnorm") else []
-        return {f"{self.name}.{key}": (1, self.dim) for key in kept}
+    def fixed_shapes(self) -> Shapes:
+        return {k: v for key in self.kept for k, v in alone(f"{self.name}.{key}", self.dim).items()}
 
     def _coefficients(self, p: Params) -> tuple[Tensor | float, Tensor, Tensor | float]:
-        """mean, log-gain and shift of z = (x - mean) exp(log_gain) + shift; tensors have shape (E, 1, D)."""
-        gain = p.get(f"{self.name}.log_gain", 0.0)
-        if f"{self.name}.var" in p:
-            epsilon = self.epsilon if self.kind == "batchnorm" else 0.0
-            gain = gain - 0.5 * torch.log(p[f"{self.name}.var"] + epsilon)
-        return p.get(f"{self.name}.mean", 0.0), gain, p.get(f"{self.name}.shift", 0.0)
+        """mean, log-gain and shift of z = (x - mean) exp(log_gain) + shift; tensors have shape (E, D, 1)."""
+        own = {key: p[f"{self.name}.{key}"].unsqueeze(-1) for key in self.learned + self.kept}
+        gain = own.get("log_gain", 0.0)
+        if "var" in own:
+            gain = gain - 0.5 * torch.log(own["var"] + (self.epsilon if self.kind == "batchnorm" else 0.0))
+        return own.get("mean", 0.0), gain, own.get("shift", 0.0)
 
     def inverse(self, p: Params, x: Tensor, batch: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         if batch is not None and self.kind == "batchnorm":
-            own = {"mean": x.mean(1, keepdim=True), "var": x.var(1, keepdim=True, correction=0)}
+            own = {"mean": x.mean(2), "var": x.var(2, correction=0)}
             for key, value in own.items():
                 name = f"{self.name}.{key}"
                 batch[name] = torch.lerp(p[name], value.detach(), self.momentum)
             p = {**p, **{f"{self.name}.{key}": value for key, value in own.items()}}
         if batch is not None and self.kind == "actnorm" and "initialise" in batch:
-            log_gain = -0.5 * torch.log(x.var(1, keepdim=True, correction=0) + self.epsilon)
-            new = {"log_gain": log_gain, "shift": -x.mean(1, keepdim=True) * torch.exp(log_gain)}
+            log_gain = -0.5 * torch.log(x.var(2, correction=0) + self.epsilon)
+            new = {"log_gain": log_gain, "shift": -x.mean(2) * torch.exp(log_gain)}
             batch |= {f"{self.name}.{key}": value for key, value in new.items()}
             p = {**p, **{f"{self.name}.{key}": value for key, value in new.items()}}
         mean, gain, shift = self._coefficients(p)
-        return (x - mean) * torch.exp(gain) + shift, gain.sum(-1).expand(x.shape[:-1])
+        return (x - mean) * torch.exp(gain) + shift, gain.sum(1)
 
     def forward(self, p: Params, z: Tensor) -> tuple[Tensor, Tensor]:
         mean, gain, shift = self._coefficients(p)
-        return (z - shift) * torch.exp(-gain) + mean, -gain.sum(-1).expand(z.shape[:-1])
+        return (z - shift) * torch.exp(-gain) + mean, -gain.sum(1)
 
 
 class Layout:
-    """Where named tensors of shape (E, …) lie in the columns of a matrix (E, P)."""
+    """Where blocks of named tensors (E, …) lie in the columns of a matrix (E, P)."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.shapes = dict(shapes)
-        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
-        self.width = sum(self.sizes)
+    def __init__(self, blocks: Shapes) -> None:
+        self.shapes = {name: shape for block in blocks.values() for name, shape in block.items()}
+        self.sizes = {key: sum(map(math.prod, block.values())) for key, block in blocks.items()}
+        self.width = sum(self.sizes.values())
+
+    def blocks(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Each block as (E, size): what the layers compute with."""
+        return dict(zip(self.sizes, torch.split(matrix, list(self.sizes.values()), dim=1), strict=True))
 
     def views(self, matrix: Tensor) -> dict[str, Tensor]:
-        parts = torch.split(matrix, self.sizes, dim=1) if self.sizes else ()
-        return {k: v.unflatten(1, s) for (k, s), v in zip(self.shapes.items(), parts, strict=True)}
+        """Each named tensor as (E, …): what is initialised and stored."""
+        parts = torch.split(matrix, [math.prod(shape) for shape in self.shapes.values()], dim=1)
+        return {k: part.view(-1, *shape) for (k, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+
+@lru_cache(maxsize=64)
+def _plan(arch: Architecture) -> tuple[list[Coupling | Scaling], Layout, Layout]:
+    """The layers in data → base order, and where their learned and their fixed tensors lie."""
+    layers: list[Coupling | Scaling] = [Scaling("standardise", "standardise", arch.dim)]
+    for i in range(arch.n_flows):
+        layers.append(Coupling(arch, i))
+        if arch.norm != "none" and (i + 1) % arch.norm_every == 0:
+            layers.append(Scaling(arch.norm, f"norm.{i}", arch.dim))
+    if arch.coupling == "additive":
+        layers.append(Scaling("diagonal", "diagonal", arch.dim))
+    learned = Layout({k: v for layer in layers for k, v in layer.shapes().items()})
+    fixed = Layout({k: v for layer in layers for k, v in layer.fixed_shapes().items()})
+    return layers, learned, fixed
 
 
 class FlowStack:
@@ -211,15 +256,7 @@ class FlowStack:
 
     def __init__(self, arch: Architecture, theta: Tensor, fixed: Tensor) -> None:
         self.arch, self.theta, self.fixed = arch, theta, fixed
-        self.layers: list[Coupling | Scaling] = [Scaling("standardise", "standardise", arch.dim)]
-        for i in range(arch.n_flows):
-            self.layers.append(Coupling(arch, i))
-            if arch.norm != "none" and (i + 1) % arch.norm_every == 0:
-                self.layers.append(Scaling(arch.norm, f"norm.{i}", arch.dim))
-        if arch.coupling == "additive":
-            self.layers.append(Scaling("diagonal", "diagonal", arch.dim))
-        self.learned_layout = Layout({k: v for layer in self.layers for k, v in layer.shapes().items()})
-        self.fixed_layout = Layout({k: v for layer in self.layers for k, v in layer.fixed_shapes().items()})
+        self.layers, self.learned_layout, self.fixed_layout = _plan(arch)
 
     @property
     def n_members(self) -> int:
@@ -241,35 +278,41 @@ class FlowStack:
         """Every named tensor, shape (E, …)."""
         return self.learned_layout.views(self.theta) | self.fixed_layout.views(self.fixed)
 
+    def _blocks(self) -> Params:
+        return self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
+
     def inverse(self, x: Tensor, *, batch: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Data to base: z and log|det ∂z/∂x|.
 
         Shapes: (E, N, D) to (E, N, D) and (E, N). With a dict as `batch`, batch norm uses the statistics of `x` and
         leaves its updated running statistics there.
         """
-        p, total = self.params(), x.new_zeros(x.shape[:-1])
+        p, total = self._blocks(), x.new_zeros(x.shape[:-1])
+        x = x.mT.contiguous()  # (E, D, N): points along the last axis from here on
         for layer in self.layers:
             x, log_det = layer.inverse(p, x, batch)
             total = total + log_det
-        return x, total
+        return x.mT, total
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Base to data: x and log|det ∂x/∂z|, shapes as in :meth:`inverse`."""
-        p, total = self.params(), z.new_zeros(z.shape[:-1])
+        p, total = self._blocks(), z.new_zeros(z.shape[:-1])
+        z = z.mT.contiguous()
         for layer in reversed(self.layers):
             z, log_det = layer.forward(p, z)
             total = total + log_det
-        return z, total
+        return z.mT, total
 
     def walk(self, z: Tensor) -> list[tuple[str, Tensor]]:
         """The points after every layer on the way from base to data, with the layer's name.
 
         Returns pairs of a name ("base", "coupling 5", …, "data") and points (E, N, D).
         """
-        p, frames = self.params(), [("base", z)]
+        p, frames = self._blocks(), [("base", z)]
+        z = z.mT.contiguous()
         for layer in reversed(self.layers):
             z, _ = layer.forward(p, z)
-            frames.append(("data" if layer is self.layers[0] else layer.name.replace(".", " "), z))
+            frames.append(("data" if layer is self.layers[0] else layer.name.replace(".", " "), z.mT))
         return frames
 
     def log_prob(self, x: Tensor, *, batch: dict[str, Tensor] | None = None) -> Tensor:
@@ -373,7 +416,7 @@ def initialise_actnorm(flow: FlowStack, x: Tensor) -> None:
     found: dict[str, Tensor] = {"initialise": torch.empty(0)}
     with torch.no_grad():
         flow.inverse(x, batch=found)
-        views = flow.learned_layout.views(flow.theta)
+        blocks = flow.learned_layout.blocks(flow.theta)
         for name, value in found.items():
-            if name in views:
-                views[name].copy_(value)
+            if name in blocks:
+                blocks[name].copy_(value)

@@ -8,20 +8,49 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# In place where the derivative follows from the result: one pass over memory less.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,
-    "leaky_relu": partial(F.leaky_relu, inplace=True),
-    "tanh": torch.tanh_,
-    "silu": F.silu,
-    "elu": partial(F.elu, inplace=True),
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise σ and its derivative, both written over their first argument where that is possible.
+
+    `forward` maps a to (σ(a), what `backward` needs); `backward` maps (∂L/∂σ(a), that) to ∂L/∂a.
+    """
+
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+def _in_place(sigma: Callable[[Tensor], Tensor], backward: Callable[[Tensor, Tensor], Tensor]) -> Activation:
+    def forward(a: Tensor) -> tuple[Tensor, Tensor]:
+        y = sigma(a)
+        return y, y
+
+    return Activation(forward, backward)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": _in_place(torch.relu_, lambda g, y: _aten.threshold_backward.grad_input(g, y, 0, grad_input=g)),
+    "leaky_relu": _in_place(
+        partial(F.leaky_relu, inplace=True),
+        lambda g, y: _aten.leaky_relu_backward.grad_input(g, y, 0.01, True, grad_input=g),
+    ),
+    "tanh": _in_place(torch.tanh_, lambda g, y: _aten.tanh_backward.grad_input(g, y, grad_input=g)),
+    "silu": Activation(lambda a: (F.silu(a), a), lambda g, a: _aten.silu_backward.grad_input(g, a, grad_input=g)),
+    "elu": _in_place(
+        partial(F.elu, inplace=True), lambda g, y: _aten.elu_backward.grad_input(g, 1, 1, 1, True, y, grad_input=g)
+    ),
 }
 
 
@@ -37,58 +66,79 @@ def stream(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
-class _Affine(torch.autograd.Function):
-    """h W + b, batched, with thin outputs (W much narrower than h) in the order that a matrix library is fast at."""
+def mlp_shapes(widths: Sequence[int], nets: int) -> list[tuple[int, int, int]]:
+    """The shapes of weight and bias of every layer in turn: (G, in, out), (G, 1, out), …"""
+    return [shape for n_in, n_out in pairwise(widths) for shape in ((nets, n_in, n_out), (nets, 1, n_out))]
+
+
+class _MLP(torch.autograd.Function):
+    """:func:`mlp` with its derivative written out: σ' in place, products in one layout. Differentiable once."""
 
     @staticmethod
-    def forward(ctx: Any, bias: Tensor, h: Tensor, weight: Tensor) -> Tensor:
-        ctx.thin = 8 * weight.shape[2] <= weight.shape[1]
-        if ctx.thin:
-            weight = weight.mT.contiguous().mT
-        ctx.save_for_backward(h, weight)
-        return torch.baddbmm(bias, h, weight)
+    def forward(ctx: Any, x: Tensor, weights: Tensor, widths: Sequence[int], nets: int, sigma: Activation) -> Tensor:
+        n_members, shapes = len(x), mlp_shapes(widths, nets)
+        parts = weights.split([math.prod(shape) for shape in shapes], 1)
+        flat = [part.reshape(-1, *shape[1:]) for part, shape in zip(parts, shapes, strict=True)]  # (E G, ·, ·)
+        inputs, kept = [x.unsqueeze(1).expand(-1, nets, -1, -1).reshape(-1, *x.shape[1:])], []
+        for weight, bias in zip(flat[:-2:2], flat[1:-2:2], strict=True):
+            h, keep = sigma.forward(torch.baddbmm(bias.mT, weight.mT, inputs[-1]))
+            inputs.append(h)
+            kept.append(keep)
+        ctx.sigma, ctx.shapes = sigma, shapes
+        ctx.save_for_backward(*flat[::2], *inputs, *kept)
+        return torch.baddbmm(flat[-1].mT, flat[-2].mT, inputs[-1]).view(n_members, -1, x.shape[-1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        h, weight = ctx.saved_tensors
-        grad_h = torch.bmm(grad, weight.mT) if ctx.needs_input_grad[1] else None
-        grad_weight = torch.bmm(grad.mT, h).mT if ctx.thin else torch.bmm(h.mT, grad)
-        return grad.sum(1, keepdim=True), grad_h, grad_weight
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved, depth = ctx.saved_tensors, len(ctx.shapes) // 2
+        weights, inputs, kept = saved[:depth], saved[depth : 2 * depth], saved[2 * depth :]
+        (n_members, _, n), nets = grad.shape, ctx.shapes[0][0]
+        of_weights = grad.new_empty(n_members, sum(map(math.prod, ctx.shapes)))
+        parts = of_weights.split([math.prod(shape) for shape in ctx.shapes], 1)
+        grad = grad.reshape(n_members * nets, -1, n)
+        for i in reversed(range(depth)):
+            h, weight, bias = inputs[i], *(part.unflatten(1, (nets, -1)) for part in parts[2 * i : 2 * i + 2])
+            thin = grad.shape[1] < h.shape[1]  # the product with the fewer rows is the faster one
+            of_weight = torch.bmm(grad, h.mT).mT if thin else torch.bmm(h, grad.mT)
+            weight.copy_(of_weight.reshape(n_members, nets, -1))
+            bias.copy_(grad.sum(2).view(n_members, nets, -1))
+            if i:
+                grad = ctx.sigma.backward(torch.bmm(weights[i], grad), kept[i - 1])
+        of_x = torch.bmm(weights[0], grad).view(n_members, nets, -1, n).sum(1) if ctx.needs_input_grad[0] else None
+        return of_x, of_weights, None, None, None
 
 
-def mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], activation: str) -> Tensor:
+def mlp(x: Tensor, weights: Tensor, widths: Sequence[int], *, nets: int, activation: str) -> Tensor:
     """Evaluate G networks per member on the same input, as batched matrix products.
 
-    h ← σ(h W + b) for all layers but the last, which is affine.
+    h ← σ(Wᵀh + b) for all layers but the last, which is affine. Points run along the last axis, so that a thin layer
+    (2 → H, H → 2) is read and written in whole rows.
 
     Parameters
     ----------
     x
-        Input, shape (E, N, D).
-    layers
-        Weights of shape (E, G, in, out) and biases of shape (E, G, 1, out).
+        Input, shape (E, D, N).
+    weights
+        All weights and biases, shape (E, S), in the order and shapes of :func:`mlp_shapes`.
+    widths
+        Numbers of inputs, of every hidden layer's units and of outputs.
+    nets
+        G, the number of networks.
     activation
         A key of ``ACTIVATIONS``.
 
     Returns
     -------
     Tensor
-        Shape (E, G, N, out) of the last layer.
+        Shape (E, G · out, N) of the last layer, network by network.
 
     Examples
     --------
-    >>> w, b = torch.ones(3, 2, 4, 5), torch.zeros(3, 2, 1, 5)
-    >>> mlp(torch.ones(3, 7, 4), [(w, b)], "relu").shape
-    torch.Size([3, 2, 7, 5])
+    >>> mlp(torch.ones(3, 4, 7), torch.zeros(3, 2 * (4 * 5 + 5)), (4, 5), nets=2, activation="relu").shape
+    torch.Size([3, 10, 7])
     """
-    n_members, n_nets = layers[0][0].shape[:2]
-    sigma = ACTIVATIONS[activation]
-    h = x.unsqueeze(1).expand(-1, n_nets, -1, -1).flatten(0, 1)  # (E G, N, D)
-    for i, (weight, bias) in enumerate(layers):
-        h = _Affine.apply(bias.flatten(0, 1), h, weight.flatten(0, 1))
-        if i < len(layers) - 1:
-            h = sigma(h)
-    return h.unflatten(0, (n_members, n_nets))
+    return _MLP.apply(x, weights, widths, nets, ACTIVATIONS[activation])
 
 
 _MIX_MEAN, _MIX_SD = 0.8, 0.6  # 0.8² + 0.6² = 1: unit variance

@@ -6,22 +6,26 @@ import contextlib
 import csv
 import functools
 import json
+import math
 import os
 import subprocess
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from safetensors.torch import load_file, save
-from torch import Tensor
+from nfexp.files import parse_json, read_plain, replacing
+from nfexp.spec import SCHEMA_VERSION, SpecError, Words, flatten, run_id, unflatten
 
-from nfexp.files import replacing
-from nfexp.flow import Architecture, FlowStack, from_state
-from nfexp.nn import stream
-from nfexp.run import Result
-from nfexp.spec import SCHEMA_VERSION, flatten, run_id, unflatten
+if TYPE_CHECKING:  # torch is loaded only where a flow is: outcomes are read without it
+    from torch import Tensor
+
+    from nfexp.flow import FlowStack
+    from nfexp.run import Result
+
+LARGEST_RECORD = 2**20  # bytes of a result.json that is read
+LARGEST_MODEL = 2**31  # bytes
 
 
 @functools.cache
@@ -48,9 +52,67 @@ def git_commit() -> str | None:
     return None
 
 
+def code_version() -> str:
+    """The code that runs are made by: the version of nfexp and, in a checkout, its commit."""
+    return _code(versions()["nfexp"], git_commit())
+
+
+def _code(release: object, commit: object) -> str:
+    return f"nfexp {release or '(not installed)'}" + (f" at commit {commit}" if commit else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended, read from its directory."""
+
+    run_id: str
+    status: str
+    reason: str | None
+    val_nll: float  # nats; infinite unless completed
+    code: str
+
+
+def outcome(folder: str | os.PathLike[str]) -> Outcome | None:
+    """The outcome of the run in a directory; None if it holds no finished one.
+
+    Raises
+    ------
+    SpecError
+        If its record cannot be read.
+
+    >>> outcome("/nowhere")
+    """
+    path = Path(folder) / "result.json"
+    try:
+        record = parse_json(read_plain(path, LARGEST_RECORD)[0])
+        completed = record["status"] == "completed"
+        return Outcome(
+            run_id=str(record["run_id"]),
+            status=str(record["status"]),
+            reason=None if record["reason"] is None else str(record["reason"]),
+            val_nll=float(record["metrics"]["val_nll"]) if completed else math.inf,
+            code=_code(record["versions"]["nfexp"], record["git_commit"]),
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SpecError(str(path), "the record of a run", Words(" ".join(str(error).split()) or "none")) from None
+
+
 def write_run(folder: Path, result: Result) -> None:
-    """Write `history.csv`, `samples.npz`, `model.safetensors` and, last, `result.json`."""
+    """Write `history.csv`, `samples.npz`, `model.safetensors` and, last, `result.json`.
+
+    What an interrupted attempt left there is replaced or removed, its checkpoint at the end.
+    """
+    import numpy as np
+    from safetensors.numpy import save
+
+    from nfexp.run import CHECKPOINT
+
     folder.mkdir(parents=True, exist_ok=True)
+    parts = {"history.csv": result.history, "samples.npz": result.arrays, "model.safetensors": result.state}
+    for name in (name for name, content in parts.items() if not content):
+        (folder / name).unlink(missing_ok=True)
     if result.history:
         with replacing(folder / "history.csv") as path, path.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -61,7 +123,7 @@ def write_run(folder: Path, result: Result) -> None:
             np.savez_compressed(file, **result.arrays)
     if result.state:
         with replacing(folder / "model.safetensors") as path:
-            path.write_bytes(save(result.state))
+            path.write_bytes(save({name: value.numpy() for name, value in result.state.items()}))
     record = {
         "schema_version": SCHEMA_VERSION,
         "status": result.status,
@@ -75,6 +137,7 @@ def write_run(folder: Path, result: Result) -> None:
     }
     with replacing(folder / "result.json") as path:
         path.write_text(json.dumps(record, indent=1, allow_nan=False))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 class TrainedFlow:
@@ -85,29 +148,29 @@ class TrainedFlow:
         self.dim = stack.arch.dim
 
     def _points(self, x: object, name: str) -> Tensor:
+        import torch
+
         points = torch.as_tensor(x, dtype=self.stack.theta.dtype)
         if points.ndim != 2 or points.shape[1] != self.dim:
             raise ValueError(f"{name}: expected shape (N, {self.dim}); got {tuple(points.shape)}")
         return points[None]
 
-    @torch.no_grad()
     def log_prob(self, x: object) -> Tensor:
         """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,)."""
         return self.stack.log_prob(self._points(x, "x"))[0]
 
-    @torch.no_grad()
     def forward(self, z: object) -> Tensor:
         """Base to data, (N, D) to (N, D)."""
         return self.stack.forward(self._points(z, "z"))[0][0]
 
-    @torch.no_grad()
     def inverse(self, x: object) -> Tensor:
         """Data to base, (N, D) to (N, D)."""
         return self.stack.inverse(self._points(x, "x"))[0][0]
 
-    @torch.no_grad()
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """`n` draws, (n, D), the same for the same seed."""
+        from nfexp.nn import stream
+
         return self.stack.sample(n, [stream(seed, "sample")])[0]
 
 
@@ -124,13 +187,23 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
     ValueError
         If its record is of a newer schema, or its weights do not fit its configuration.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from nfexp.flow import Architecture, from_state
+
     folder = Path(run_dir)
     for name in ("result.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder}: expected a finished run; got a folder without {name}")
-    record = json.loads((folder / "result.json").read_text())
-    if record.get("schema_version") != SCHEMA_VERSION:
-        got = record.get("schema_version")
-        raise ValueError(f"{folder}: expected schema_version {SCHEMA_VERSION}; got {got}")
-    spec = unflatten(record["config"])
-    return TrainedFlow(from_state(Architecture.of(spec), load_file(folder / "model.safetensors")))
+    try:
+        record = parse_json(read_plain(folder / "result.json", LARGEST_RECORD)[0])
+        state = load(read_plain(folder / "model.safetensors", LARGEST_MODEL)[0])
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: expected a record and weights that can be read; got {error}") from None
+    got = record.get("schema_version") if isinstance(record, dict) else record
+    if got != SCHEMA_VERSION or not isinstance(record.get("config"), dict):
+        raise ValueError(f"{folder}: expected a record of schema_version {SCHEMA_VERSION}; got {got!r:.60}")
+    if odd := [f"{name} of {t.dtype}" for name, t in state.items() if not t.is_floating_point()]:
+        raise ValueError(f"{folder}: expected floating-point weights; got {odd[0]:.60}")
+    return TrainedFlow(from_state(Architecture.of(unflatten(record["config"])), state))

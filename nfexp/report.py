@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import re
 import shlex
 import sys
@@ -27,6 +26,8 @@ from nfexp.table import ReportError
 
 BADGES = {"supported": "✓", "contradicted": "✗", "inconclusive": "?"}
 TROUBLES = ("diverged", "failed", "missing")
+CELL = 80  # letters of a value in a cell
+LISTED = 1000  # runs that did not complete, and files that could not be read: the rest is in runs.csv and on stderr
 
 
 def number(value: object) -> str:
@@ -125,7 +126,7 @@ def axis_section(axis: str, frame: pd.DataFrame) -> dict[str, Any]:
         }
     lines = [
         {
-            "values": value,
+            "values": [table.printable(v, CELL) for v in value],
             "cells": [cells.get(t) for t in targets],
             "centre": any(c["centre"] for c in cells.values()),
         }
@@ -134,28 +135,15 @@ def axis_section(axis: str, frame: pd.DataFrame) -> dict[str, Any]:
     return {"axis": axis, "columns": columns, "targets": targets, "rows": lines, "file": safe(axis)}
 
 
-def _records(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    out = []
-    for row in runs[runs["status"] != "missing"].to_dict("records"):
-        out.append(json.loads((Path(row["dir"]) / "result.json").read_text()) | {"dir": row["dir"]})
-    return out
-
-
-def contents(runs: pd.DataFrame, sweep: table.Sweep, tables: Mapping[str, pd.DataFrame], found: pd.DataFrame,
+def contents(found: table.Collection, tables: Mapping[str, pd.DataFrame], judged: pd.DataFrame,
              pictures: Mapping[str, Path], command: str) -> dict[str, Any]:  # fmt: skip
     """Everything the report says, ready to be laid out."""
-    records = _records(runs)
-    reasons = {r["dir"]: r.get("reason") for r in records}
-    versions: dict[str, dict[str, None]] = {}
-    for record in records:
-        known = record.get("versions") if isinstance(record.get("versions"), dict) else {}
-        for package, release in {**known, "commit": str(record.get("git_commit") or "")[:12]}.items():
-            if release:
-                versions.setdefault(package, {})[str(release)] = None
+    runs, sweep = found.runs, found.sweep
     counts = runs["status"].value_counts().to_dict()
-    shown, hidden = verdicts(found)
+    shown, hidden = verdicts(judged)
     tally = {v: sum(c["verdict"] == v for c in shown) for v in BADGES}
     bad = runs[runs["status"] != "completed"]
+    listed = bad[:LISTED]
     common = {k: {str(c.get(k)) for c in sweep.centres.values()} for c in sweep.centres.values() for k in c}
     return {
         "title": sweep.name,
@@ -163,9 +151,10 @@ def contents(runs: pd.DataFrame, sweep: table.Sweep, tables: Mapping[str, pd.Dat
             "runs": ", ".join([f"{counts.get('completed', 0)} completed of {max(sweep.planned, len(runs))} planned"]
                               + [f"{counts[s]} {s}" for s in TROUBLES if counts.get(s)]),
             "targets": ", ".join(sorted(map(str, set(runs["data.name"])))),
-            "seeds": _ranges(runs["seed"]),
+            "seeds": table.printable(_ranges(runs["seed"])),
             "training": f"{duration(float(runs['seconds'].sum()))} in all",
-            "versions": ", ".join(f"{k} {' / '.join(v)}" for k, v in versions.items()),
+            "versions": ", ".join(f"{k} {' / '.join(v)}" for k, v in found.versions.items()),
+            "skipped": f"{len(found.skipped)} unreadable" if found.skipped else "",
         },
         "verdicts": shown,
         "hidden": hidden,
@@ -176,14 +165,17 @@ def contents(runs: pd.DataFrame, sweep: table.Sweep, tables: Mapping[str, pd.Dat
         "pictures": {kind: {n.removeprefix(kind + "_"): p for n, p in pictures.items() if n.startswith(kind + "_")}
                      for kind in ("ablation", "convergence", "gallery", "density", "walk")},
         "bad": [{"job": r["job"], "status": r["status"], "target": r["data.name"], "seed": plain(r["seed"]),
-                 "differs": ", ".join(f"{c} = {plain(r[c])}" for c in d) or "centre",
+                 "differs": ", ".join(f"{c} = {table.printable(plain(r[c]), CELL)}" for c in d) or "centre",
                  "at": plain(r["diverged_at"]) if r["diverged_at"] == r["diverged_at"] else "–",
-                 "reason": reasons.get(r["dir"]) or ("planned, no result" if r["status"] == "missing" else "–")}
-                for r, d in zip(bad.to_dict("records"), differences(bad, sweep.centres), strict=True)],
-        "config": [(k, plain(next(iter(v))) if len(v) == 1 else
-                    ", ".join(f"{t}: {plain(c.get(k))}" for t, c in sweep.centres.items()))
+                 "reason": found.reasons.get(r["dir"]) or ("planned, no result" if r["status"] == "missing" else "–")}
+                for r, d in zip(listed.to_dict("records"), differences(listed, sweep.centres), strict=True)],
+        "n_bad": len(bad),
+        "skipped": [str(error) for error in found.skipped[:LISTED]],
+        "n_skipped": len(found.skipped),
+        "config": [(k, table.printable(next(iter(v)), CELL) if len(v) == 1 else
+                    ", ".join(f"{t}: {table.printable(plain(c.get(k)), CELL)}" for t, c in sweep.centres.items()))
                    for k, v in common.items() if k not in ("name", "data.name", "seed", "device")],
-        "command": command,
+        "command": table.printable(command, 4096),
     }  # fmt: skip
 
 
@@ -334,23 +326,23 @@ def write_text(text: str, path: Path) -> Path:
 
 
 def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd.DataFrame]:
-    runs = table.load_runs(*dirs)
-    sweep = table.load_sweep(dirs, runs)
-    tables, found = stats.ablations(runs, sweep.centres), claims.evaluate(runs, sweep.centres)
     folder = Path(out if out is not None else dirs[0])
     try:
-        (folder / "tables").mkdir(parents=True, exist_ok=True)
+        found = table.collect(*dirs, cache=folder)
+        runs, centres = found.runs, found.sweep.centres
+        tables, judged = stats.ablations(runs, centres), claims.evaluate(runs, centres)
+        own = figures.own_folder(folder / "tables")
         table.write_csv(runs.drop(columns="dir"), folder / "runs.csv")
-        table.write_csv(found, folder / "claims.csv")
+        table.write_csv(judged, folder / "claims.csv")
         for axis, frame in tables.items():
             table.write_csv(frame, folder / f"ablation_{safe(axis)}.csv")
-        pictures = figures.draw_all(folder, runs, sweep, tables)
-        data = contents(runs, sweep, tables, found, pictures, shlex.join(str(d) for d in dirs))
+        pictures = figures.draw_all(folder, runs, found.sweep, tables, skipped=found.skipped)
+        data = contents(found, tables, judged, pictures, shlex.join(str(d) for d in dirs))
         for section in data["axes"]:
-            write_text(axis_tex(section), folder / "tables" / f"{safe(section['axis'])}.tex")
-        write_text(claims_tex(found), folder / "tables" / "claims.tex")
+            write_text(axis_tex(section), own / f"{safe(section['axis'])}.tex")
+        write_text(claims_tex(judged), own / "claims.tex")
         write_text(to_markdown(data), folder / "report.md")
-        return write_text(to_html(data), folder / "report.html"), found
+        return write_text(to_html(data), folder / "report.html"), judged
     except OSError as error:
         raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
 
@@ -376,5 +368,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for line in claim_lines(found):
         print(line)
-    print(path)
+    print(table.printable(path, 4096))
     return 0

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from nfexp.data import Target, make_target
+from nfexp.files import replacing
 from nfexp.flow import Architecture, FlowStack, build
 from nfexp.nn import base_sample, stream
-from nfexp.spec import Spec, SpecError, batch_points, stack_key, training_cost
-from nfexp.train import Batches, History, Recipe, fit
+from nfexp.spec import CHUNK, Spec, SpecError, batch_points, run_id, stack_key, training_cost
+from nfexp.train import Batches, History, Recipe, State, advance, begin, outcome
+
+log = logging.getLogger(__name__)
 
 CONVERGED_WITHIN = 0.05  # nats above a run's lowest validation NLL
 CLEAN_POINTS, CLEAN_DIRECTIONS = 2000, 32
-TEST_CHUNK = 2000
 INVERSE_POINTS = 1000
 
 
@@ -81,27 +87,104 @@ def reuse_freed_memory() -> None:
     """Let glibc keep freed blocks: temporaries handed back to the system cost page faults at every step."""
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, at its highest: above it the call fails
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
-def run_stack(specs: Sequence[Spec], *, dtype: torch.dtype = torch.float32) -> list[Result]:
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Let products of float32 matrices be rounded as ``torch.set_float32_matmul_precision`` names it, for a while."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class Interrupted(RuntimeError):
+    """A training was told to stop; where it stood is in its checkpoints."""
+
+
+CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT_SECONDS = 120.0  # between two checkpoints of a stack
+SLICE_SECONDS = 0.5  # between two looks at the clock
+
+
+def _read_checkpoint(folder: Path | None, tag: str) -> tuple[int, float, dict[str, Tensor]]:
+    """The step a run stands at, the seconds it took and its tensors; 0 without a checkpoint of this run and code."""
+    nothing = 0, 0.0, {}
+    if folder is None or not (folder / CHECKPOINT).is_file():
+        return nothing
+    try:
+        with safe_open(folder / CHECKPOINT, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("tag") == tag:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return int(about["step"]), float(about["seconds"]), tensors
+        log.warning(f"{folder / CHECKPOINT}: expected one of this run and code version; begun again")
+    except (OSError, ValueError, SafetensorError) as error:
+        log.warning(f"{folder / CHECKPOINT}: expected a checkpoint; got {error}; begun again")
+    return nothing
+
+
+def run_stack(
+    specs: Sequence[Spec],
+    *,
+    dtype: torch.dtype = torch.float32,
+    folders: Sequence[Path] | None = None,
+    code: str = "",
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Result]:
     """Train the runs of one stack together and score each; results come in the order of the specs.
 
-    Member e's numbers equal those of ``run_stack([specs[e]])``.
+    Member e's numbers equal those of ``run_stack([specs[e]])``, and those of a training that was interrupted and
+    carried on.
+
+    Parameters
+    ----------
+    specs
+        Runs that share one :func:`nfexp.spec.stack_key`.
+    dtype
+        Of weights and points.
+    folders
+        Where each run leaves a checkpoint every two minutes and when it is told to stop, and finds it again.
+    code
+        The version of the code: a checkpoint of another one is not carried on.
+    stop
+        Asked about twice a second.
 
     Raises
     ------
     ValueError
         If the specs do not share one :func:`nfexp.spec.stack_key`.
+    Interrupted
+        If `stop` says so.
     """
     if len({stack_key(s) for s in specs}) != 1:
         raise ValueError("specs: expected runs with one stack_key; got several")
     begun = time.perf_counter()
+    places = list(folders) if folders else [None] * len(specs)
+    tags = [f"{run_id(s)} {dtype} {code} {s.record}" for s in specs]
+    found = [_read_checkpoint(place, tag) for place, tag in zip(places, tags, strict=True)]
+    stands = sorted({step for step, *_ in found})
+    if len(stands) > 1:  # killed between two checkpoints: those who stand alike go on together
+        parts = [[e for e in range(len(specs)) if found[e][0] == step] for step in stands]
+        of: dict[int, Result] = {}
+        for part in parts:
+            own = {
+                "dtype": dtype,
+                "code": code,
+                "stop": stop,
+                "folders": [places[e] for e in part] if folders else None,
+            }
+            of |= dict(zip(part, run_stack([specs[e] for e in part], **own), strict=True))
+        return [of[e] for e in range(len(specs))]
     lead, device = specs[0], resolve_device(specs[0].device)
     train = _padded([draws(s, "train")[0] for s in specs])
     seeds = [s.seed for s in specs]
     flow = build(Architecture.of(lead), masks=[s.flow.mask for s in specs], seeds=seeds, data=train)
+    flow = flow.to(device, dtype)
     batches = Batches(
         train=train.to(device, dtype),
         val=torch.stack([draws(s, "val")[0] for s in specs]).to(device, dtype),
@@ -121,12 +204,37 @@ def run_stack(specs: Sequence[Spec], *, dtype: torch.dtype = torch.float32) -> l
         n_snapshots=lead.record.snapshots,
         snapshot_points=lead.record.samples,
     )
-    kept, history = fit(flow.to(device, dtype), batches, recipe)
+    step, spent = stands[0], sum(seconds for _, seconds, _ in found)
+    state = State.join(step, [tensors for *_, tensors in found], device) if step else begin(flow, batches, recipe)
+
+    def seconds() -> float:
+        return (spent + time.perf_counter() - begun) / len(specs)
+
+    def save_checkpoints() -> None:
+        for place, tag, tensors in zip(places, tags, state.members(), strict=True):
+            if place is not None:
+                place.mkdir(parents=True, exist_ok=True)
+                with replacing(place / CHECKPOINT) as path:
+                    about = {"tag": tag, "step": str(state.step), "seconds": str(seconds())}
+                    path.write_bytes(save(tensors, metadata=about))
+
+    saved, count = time.perf_counter(), 1
+    while state.step < recipe.steps and bool((state.diverged_at < 0).any()):
+        before = time.perf_counter()
+        with matmul_precision(lead.train.matmul_precision):
+            advance(state, flow, batches, recipe, until=min(state.step + count, recipe.steps))
+        now = time.perf_counter()
+        count = max(1, round(count * min(SLICE_SECONDS / (now - before), 4.0)))
+        if stop() or (folders and now - saved > CHECKPOINT_SECONDS):
+            save_checkpoints()
+            saved = now
+            if stop():
+                raise Interrupted(f"told to stop at step {state.step} of {recipe.steps}")
+    kept, history = outcome(state, flow, batches, recipe)
     with torch.no_grad():
         results = _score(specs, kept, history)
-    seconds = (time.perf_counter() - begun) / len(specs)
     for result in results:
-        result.metrics |= {"seconds": seconds, "stack_size": len(specs)}
+        result.metrics |= {"seconds": seconds(), "stack_size": len(specs)}
     return results
 
 
@@ -156,18 +264,31 @@ def training_rate(spec: Spec, *, members: int = 8) -> float:
     return (cost_b - cost_a) / max(time_b - time_a, 1e-3)
 
 
+def _chunked(evaluate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`evaluate` over x (E, N, …) a few points at a time, for what a stack holds while it is evaluated."""
+    return torch.cat([evaluate(part) for part in x.split(CHUNK, dim=1)], dim=1)
+
+
+def _base_draws(specs: Sequence[Spec], kept: FlowStack, n: int, purpose: str) -> Tensor:
+    """`n` base points per member, (E, n, D), each from the stream `purpose` of its own seed."""
+    draw = [base_sample(kept.arch.base, (n, kept.arch.dim), stream(s.seed, purpose)) for s in specs]
+    return torch.stack(draw).to(kept.theta)
+
+
 def _score(specs: Sequence[Spec], kept: FlowStack, history: History) -> list[Result]:
     test = torch.stack([draws(s, "test")[0] for s in specs]).to(kept.theta)
-    log_q = torch.cat([kept.log_prob(part).double().cpu() for part in test.split(TEST_CHUNK, dim=1)], 1)
+    log_q = _chunked(kept.log_prob, test).double().cpu()
     some = test[:, :INVERSE_POINTS]
-    inverse_error = (kept.forward(kept.inverse(some)[0])[0] - some).abs().amax((1, 2)).tolist()
-    generated = kept.sample(CLEAN_POINTS, [stream(s.seed, "generated") for s in specs]).double().cpu()
+    there_and_back = _chunked(lambda x: kept.forward(kept.inverse(x)[0])[0], some)
+    inverse_error = (there_and_back - some).abs().amax((1, 2)).tolist()
+    z = _base_draws(specs, kept, CLEAN_POINTS, "generated")
+    generated = _chunked(lambda z: kept.forward(z)[0], z).double().cpu()
     arrays = _arrays(specs, kept, history)
     n_parameters, results = kept.n_parameters(), []
     for e, spec in enumerate(specs):
         curve = {
             "step": np.array(history.steps),
-            **{k: getattr(history, k)[:, e].cpu().numpy() for k in ("train_nll", "val_nll", "grad_norm", "lr")},
+            **{k: getattr(history, k)[e].cpu().numpy() for k in ("train_nll", "val_nll", "grad_norm", "lr")},
         }
         curve = {k: v[np.isfinite(curve["val_nll"])] for k, v in curve.items()}
         metrics: dict[str, float | int | None] = {
@@ -222,8 +343,9 @@ def _clean_distance(spec: Spec, generated: Tensor) -> float:
     """Sliced Wasserstein-1 distance, in data units, between flow samples and draws of the target without its noise."""
     clean = target_of(spec).draw(len(generated), stream(spec.seed, "clean"))
     angle = math.pi * torch.arange(CLEAN_DIRECTIONS, dtype=torch.float64) / CLEAN_DIRECTIONS
-    directions = torch.stack([angle.cos(), angle.sin()])  # (2, K)
-    return ((clean @ directions).sort(0).values - (generated @ directions).sort(0).values).abs().mean().item()
+    directions = torch.stack([angle.cos(), angle.sin()], 1)  # (K, 2)
+    clean, generated = (np.sort((directions @ x.T).numpy()) for x in (clean, generated))  # quicker than torch
+    return float(np.abs(clean - generated).mean())
 
 
 def _arrays(specs: Sequence[Spec], kept: FlowStack, history: History) -> dict[str, list[np.ndarray]]:
@@ -238,22 +360,20 @@ def _arrays(specs: Sequence[Spec], kept: FlowStack, history: History) -> dict[st
         put("base", history.base)
         put("target", [draws(s, "train")[0][: record.samples] for s in specs])
         whole = [sum(s < (stop or math.inf) for s in history.snapshot_steps) for stop in history.diverged_at]
-        put("snapshots", [history.snapshots[: whole[e], e] for e in members])
-        put("best", kept.forward(history.base)[0])
+        put("snapshots", [history.snapshots[e, : whole[e]] for e in members])
+        put("best", _chunked(lambda z: kept.forward(z)[0], history.base))
         out["snapshot_steps"] = [np.array(history.snapshot_steps[: whole[e]]) for e in members]
     if record.grid:
         targets = [target_of(s) for s in specs]
         ticks = [[torch.linspace(*t.extent()[i : i + 2], record.grid).double() for i in (0, 2)] for t in targets]
         grid = torch.stack([torch.cartesian_prod(y, x).flip(-1) for x, y in ticks])  # (E, g g, 2), row = y
         shape = (record.grid, record.grid)
-        log_q = [kept.log_prob(part) for part in grid.to(kept.theta).split(TEST_CHUNK, dim=1)]
-        put("grid_log_q", torch.cat(log_q, 1).unflatten(1, shape))
+        put("grid_log_q", _chunked(kept.log_prob, grid.to(kept.theta)).unflatten(1, shape))
         put("grid_log_p", [t.log_prob(g).reshape(shape) for t, g in zip(targets, grid, strict=True)])
         put("grid_extent", [torch.tensor(t.extent()) for t in targets])
     if record.walk:
-        shape = (record.walk, kept.arch.dim)
-        start = torch.stack([base_sample(kept.arch.base, shape, stream(s.seed, "walk")) for s in specs])
-        frames = kept.walk(start.to(kept.theta))
-        put("walk", torch.stack([points for _, points in frames], 1))
-        out["walk_names"] = [np.array([name for name, _ in frames])] * len(specs)
+        start = _base_draws(specs, kept, record.walk, "walk")
+        names = [name for name, _ in kept.walk(start[:, :1])]
+        put("walk", _chunked(lambda z: torch.stack([points for _, points in kept.walk(z)], 2), start).transpose(1, 2))
+        out["walk_names"] = [np.array(names)] * len(specs)
     return out

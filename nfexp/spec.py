@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 SCHEMA_VERSION = 1  # of result.json and sweep.json
@@ -87,6 +88,7 @@ class Train:
     weight_decay: float = within(0, 1e3)
     select: str = choice("val", "train", "last")
     n_evals: int = within(1, 10_000)
+    matmul_precision: str = choice("highest", "high")
 
 
 @dataclass(kw_only=True)
@@ -112,6 +114,9 @@ class Spec:
     device: str = choice("auto", "cpu", "cuda")
 
 
+_hints = cache(get_type_hints)
+
+
 def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") -> Any:
     """Build a checked spec from nested plain dicts.
 
@@ -121,7 +126,7 @@ def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") 
         For the first unknown, missing, mistyped or out-of-range key; the message has its full name.
     """
     known = {f.name: f for f in fields(cls)}
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     for key in config:
         if key not in known:
             raise SpecError(prefix + str(key), f"one of the keys {', '.join(known)}", Words("an unknown key"))
@@ -194,7 +199,10 @@ def unflatten(flat: Mapping[str, Any]) -> Spec:
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         group, _, leaf = key.rpartition(".")
-        (nested.setdefault(group, {}) if group else nested)[leaf] = value
+        inside = nested.setdefault(group, {}) if group else nested
+        if not isinstance(inside, dict):
+            raise SpecError(group, "a group of keys", inside)
+        inside[leaf] = value
     return from_mapping(nested)
 
 
@@ -237,3 +245,26 @@ def training_cost(spec: Spec, dim: int = 2) -> float:
     products = 6 * ((f.hidden_depth - 1) * f.hidden_width**2 * nets + f.hidden_width * dim * (nets + heads))
     passes = PASS_COST * f.hidden_depth * f.hidden_width * nets
     return float(spec.train.steps) * batch_points(spec) * f.n_flows * (products + passes)
+
+
+CHUNK = 500  # points that a trained flow is evaluated at in one go
+
+
+def member_bytes(spec: Spec, dim: int = 2) -> float:
+    """Estimated peak memory of training and scoring one run in a stack, in bytes: four a number and a fifth to spare.
+
+    What is held: the points, the weights with their moments, gradients and copies, the activations of one training
+    step of all layers, and what the run records.
+    """
+    f, d, r = spec.flow, spec.data, spec.record
+    heads = 2 if f.coupling == "affine" else 1
+    nets = heads if f.conditioner == "separate" else 1
+    learned = (
+        f.n_flows * nets * ((f.hidden_depth - 1) * f.hidden_width**2 + f.hidden_width * (dim * 2 + f.hidden_depth))
+    )
+    hidden = nets * f.hidden_width * (2 if f.activation == "silu" else 1)
+    step = batch_points(spec) * (f.n_flows * (hidden * f.hidden_depth + 12 * dim * heads) + 3 * hidden)
+    scoring = CHUNK * (hidden * (f.hidden_depth + 1) + 12 * dim * heads)
+    kept = dim * (r.samples * (r.snapshots + 3) + r.walk * (2 * f.n_flows + 4)) + 6 * r.grid**2
+    points = dim * 4 * (d.n_samples + d.n_val + d.n_test)
+    return 5.0 * (12 * learned + max(step, scoring) + 2 * kept + points)

@@ -112,13 +112,13 @@ def deviations(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> 
     >>> deviations(runs, {"moons": {"flow.n_flows": 6, "flow.norm": "none"}})["flow.n_flows"].tolist()
     [True, False]
     """
-    out = pd.DataFrame(False, index=runs.index, columns=config_columns(runs))
-    for target, rows in runs.groupby("data.name").groups.items():
-        centre = centres.get(target, {})
-        for column in out:
-            values, middle = runs.loc[rows, column].astype(object), centre.get(column)
-            out.loc[rows, column] = values.notna() if middle is None or middle != middle else values != middle
-    return out
+    codes, targets = pd.factorize(runs["data.name"])
+    out = {}
+    for column in config_columns(runs):
+        values, middles = runs[column].to_numpy(object), [centres.get(t, {}).get(column) for t in targets]
+        middles = np.array([*(None if m != m else m for m in middles), None], dtype=object)[codes]
+        out[column] = np.where(np.equal(middles, None), ~pd.isna(values), values != middles)
+    return pd.DataFrame(out, index=runs.index, dtype=bool)
 
 
 def ablations(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
@@ -150,7 +150,8 @@ def ablations(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> d
         others = ~differs.drop(columns=list(columns)).any(axis=1)
         full = others & differs[list(columns)].all(axis=1)
         inside = runs[others & runs["data.name"].isin(runs.loc[full, "data.name"])]
-        out["_x_".join(map(axis_name, columns))] = _summary(inside, list(columns), list(centres))
+        name = "_x_".join(map(axis_name, columns))
+        out["_x_".join(columns) if name in out else name] = _summary(inside, list(columns), list(centres))
     return out
 
 

@@ -1,15 +1,18 @@
-"""Maximum-likelihood training of a stack: one function that returns its history."""
+"""Maximum-likelihood training of a stack: a state, and functions that begin it, carry it on and read its outcome."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from nfexp.flow import FlowStack, initialise_actnorm
 from nfexp.nn import base_sample, stream
+from nfexp.spec import CHUNK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What :func:`fit` saw: per evaluation and member (S, E); `snapshots` (K, E, M, D) at `snapshot_steps`."""
+    """What a training saw, per member and evaluation (E, S), NaN once a member diverged; `snapshots` (E, K, M, D)."""
 
     steps: list[int]
     train_nll: Tensor
@@ -78,7 +81,7 @@ def lr_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup + 1)))
 
 
-def mean_nll(flow: FlowStack, x: Tensor, chunk: int = 2000) -> Tensor:
+def mean_nll(flow: FlowStack, x: Tensor, chunk: int = CHUNK) -> Tensor:
     """Mean −log q over the real (non-NaN) rows of x (E, N, D), in nats per point; shape (E,), float64."""
     with torch.no_grad():
         values = torch.cat([flow.log_prob(part).double() for part in x.split(chunk, dim=1)], dim=1)
@@ -87,30 +90,196 @@ def mean_nll(flow: FlowStack, x: Tensor, chunk: int = 2000) -> Tensor:
     return total / real.sum(1)
 
 
-class _Shuffler:
-    """Endless passes over n points, each in a fresh random order, cut into batches."""
+class Order:
+    """Endless passes over `n` points, each in a random order of its own: which points step 1, 2, … learns from.
 
-    def __init__(self, n: int, batch: int, generator: torch.Generator) -> None:
-        self.n, self.batch, self.generator = n, batch, generator
-        self.left = torch.empty(0, dtype=torch.long)
+    Pass k is a permutation drawn from the stream "batches/k" of the run's seed, so that any step can be asked for.
 
-    def take(self) -> Tensor:
-        while len(self.left) < self.batch:
-            self.left = torch.cat([self.left, torch.randperm(self.n, generator=self.generator)])
-        head, self.left = self.left[: self.batch], self.left[self.batch :]
-        return head
+    >>> order = Order(n=4, batch=2, seed=0)
+    >>> sorted(torch.cat([order.at(1), order.at(2)]).tolist())
+    [0, 1, 2, 3]
+    """
+
+    def __init__(self, *, n: int, batch: int, seed: int) -> None:
+        self.n, self.batch, self.seed = n, batch, seed
+        self.known: dict[int, Tensor] = {}
+
+    def at(self, step: int) -> Tensor:
+        """The positions of the points of `step` (1, 2, …), shape (batch,)."""
+        begin, end = (step - 1) * self.batch, step * self.batch
+        passes = range(begin // self.n, (end - 1) // self.n + 1)
+        self.known = {
+            k: self.known[k] if k in self.known else torch.randperm(self.n, generator=stream(self.seed, f"batches/{k}"))
+            for k in passes
+        }
+        whole = torch.cat(list(self.known.values())) if len(passes) > 1 else self.known[passes[0]]
+        return whole[begin - passes[0] * self.n : end - passes[0] * self.n]
 
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam (Kingma and Ba 2015)
+CURVES = ("train_nll", "val_nll", "grad_norm", "lr")
+
+
+@dataclass(kw_only=True)
+class State:
+    """Where the training of a stack stands after `step` steps; row e of every tensor is member e, whole.
+
+    `theta`, `fixed` and the moments `first`, `second` (E, ·); the kept weights `best_theta`, `best_fixed`, their
+    `best_score` and `best_step`; `diverged_at`, -1 while alive; `grad_norm` of the last step; `curves` (E, S, 4) and
+    `snapshots` (E, K, M, D), NaN where not yet reached.
+    """
+
+    step: int
+    theta: Tensor
+    fixed: Tensor
+    first: Tensor
+    second: Tensor
+    best_theta: Tensor
+    best_fixed: Tensor
+    best_score: Tensor
+    best_step: Tensor
+    diverged_at: Tensor
+    grad_norm: Tensor
+    curves: Tensor
+    snapshots: Tensor
+
+    def members(self) -> list[dict[str, Tensor]]:
+        """Each member's own tensors, on the CPU: with :meth:`join` the way into and out of a checkpoint."""
+        named = {f.name: getattr(self, f.name).cpu() for f in fields(self) if f.name != "step"}
+        return [{k: v[e] for k, v in named.items()} for e in range(len(self.theta))]
+
+    @classmethod
+    def join(cls, step: int, members: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> State:
+        """The state of a stack of these members, which all stand after `step` steps."""
+        return cls(step=step, **{k: torch.stack([m[k] for m in members]).to(device) for k in members[0]})
+
+
+def evaluation_steps(recipe: Recipe) -> tuple[list[int], list[int]]:
+    """The steps at which a training is evaluated, and those of them at which it draws a snapshot."""
+    steps = log_spaced(recipe.steps, recipe.n_evals)
+    last, k = len(steps) - 1, recipe.n_snapshots
+    return steps, sorted({steps[last - round(i * last / max(k - 1, 1))] for i in range(k)})
+
+
+def snapshot_base(flow: FlowStack, data: Batches, recipe: Recipe) -> Tensor:
+    """The base draws that every snapshot shows, (E, M, D): the same for all flows of one seed."""
+    shape = (recipe.snapshot_points, flow.arch.dim)
+    return torch.stack([base_sample(flow.arch.base, shape, stream(s, "base")) for s in data.seeds]).to(flow.theta)
+
+
+def begin(flow: FlowStack, data: Batches, recipe: Recipe) -> State:
+    """The state before the first step; the matrices of `flow` are copied."""
+    n, like = flow.n_members, flow.theta
+    steps, snapshot_steps = evaluation_steps(recipe)
+    whole = {"dtype": torch.long, "device": like.device}
+    return State(
+        step=0,
+        theta=flow.theta.clone(), fixed=flow.fixed.clone(),
+        first=torch.zeros_like(like), second=torch.zeros_like(like),
+        best_theta=flow.theta.clone(), best_fixed=flow.fixed.clone(),
+        best_score=torch.full((n,), math.inf, dtype=torch.float64, device=like.device),
+        best_step=torch.zeros(n, **whole), diverged_at=torch.full((n,), -1, **whole),
+        grad_norm=like.new_full((n, 1), math.nan),
+        curves=torch.full((n, len(steps), len(CURVES)), math.nan, dtype=torch.float64, device=like.device),
+        snapshots=like.new_full((n, len(snapshot_steps), recipe.snapshot_points, flow.arch.dim), math.nan),
+    )  # fmt: skip
+
+
+def advance(state: State, flow: FlowStack, data: Batches, recipe: Recipe, *, until: int) -> None:
+    """Carry a training on, in place, to step `until`, or until every member has diverged.
+
+    Adam on each member's own mini-batches. A member whose loss, gradient or validation NLL turns non-finite is frozen
+    and its step noted in `diverged_at`; its mates never notice. Stopping in between changes no number.
+    """
+    device, (eval_steps, snapshot_steps) = flow.theta.device, evaluation_steps(recipe)
+    theta, fixed = state.theta.detach().requires_grad_(), state.fixed
+    matrices = (state.theta, state.first, state.second)
+    rows = list(zip(*(m.unbind(0) for m in matrices), strict=True))
+    clip = torch.tensor(recipe.grad_clip, device=device, dtype=theta.dtype)[:, None]
+    member = torch.arange(flow.n_members, device=device)[:, None]
+    orders = [Order(n=n, batch=recipe.batch_points, seed=seed) for n, seed in zip(data.sizes, data.seeds, strict=True)]
+    base, seen = snapshot_base(flow, data, recipe), data.train[:, : data.val.shape[1]]
+
+    def alike() -> dict[tuple[float, float], list[int]]:
+        """The members still alive, by learning rate and weight decay."""
+        groups: dict[tuple[float, float], list[int]] = {}
+        for e, (at, *key) in enumerate(zip(state.diverged_at.tolist(), recipe.lr, recipe.weight_decay, strict=True)):
+            if at < 0:
+                groups.setdefault((key[0], key[1]), []).append(e)
+        return groups
+
+    def note_divergence(finite: Tensor) -> bool:
+        lost = ~finite & (state.diverged_at < 0)
+        state.diverged_at[lost] = state.step
+        return bool(lost.any())
+
+    groups = alike()
+    while groups and state.step < until:
+        state.step = step = state.step + 1
+        x = data.train[member, torch.stack([order.at(step) for order in orders]).to(device)]
+        if step == 1:
+            initialise_actnorm(flow.with_rows(state.theta, fixed), x)
+        running: dict[str, Tensor] = {}
+        loss = -flow.with_rows(theta, fixed).log_prob(x, batch=running).mean(1)
+        (grad,) = torch.autograd.grad(loss.sum(), theta)
+        with torch.no_grad():
+            norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
+            if note_divergence(torch.isfinite(loss) & torch.isfinite(norm[:, 0])):
+                groups = alike()
+            state.grad_norm = norm
+            grad.mul_((clip / norm).clamp_(max=1.0))
+            factor = lr_factor(step, steps=recipe.steps, warmup=recipe.warmup, schedule=recipe.schedule)
+            gradients, taken = grad.unbind(0), torch.tensor(float(step - 1), device=device)
+            for (peak, decay), alive in groups.items():
+                adamw(
+                    *([rows[e][0] for e in alive], [gradients[e] for e in alive]),
+                    *([rows[e][1] for e in alive], [rows[e][2] for e in alive]),
+                    [], [taken.clone() for _ in alive],
+                    fused=True, amsgrad=False, maximize=False, beta1=BETA1, beta2=BETA2, eps=EPSILON,
+                    lr=peak * factor, weight_decay=decay,
+                )  # fmt: skip
+            if running:
+                going, blocks = (state.diverged_at < 0)[:, None], flow.fixed_layout.blocks(fixed)
+                for name, value in running.items():
+                    blocks[name].copy_(torch.where(going, value, blocks[name]))
+        if step in eval_steps:
+            now = flow.with_rows(state.theta, fixed)
+            scores = {"train": mean_nll(now, seen), "val": mean_nll(now, data.val)}
+            if note_divergence(torch.isfinite(scores["val"])):
+                groups = alike()
+            alive, always = state.diverged_at < 0, torch.full_like(scores["val"], -math.inf)
+            score = torch.stack([scores.get(kind, always)[e] for e, kind in enumerate(recipe.select)])
+            better = alive & ((score < state.best_score) | torch.isneginf(score))
+            for best, value in (("best_score", score), ("best_theta", state.theta), ("best_fixed", fixed)):
+                getattr(state, best)[better] = value[better]
+            state.best_step[better] = step
+            rates = torch.tensor(recipe.lr, device=device, dtype=torch.float64) * factor
+            row = torch.stack([scores["train"], scores["val"], norm[:, 0].double(), rates], 1)
+            state.curves[:, eval_steps.index(step)] = torch.where(alive[:, None], row, math.nan)
+            if step in snapshot_steps and recipe.snapshot_points:
+                with torch.no_grad():
+                    state.snapshots[:, snapshot_steps.index(step)] = now.forward(base)[0]
+
+
+def outcome(state: State, flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, History]:
+    """The kept weights of a training, and what was seen on the way; every number in nats per point.
+
+    Kept are, per member, the weights with the lowest validation or training NLL among the evaluations before it
+    diverged (`select` "val" or "train"), or the last ones. The training NLL is that of the first points, as many as
+    there are validation points.
+    """
+    steps, snapshot_steps = evaluation_steps(recipe)
+    curves = dict(zip(CURVES, state.curves.unbind(2), strict=True))
+    history = History(
+        steps=steps, **curves,
+        best_step=state.best_step.tolist(), diverged_at=[s if s >= 0 else None for s in state.diverged_at.tolist()],
+        base=snapshot_base(flow, data, recipe), snapshots=state.snapshots, snapshot_steps=snapshot_steps,
+    )  # fmt: skip
+    return flow.with_rows(state.best_theta, state.best_fixed), history
 
 
 def fit(flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, History]:
-    """Train every member of a stack by Adam on its own mini-batches; return the kept weights and the history.
-
-    A member whose loss, gradient or validation NLL turns non-finite is frozen and its step noted in `diverged_at`;
-    its mates never notice. Kept are, per member, the weights with the lowest validation or training NLL among the
-    evaluations before that (`select` "val" or "train"), or the last ones. The training NLL is that of the first
-    points, as many as there are validation points.
+    """Train a stack from its first step to its last: :func:`begin`, :func:`advance`, :func:`outcome`.
 
     Parameters
     ----------
@@ -120,105 +289,7 @@ def fit(flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, Hist
         Training and validation points, on the device and in the dtype of the flow.
     recipe
         Steps, batch size, learning rates, clipping, evaluations.
-
-    Returns
-    -------
-    (FlowStack, History)
-        The kept weights, and what was seen on the way. Every number in nats per point.
     """
-    n_members, device = flow.n_members, flow.theta.device
-    theta = flow.theta.clone().requires_grad_()
-    fixed = flow.fixed.clone()
-    peak = torch.tensor(recipe.lr, device=device, dtype=theta.dtype)[:, None]
-    clip = torch.tensor(recipe.grad_clip, device=device, dtype=theta.dtype)[:, None]
-    decay = torch.tensor(recipe.weight_decay, device=device, dtype=theta.dtype)[:, None]
-    shufflers = [
-        _Shuffler(n, recipe.batch_points, stream(seed, "batches"))
-        for n, seed in zip(data.sizes, data.seeds, strict=True)
-    ]
-    member = torch.arange(n_members, device=device)[:, None]
-    first, second = torch.zeros_like(flow.theta), torch.zeros_like(flow.theta)
-    alive = torch.ones(n_members, dtype=torch.bool, device=device)
-    diverged_at: list[int | None] = [None] * n_members
-    frozen: list[int] = []
-    decays = any(recipe.weight_decay)
-    grad_norm = torch.full((n_members, 1), math.nan, device=device, dtype=theta.dtype)
-
-    base = torch.stack(
-        [base_sample(flow.arch.base, (recipe.snapshot_points, flow.arch.dim), stream(s, "base")) for s in data.seeds]
-    ).to(flow.theta)
-    eval_steps = log_spaced(recipe.steps, recipe.n_evals)
-    last, k = len(eval_steps) - 1, recipe.n_snapshots
-    snapshot_steps = sorted({eval_steps[last - round(i * last / max(k - 1, 1))] for i in range(k)})
-    seen = data.train[:, : data.val.shape[1]]
-    selector = {kind: torch.tensor([s == kind for s in recipe.select], device=device) for kind in ("val", "train")}
-    best_theta, best_fixed = flow.theta.clone(), flow.fixed.clone()
-    best_score = torch.full((n_members,), math.inf, dtype=torch.float64, device=device)
-    best_step = torch.zeros(n_members, dtype=torch.long, device=device)
-    rows: list[tuple[Tensor, ...]] = []
-    snapshots: list[Tensor] = []
-
-    def freeze(bad: Tensor, step: int) -> None:
-        for e in torch.nonzero(bad & alive).flatten().tolist():
-            diverged_at[e] = step
-        alive.logical_and_(~bad)
-        frozen.extend(e for e in range(n_members) if diverged_at[e] == step)
-
-    for step in range(1, recipe.steps + 1):
-        index = torch.stack([s.take() for s in shufflers]).to(device)
-        x = data.train[member, index]
-        if step == 1:
-            start = flow.with_rows(theta.detach(), fixed)
-            initialise_actnorm(start, x)
-        running: dict[str, Tensor] = {}
-        loss = -flow.with_rows(theta, fixed).log_prob(x, batch=running).mean(1)
-        (grad,) = torch.autograd.grad(loss.sum(), theta)
-        with torch.no_grad():
-            grad_norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
-            finite = torch.isfinite(loss) & torch.isfinite(grad_norm[:, 0])
-            if not bool((finite | ~alive).all()):
-                freeze(~finite, step)
-            grad.mul_((clip / grad_norm).clamp_(max=1.0))
-            if len(frozen):
-                grad[frozen] = 0.0
-            first.lerp_(grad, 1 - BETA1)
-            second.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
-            factor = lr_factor(step, steps=recipe.steps, warmup=recipe.warmup, schedule=recipe.schedule)
-            rate = torch.where(alive[:, None], peak * factor, 0.0)
-            if decays:
-                theta.mul_(1 - rate * decay)
-            scale = (second / (1 - BETA2**step)).sqrt_().add_(EPSILON)
-            theta.addcdiv_(first * (rate / (BETA1**step - 1)), scale)
-            if running:
-                views = flow.fixed_layout.views(fixed)
-                for name, value in running.items():
-                    views[name].copy_(torch.where(alive.view(-1, 1, 1), value, views[name]))
-        if step in eval_steps:
-            now = flow.with_rows(theta.detach(), fixed)
-            train_nll, val_nll = mean_nll(now, seen), mean_nll(now, data.val)
-            freeze(~torch.isfinite(val_nll), step)
-            score = torch.where(selector["train"], train_nll, val_nll)
-            always = ~(selector["val"] | selector["train"])
-            better = alive & ((score < best_score) | always)
-            best_score = torch.where(better, score, best_score)
-            best_step = torch.where(better, step, best_step)
-            best_theta = torch.where(better[:, None], theta.detach(), best_theta)
-            best_fixed = torch.where(better[:, None], fixed, best_fixed)
-            nan = torch.tensor(math.nan, device=device, dtype=torch.float64)
-            row = (train_nll, val_nll, grad_norm[:, 0].double(), (peak[:, 0] * factor).double())
-            rows.append(tuple(torch.where(alive, v, nan) for v in row))
-            if step in snapshot_steps and recipe.snapshot_points:
-                with torch.no_grad():
-                    snapshots.append(now.forward(base)[0])
-        if not bool(alive.any()):
-            break
-
-    columns = [torch.stack(c) for c in zip(*rows, strict=True)] if rows else [torch.empty(0, n_members)] * 4
-    history = History(
-        steps=eval_steps[: len(rows)],
-        train_nll=columns[0], val_nll=columns[1], grad_norm=columns[2], lr=columns[3],
-        best_step=best_step.tolist(), diverged_at=diverged_at, base=base,
-        snapshots=torch.stack(snapshots) if snapshots else base.new_zeros(0, *base.shape),
-        snapshot_steps=snapshot_steps[: len(snapshots)],
-    )  # fmt: skip
-    return flow.with_rows(best_theta, best_fixed), history
+    state = begin(flow, data, recipe)
+    advance(state, flow, data, recipe, until=recipe.steps)
+    return outcome(state, flow, data, recipe)

@@ -1,12 +1,16 @@
 """Shared cases: a small spec, and the command line run in this process."""
 
 import logging
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+import nfexp as package
 from nfexp import spec as specs
 from nfexp.cli import conf_dir, main
 
@@ -35,13 +39,13 @@ def nfexp(tmp_path, monkeypatch, capsys):
     """Call the command line in an empty folder; gives (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str) -> tuple[int, str, str]:
+    def call(*arguments: str, entry=main) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["nfexp", *arguments])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         code = 0
         handlers, level = logging.root.handlers[:], logging.root.level
         try:
-            main()
+            entry()
         except SystemExit as stop:
             code = stop.code or 0
         finally:
@@ -65,3 +69,62 @@ SMALL = (
 @pytest.fixture
 def small_args():
     return SMALL
+
+
+class Sweep(subprocess.Popen):
+    """A sweep in a process (and a process group) of its own, with its folder `s`."""
+
+    def __init__(self, cwd, *arguments, path="", limits=""):
+        home = os.pathsep.join(filter(None, [str(path), str(Path(package.__file__).parents[1])]))
+        given = {a.split("=")[0] for a in arguments}
+        small = [a for a in SMALL if a.split("=")[0] not in given]
+        command = [sys.executable, "-m", "nfexp", "-m", *small, "record=none", "hydra.sweep.dir=s", *arguments]
+        shell = ["sh", "-c", f'{limits} exec "$@"', "sh", *command]
+        environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | {"PYTHONPATH": home}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        super().__init__(shell, cwd=cwd, env=environment, **pipes)
+        self.folder = Path(cwd) / "s"
+
+    def finished(self):
+        return sorted(self.folder.glob("*/result.json"))
+
+    def wait_for(self, what, seconds=120):
+        """Wait until `what()` is true or the sweep has ended."""
+        deadline = time.monotonic() + seconds
+        while not what() and self.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert what(), "waited in vain"
+
+    def family(self):
+        """Process ids of its descendants."""
+        found, pending = [], [self.pid]
+        while pending:
+            parent = pending.pop()
+            for listed in Path(f"/proc/{parent}/task").glob("*/children"):
+                pending += [int(child) for child in listed.read_text().split()]
+            found.append(parent)
+        return found[1:]
+
+    def workers(self):
+        """Those of its descendants that work: forked from the one that has torch loaded."""
+        below = {}
+        for pid in self.family():
+            with_parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            below.setdefault(int(with_parent[1]), []).append(pid)
+        return below.get(max((p for p in below if p != self.pid), default=0), [])
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Start a sweep of small runs as its users do; what is left of it is ended with the test."""
+    started = []
+
+    def start(*arguments, cwd=tmp_path, **options):
+        started.append(Sweep(cwd, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=60)

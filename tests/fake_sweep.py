@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import zlib
@@ -21,7 +22,7 @@ CENTRE: dict[str, Any] = {
     "flow.coupling": "affine", "flow.conditioner": "separate", "flow.norm": "none", "flow.norm_every": 2,
     "flow.base": "normal", "train.steps": 2000, "train.batch_size": 256, "train.lr": 0.005,
     "train.schedule": "cosine", "train.warmup": 50, "train.grad_clip": 5.0,
-    "train.weight_decay": 0.0, "train.select": "val",
+    "train.weight_decay": 0.0, "train.matmul_precision": "highest", "train.select": "val",
     "train.n_evals": 20, "record.samples": 200, "record.snapshots": 13, "record.grid": 0, "record.walk": 0,
     "seed": 0, "device": "cpu",
 }  # fmt: skip
@@ -275,6 +276,17 @@ def ablation_runs(
                         metrics[key] = type(metrics[key])(max(metrics[key] + scale * (shared + own), 1e-3))
                 runs.append((overrides, metrics, status))
     return runs
+
+
+def grid_runs(seeds: int = 5, targets: Iterable[str] = TARGETS) -> list[Run]:
+    """A full grid of flows, depth, samples and activation: 500 cells a target, most far from the centre."""
+    axes = {
+        "data.name": targets, "flow.n_flows": (1, 2, 3, 6, 12), "flow.hidden_depth": (1, 2, 3, 4),
+        "data.n_samples": (100, 200, 400, 2000, 4000), "seed": range(seeds),
+        "flow.activation": ("relu", "leaky_relu", "tanh", "silu", "elu"),
+    }  # fmt: skip
+    cells = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return [(cell, paper_effects(centre(cell["data.name"]) | cell), "completed") for cell in cells]
 
 
 def ablation_sweep(

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: runs, sweeps, dry runs, other launchers, and every kind of bad input."""
+"""The command line as its users meet it: runs, sweeps, dry runs, other launchers."""
 
 import json
 import re
@@ -12,8 +12,6 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 import nfexp as package
-from nfexp import figures
-from nfexp import report as reporting
 from nfexp.cli import conf_dir, spec_of
 
 EXPERIMENTS = sorted(p.stem for p in (Path(conf_dir()) / "experiment").glob("*.yaml"))
@@ -98,168 +96,12 @@ def test_every_experiment_composes(nfexp, experiment):
         spec_of(compose("config", [f"experiment={experiment}"]))
 
 
-GRIDS = {
-    "union without duplicates": (["+hydra.sweeper.grids.a={seed:[0,1]}", "+hydra.sweeper.grids.b={seed:[1,2]}"], 3),
-    "product": (["+hydra.sweeper.grids.a={seed:[0,1],flow.n_flows:[1,2]}"], 4),
-    "zip": (["+hydra.sweeper.grids.a={zip:{seed:[0,1],flow.n_flows:[1,2]}}"], 2),
-    "list of grids": (["+hydra.sweeper.grids.a=[{seed:[0,1]},{flow.n_flows:[1,2]}]"], 4),
-    "params multiply": (["+hydra.sweeper.grids.a={seed:[0,1]}", "+hydra.sweeper.params.data=[moons,circles]"], 4),
-    "range in text": (["+hydra.sweeper.params.seed='range(3)'"], 3),
-    "the command line restricts": (["+hydra.sweeper.grids.a={seed:[0,1,2]}", "seed=1,2,9"], 2),
-    "one value in two spellings": (["train.lr=1e-3,0.001"], 1),
-    "a default spelled out": (["+hydra.sweeper.grids.a={flow.n_flows:[6,7]}", "+hydra.sweeper.grids.b={seed:0}"], 2),
-}
-
-
-@pytest.mark.parametrize(("arguments", "n"), GRIDS.values(), ids=GRIDS)
-def test_grids(nfexp, arguments, n):
-    code, out, err = nfexp("-m", *arguments, "dry_run=true")
-    assert code == 0, err
-    assert f"\n{n} runs (" in out
-
-
-BAD = {
-    "unknown key": (["flow.n_layers=3"], "flow.n_layers: expected a key of the configuration .*; got an unknown one"),
-    "unknown group option": (["data=moon"], "data: expected one of banana, checkerboard, circles, .*; got 'moon'"),
-    "unknown experiment": (["-m", "experiment=nope"], "experiment: expected one of ablate_activation, .*; got 'nope'"),
-    "wrong type": (["flow.n_flows=many"], "flow.n_flows: expected an integer >= 1 .*; got 'many'"),
-    "out of range": (["flow.n_flows=0"], "flow.n_flows: expected an integer >= 1 .*; got 0"),
-    "in a sweep, late": (["-m", "flow.n_flows=1,2,0"], "flow.n_flows: expected an integer >= 1 .*; got 0"),
-    "unknown key in a sweep": (["-m", "flow.layers=1,2"], "flow.layers: expected a key of .*; got an unknown one"),
-    "unknown activation": (["flow.activation=gelu"], "flow.activation: expected one of relu, .*; got 'gelu'"),
-    "unknown mask": (["-m", "flow.mask=fixed,odd"], "flow.mask: expected one of alternating, .*; got 'odd'"),
-    "too few samples": (["data.n_samples=1"], "data.n_samples: expected an integer >= 2 .*; got 1"),
-    "noise 0": (["data.noise=0"], "data.noise: expected a number > 0 .*; got 0"),
-    "noise out of reach": (["data.noise=1e-9"], "data.noise: expected at most .*; got a noise so small .*"),
-    "unprintable text": (["data=text", "data.text='  '"], "data.text: expected .*; got '  '"),
-    "empty grid": (["-m", "+hydra.sweeper.grids.a={seed:[]}"], r"hydra.sweeper.grids.a.seed: expected .*; got \[\]"),
-    "grid of nothing": (["-m", "+hydra.sweeper.grids.a=3"], "hydra.sweeper.grids.a: expected a grid.*; got 3"),
-    "zip of two lengths": (
-        ["-m", "+hydra.sweeper.grids.a={zip:{seed:[0,1],flow.n_flows:[1]}}"],
-        "hydra.sweeper.grids.a.zip: expected lists of one length; got .*",
-    ),
-    "grids that do not agree": (
-        ["-m", "+hydra.sweeper.grids.a={seed:[0,1]}", "seed=7"],
-        "hydra.sweeper.grids: expected at least one run; got none.*",
-    ),
-    "grids are no group": (["-m", "hydra.sweeper.grids=3"], "hydra.sweeper.grids: expected a group of keys; got 3"),
-    "zip is no group": (
-        ["-m", "+hydra.sweeper.grids.a={zip:3}"],
-        "hydra.sweeper.grids.a.zip: expected keys with lists of values; got 3",
-    ),
-    "a key twice in a grid": (
-        ["-m", "+hydra.sweeper.grids.a={zip:{seed:[0,1]},seed:[3]}"],
-        "hydra.sweeper.grids.a.seed: expected a key in the grid or in its zip; got it in both",
-    ),
-    "two experiments": (["-m", "experiment=ablate_mask,ablate_norm"], "experiment: expected one value, .*; got .*"),
-    "an experiment without -m": (
-        ["experiment=ablate_mask"],
-        "hydra.sweeper.grids: expected nfexp -m.*",
-    ),
-    "a dry single run": (["dry_run=true"], "dry_run: expected nfexp -m .*; got a single run"),
-    "a dry run of no sort": (["-m", "seed=0,1", "dry_run=maybe"], "dry_run: expected true or false; got 'maybe'"),
-    "a name with a path": (["-m", "name=../../evil", "seed=0,1"], "name: expected letters, .*; got '../../evil'"),
-    "unknown configuration": (
-        ["--config-name", "nope"],
-        "configuration: expected a file .*; got 'nope'",
-    ),
-    "max_stack": (["-m", "hydra.launcher.max_stack=0"], "hydra.launcher.max_stack: expected an integer >= 1; got 0"),
-    "syntax": (["flow.n_flows=[1"], ".*flow.n_flows=.*"),
-    "sweep without -m": (["flow.n_flows=1,2"], ".*flow.n_flows=1,2.*"),
-    "unwritable folder": (["hydra.run.dir=/proc/nfexp"], "/proc/nfexp.*: expected a folder nfexp can write to; got .*"),
-    "unwritable sweep": (
-        ["-m", "seed=0,1", "hydra.sweep.dir=/proc/nfexp"],
-        "/proc/nfexp.*: expected a folder nfexp can write to; got .*",
-    ),
-}
-
-
-BAD_FOLDERS = {
-    "report on nothing there": (["nfexp-report", "absent"], ".*absent: expected a directory; got nothing there"),
-    "report without runs": (["nfexp-report", "empty"], ".*empty: expected a finished run .*; got none"),
-    "report on a half-written run": (["nfexp-report", "half"], ".*half: expected a finished run .*; got none"),
-    "report on a newer schema": (["nfexp-report", "newer"], ".*expected schema_version at most 1; got 99"),
-    "plot of a broken record": (["nfexp-plot", "broken"], ".*result.json: expected readable JSON; got .*"),
-    "plot of an unknown figure": (["nfexp-plot", "run", "figures=maps"], "figures: expected one of .*; got 'maps'"),
-}
-
-
-def lay_out_folders():
-    from fake_sweep import write_sweep
-
-    for name, record in {"newer": '{"schema_version": 99}', "broken": '{"schema_'}.items():
-        Path(name).mkdir()
-        (Path(name) / "result.json").write_text(record)
-    Path("empty").mkdir()
-    Path("half/0000/.hydra").mkdir(parents=True)
-    (Path("half/0000") / ".result.json.x1").write_text('{"schema_version": 1, "sta')
-    write_sweep("run", [({"seed": 0}, {}, "completed")])
-
-
-@pytest.mark.parametrize(("arguments", "message"), (BAD | BAD_FOLDERS).values(), ids=BAD | BAD_FOLDERS)
-def test_bad_input(nfexp, capsys, arguments, message):
-    commands = {"nfexp-report": reporting.main, "nfexp-plot": figures.main}
-    if arguments[0] in commands:
-        lay_out_folders()
-        before = sorted(Path().rglob("*"))
-        code = commands[arguments[0]](arguments[1:])
-        out, err = capsys.readouterr()
-    else:
-        before = []
-        code, out, err = nfexp(*arguments)
-        message = "nfexp: " + message
-    assert code != 0
-    lines = err.strip().splitlines()
-    assert len(lines) == 1 and re.fullmatch(message, lines[0]), err
-    assert "Traceback" not in out + err
-    assert sorted(Path().rglob("*")) == before
-
-
-def test_a_failed_run_is_recorded_and_its_mates_finish(nfexp, small_args, monkeypatch):
-    from nfexp import run
-
-    whole = run.run_stack
-
-    def breaks(specs, **kwargs):
-        if any(s.seed == 1 for s in specs):
-            raise MemoryError("no room")
-        return whole(specs, **kwargs)
-
-    monkeypatch.setattr(run, "run_stack", breaks)
-    code, _, err = nfexp("-m", *small_args, "record=none", "seed=range(3)", "hydra.sweep.dir=s")
-    assert code != 0 and "no room" in err
-    assert pd.read_csv("s/runs.csv")["status"].tolist() == ["completed", "failed", "completed"]
-
-
-@pytest.mark.parametrize("how", [("hydra.run.dir=out",), ("-m", "seed=0,1", "hydra.sweep.dir=out")])
-def test_finished_results_are_never_overwritten(nfexp, small_args, how):
-    assert nfexp(*how, *small_args, "record=none")[0] == 0
+def test_a_finished_run_is_never_overwritten(nfexp, small_args):
+    assert nfexp("hydra.run.dir=out", *small_args, "record=none")[0] == 0
     before = {p: p.read_bytes() for p in finished()}
-    code, _, err = nfexp(*how, *small_args, "record=none", "flow.n_flows=2")
-    assert code != 0 and re.search(r"out: expected a new or empty folder; got one that holds (result|sweep)\.json", err)
+    code, _, err = nfexp("hydra.run.dir=out", *small_args, "record=none", "flow.n_flows=2")
+    assert code != 0 and re.search(r"out: expected a new or empty folder; got one that holds result\.json", err)
     assert {p: p.read_bytes() for p in finished()} == before
-
-
-def test_a_full_disk_stops_the_sweep(nfexp, small_args, monkeypatch):
-    from nfexp import record
-
-    def full(folder, result):
-        raise OSError(28, "No space left on device", str(folder))
-
-    monkeypatch.setattr(record, "write_run", full)
-    code, _, err = nfexp("-m", *small_args, "record=none", "seed=0,1", "hydra.sweep.dir=s")
-    assert code != 0 and "No space left on device" in err and "Traceback" not in err
-
-
-def test_what_is_recorded_does_not_restrict_the_grids(nfexp):
-    for record in ([], ["record=none"]):
-        _, out, _ = nfexp("-m", "experiment=ablate_corners", "data=moons", "seed=0", "dry_run=true", *record)
-        assert "\n7 runs (" in out
-
-
-def test_interpolated_overrides_of_a_sweep(nfexp):
-    code, out, err = nfexp("-m", "train.warmup=${train.steps}", "seed=0,1", "dry_run=true")
-    assert code == 0 and "\n2 runs (" in out, err
 
 
 def test_a_write_that_breaks_leaves_the_old_file(tmp_path):
@@ -270,40 +112,3 @@ def test_a_write_that_breaks_leaves_the_old_file(tmp_path):
         temporary.write_text("half")
         raise OSError("disk full")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x.csv", "old")]
-
-
-def test_stacks_hold_what_may_train_together(make_spec):
-    from hydra_plugins.nfexp.stack_launcher import plan
-    from nfexp.spec import stack_key
-
-    specs = [make_spec(seed=s, flow__n_flows=f) for s in range(10) for f in (1, 2)] + [make_spec(flow__n_flows=12)]
-    stacks = plan(specs, max_stack=4)
-    assert sorted(i for stack in stacks for i in stack) == list(range(21))
-    assert all(len({stack_key(specs[i]) for i in stack}) == 1 and len(stack) <= 4 for stack in stacks)
-    assert sorted(map(len, stacks)) == [1, 3, 3, 3, 3, 4, 4]
-    assert sorted(map(len, plan(specs[::2][:10], max_stack=32, workers=2))) == [5, 5]
-
-
-def test_an_interrupted_sweep_keeps_its_finished_runs(tmp_path, small_args):
-    import signal
-    import subprocess
-    import sys
-    import time
-
-    command = [sys.executable, "-m", "nfexp", "-m", *small_args, "record=none", "hydra.sweep.dir=s"]
-    command += ["flow.n_flows=1,2", "train.steps=20,100000", "hydra.launcher.workers=4"]
-    sweep = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=source_path())
-    deadline = time.monotonic() + 120
-    while len(finished(tmp_path)) < 2 and time.monotonic() < deadline and sweep.poll() is None:
-        time.sleep(0.1)
-    sweep.send_signal(signal.SIGINT)
-    _, err = sweep.communicate(timeout=60)
-    assert sweep.returncode == 130 and "interrupted; finished runs are kept" in err and "Traceback" not in err
-    runs = package.load_runs(tmp_path / "s")
-    assert sorted(runs["status"]) == ["completed", "completed", "missing", "missing"]
-
-
-def source_path():
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}

@@ -80,6 +80,15 @@ def test_log_det_equals_autodiff(changes):
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_gradients_equal_finite_differences(changes):
+    flow = random_flow(2, **{"hidden_width": 4, "n_flows": 2, "norm_every": 1} | changes)
+    x = points(flow, 3).requires_grad_()
+    batch = {} if flow.arch.norm == "batchnorm" else None
+    log_prob = lambda theta, x: flow.with_rows(theta, flow.fixed).log_prob(x, batch=batch)  # noqa: E731
+    assert torch.autograd.gradcheck(log_prob, (flow.theta.requires_grad_(), x))
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_inverse_round_trip(changes):
     flow = random_flow(5, **changes)
     x = points(flow, 20)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "nfexp"
-STEPS = "files spec nn data flow train run record table stats claims figures report cli __main__"
+STEPS = "files spec nn data flow train run record work engines sweep table stats claims figures report cli __main__"
 ORDER = tuple(STEPS.split(" "))
 
 
@@ -37,6 +37,6 @@ def test_the_numeric_core_knows_nothing_of_hydra_or_pandas():
 
 
 def test_reports_and_plugins_start_without_torch():
-    plugins = "hydra_plugins.nfexp.stack_launcher, hydra_plugins.nfexp.grids_sweeper"
+    plugins = "nfexp.cli, hydra_plugins.nfexp.stack_launcher, hydra_plugins.nfexp.grids_sweeper"
     code = f"import sys, nfexp.report, nfexp.figures, {plugins}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

@@ -11,6 +11,7 @@ from fake_sweep import METRICS, ablation_sweep, centre, write_run, write_sweep
 from nfexp.table import (
     CONFIG,
     ReportError,
+    collect,
     infer_centres,
     load_arrays,
     load_histories,
@@ -212,13 +213,23 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_errors(sweep, case):
+def test_a_bad_file_is_skipped_with_one_line(sweep, case, caplog):
     spoil, message = ERRORS[case]
     spoil(sweep)
-    with pytest.raises(ReportError) as caught:
-        load_runs(sweep)
-    shown = str(caught.value)
-    assert message in shown and "\n" not in shown and shown.startswith(str(sweep))
+    found = collect(sweep)
+    (line,) = caplog.messages
+    assert message in line and "\n" not in line and line.startswith(f"skipped: {sweep}")
+    assert line == f"skipped: {found.skipped[0]}" and len(found.skipped) == 1
+    plan = case.startswith("plan: ")
+    assert found.runs["status"].tolist() == ["completed" if plan else "missing", *["completed"] * 5]
+    assert found.reasons == ({} if plan else {str(sweep / "000"): "skipped: not a readable record"})
+
+
+def test_nothing_but_bad_files_is_an_error(tmp_path):
+    folder = write_sweep(tmp_path / "one", SIX[:1])
+    result_with(schema_version=2)(folder)
+    with pytest.raises(ReportError, match=r"000/result.json: expected schema_version at most 1; got 2$"):
+        load_runs(folder)
 
 
 def test_errors_of_directories(tmp_path):
@@ -235,9 +246,8 @@ def test_errors_of_directories(tmp_path):
 
 def test_a_long_value_is_cut(sweep):
     config_with("flow.n_flows", "x\n" * 10_000)(sweep)
-    with pytest.raises(ReportError) as caught:
-        load_runs(sweep)
-    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+    (error,) = collect(sweep).skipped
+    assert len(str(error)) < 400 and "\n" not in str(error)
 
 
 def test_links_are_not_followed(sweep, tmp_path):
@@ -287,10 +297,12 @@ HISTORIES = ["", "step,train_nll\n1,2\n", HEAD + "1,2,3,4,x\n", HEAD + "1,2,3,4,
 
 
 @pytest.mark.parametrize("content", HISTORIES)
-def test_history_errors(sweep, content):
+def test_a_bad_history_is_skipped(sweep, content, caplog):
     (sweep / "002" / "history.csv").write_text(content)
-    with pytest.raises(ReportError, match=r"002/history.csv: expected "):
-        load_histories(load_runs(sweep))
+    skipped = []
+    curves = load_histories(load_runs(sweep), skipped=skipped)
+    assert curves["job"].nunique() == 5 and len(skipped) == 1
+    assert caplog.messages == [f"skipped: {skipped[0]}"] and "002/history.csv: expected " in caplog.text
 
 
 def test_a_history_without_rows_adds_none(sweep):

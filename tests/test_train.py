@@ -1,15 +1,20 @@
 """The trainer: stacks equal single runs, divergence stays with its member, weights are kept as asked."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from nfexp import run
+from nfexp.flow import Architecture, build, from_state
 from nfexp.nn import stream
-from nfexp.run import draws, run_stack
-from nfexp.spec import SpecError
-from nfexp.train import _Shuffler, fit, log_spaced, lr_factor, mean_nll
+from nfexp.run import CHECKPOINT, Interrupted, draws, run_stack
+from nfexp.spec import SpecError, flatten, member_bytes
+from nfexp.train import Batches, Order, Recipe, advance, fit, log_spaced, lr_factor, mean_nll
 
 
 def metrics(spec, **kwargs):
@@ -75,7 +80,7 @@ def test_what_a_diverged_run_stores_does_not_depend_on_its_mates(make_spec):
 
 
 def test_a_flow_that_cannot_sample_is_still_a_record(make_spec, monkeypatch, tmp_path):
-    from nfexp import record, run
+    from nfexp import record
 
     monkeypatch.setattr(run, "_clean_distance", lambda spec, generated: math.nan)
     result = run_stack([make_spec()])[0]
@@ -104,8 +109,6 @@ def test_selection_keeps_what_it_says(make_spec):
 def test_kept_weights_give_the_recorded_numbers(make_spec):
     spec = make_spec(train__schedule="constant")
     result = run_stack([spec])[0]
-    from nfexp.flow import Architecture, from_state
-
     flow = from_state(Architecture.of(spec), result.state)
     for split in ("val", "test"):
         x = draws(spec, split)[0].float()[None]
@@ -114,8 +117,6 @@ def test_kept_weights_give_the_recorded_numbers(make_spec):
 
 def test_padding_and_chunks_do_not_change_the_mean(make_spec):
     flow = run_stack([make_spec()])[0]
-    from nfexp.flow import Architecture, from_state
-
     flow = from_state(Architecture.of(make_spec()), flow.state)
     x = torch.randn(1, 90, 2, generator=stream(0, "x"))
     padded = torch.cat([x, torch.full((1, 33, 2), math.nan)], 1)
@@ -123,10 +124,12 @@ def test_padding_and_chunks_do_not_change_the_mean(make_spec):
 
 
 def test_batches_are_passes_without_replacement():
-    s = _Shuffler(10, 4, stream(0, "batches"))
-    taken = torch.cat([s.take() for _ in range(5)])
+    order = Order(n=10, batch=4, seed=0)
+    taken = torch.cat([order.at(step) for step in range(1, 6)])
     assert sorted(taken[:10].tolist()) == list(range(10)) == sorted(taken[10:].tolist())
     assert taken[:10].tolist() != taken[10:].tolist()
+    assert torch.equal(Order(n=10, batch=4, seed=0).at(4), taken[12:16])
+    assert Order(n=3, batch=9, seed=0).at(2).sort().values.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_splits_are_fresh_and_paired_over_architectures(make_spec):
@@ -151,17 +154,12 @@ def test_a_stack_has_one_key(make_spec):
 
 
 def test_an_absent_device_is_said(make_spec, monkeypatch):
-    from nfexp import run
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SpecError, match=r"device: expected a CUDA device .*; got 'cuda'"):
         run.check(make_spec(device="cuda"))
 
 
 def test_fit_leaves_its_input_alone(make_spec):
-    from nfexp.flow import Architecture, build
-    from nfexp.train import Batches, Recipe
-
     x = torch.randn(1, 50, 2, generator=stream(0, "x"))
     flow = build(Architecture.of(make_spec()), masks=["alternating"], seeds=[0], data=x)
     before = flow.theta.clone()
@@ -171,4 +169,62 @@ def test_fit_leaves_its_input_alone(make_spec):
     )  # fmt: skip
     kept, history = fit(flow, Batches(train=x, val=x, sizes=[50], seeds=[0]), recipe)
     assert torch.equal(flow.theta, before) and not torch.equal(kept.theta, before)
-    assert history.snapshots.shape == (3, 1, 4, 2) and history.steps == [1, 2, 3]
+    assert history.snapshots.shape == (1, 3, 4, 2) and history.steps == [1, 2, 3]
+
+
+@pytest.mark.parametrize("norm", ["none", "batchnorm"])
+def test_an_interrupted_training_gives_the_same_numbers(make_spec, tmp_path, norm):
+    specs = [make_spec(seed=s, flow__norm=norm, record__samples=20, train__n_evals=9) for s in range(3)]
+    folders = [tmp_path / str(s) for s in range(3)]
+    whole = run_stack(specs)
+    with pytest.raises(Interrupted, match="told to stop at step"):
+        run_stack(specs, folders=folders, code="a", stop=lambda: True)
+    (folders[1] / CHECKPOINT).unlink()  # this one begins again, the others go on
+    resumed = run_stack(specs, folders=folders, code="a")
+    for a, b in zip(whole, resumed, strict=True):
+        timed = {"seconds", "stack_size"}
+        assert {k: v for k, v in a.metrics.items() if k not in timed} == pytest.approx(
+            {k: v for k, v in b.metrics.items() if k not in timed}, abs=1e-6
+        )
+        for name, array in a.arrays.items():
+            np.testing.assert_array_equal(array, b.arrays[name])
+    assert resumed[0].metrics["stack_size"] == 2 and resumed[1].metrics["stack_size"] == 1
+
+
+@pytest.mark.parametrize("spoil", ["truncated", "other code", "other run"])
+def test_a_checkpoint_that_does_not_fit_is_said_and_not_used(make_spec, tmp_path, spoil, caplog):
+    spec = make_spec(seed=int(spoil == "other run"))
+    with pytest.raises(Interrupted):
+        run_stack([make_spec()], folders=[tmp_path], code="a", stop=lambda: True)
+    if spoil == "truncated":
+        (tmp_path / CHECKPOINT).write_bytes((tmp_path / CHECKPOINT).read_bytes()[:100])
+    result = run_stack([spec], folders=[tmp_path], code="b" if spoil == "other code" else "a")[0]
+    assert "begun again" in caplog.text
+    assert result.metrics["test_nll"] == run_stack([spec])[0].metrics["test_nll"]
+
+
+def test_precision_holds_while_a_stack_trains_and_no_longer(make_spec, monkeypatch):
+    seen = []
+
+    def spy(*args, **kwargs):
+        seen.append(torch.get_float32_matmul_precision())
+        advance(*args, **kwargs)
+
+    monkeypatch.setattr(run, "advance", spy)
+    run_stack([make_spec(train__matmul_precision="high", train__steps=5)])
+    assert set(seen) == {"high"} and torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; a child's ru_maxrss starts at its parent's")
+def test_estimated_memory_is_near_what_a_member_takes(make_spec):
+    spec = make_spec(flow__hidden_width=256, train__batch_size=256, train__steps=5, train__n_evals=2)
+    program = (
+        "import sys; from nfexp.run import *; from nfexp.spec import unflatten; reuse_freed_memory()\n"
+        f"run_stack([unflatten({flatten(spec)!r} | {{'seed': s}}) for s in range(int(sys.argv[1]))])\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    peak = {
+        n: 1024 * int(subprocess.check_output([sys.executable, "-c", program, str(n)], text=True).split()[-1])
+        for n in (2, 10)
+    }
+    assert 0.8 < member_bytes(spec) / ((peak[10] - peak[2]) / 8) < 2.5

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
+import os
 import re
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -23,9 +26,11 @@ from hydra_plugins.nfexp.compose import Composer
 
 if TYPE_CHECKING:
     from nfexp.spec import Spec
+    from nfexp.sweep import Step
 
 log = logging.getLogger(__name__)
 
+ONCE = ("redo", "mixed", "hydra.sweep.dir", "hydra.sweeper.resume")  # not what nfexp-resume is to say again
 Choices = dict[str, list[str]]  # override key → its values, as the command line would spell them
 
 
@@ -34,12 +39,26 @@ def spell(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def same(a: str, b: str) -> bool:
-    """Whether two spellings mean one value: 1e-3 and 0.001."""
-    try:
-        return float(a) == float(b)
-    except ValueError:
-        return yaml.safe_load(a) == yaml.safe_load(b)
+@functools.cache
+def meaning(text: str) -> Any:
+    """What a spelling stands for: 0.001 for 1e-3."""
+    (override,) = OverridesParser.create().parse_overrides([f"value={text}"])
+    return override.value()
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are one: numbers as numbers, but true is no 1."""
+    return isinstance(a, bool) == isinstance(b, bool) and a == b
+
+
+def matches(entry: Choices, values: Mapping[str, Any]) -> bool:
+    """Whether each key of an entry has one of the values that the entry lists."""
+    return all(k in values and any(same(values[k], meaning(v)) for v in listed) for k, listed in entry.items())
+
+
+def spelled(point: Mapping[str, str]) -> list[str]:
+    """A point as overrides."""
+    return [f"{key}={value}" for key, value in point.items()]
 
 
 def since(begun: float) -> str:
@@ -51,14 +70,46 @@ def changes_no_number(key: str) -> bool:
     return key in ("record", "name", "device") or key.startswith("record.")
 
 
+class Common(NamedTuple):
+    """What every grid is multiplied by: `params`, the rows of the sweeper's `zip`, the command line.
+
+    `narrows` says whether the command line restricts the keys of grids and replaces those of `params`, or yields.
+    """
+
+    params: Choices
+    rows: list[dict[str, str]]
+    cli: Choices
+    narrows: bool = True
+
+
 class GridsSweeper(Sweeper):
-    def __init__(self, params: Mapping[str, Any], grids: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, Any] | None,
+        zip: Mapping[str, Any] | None,
+        grids: Mapping[str, Any] | Sequence[Any] | None,
+        exclude: Sequence[Mapping[str, Any]] | None,
+        repeats: int,
+        resume: bool,
+    ) -> None:
         from nfexp.spec import SpecError
 
-        for key, value in {"params": params, "grids": grids}.items():
-            if not OmegaConf.is_dict(value) and not isinstance(value, dict):
-                raise SpecError(f"hydra.sweeper.{key}", "a group of keys", value)
-        self.params, self.grids = params, grids
+        given = {"params": params, "zip": zip, "grids": grids, "exclude": exclude, "repeats": repeats, "resume": resume}
+        given = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in given.items()}
+        expected: dict[str, tuple[Any, str]] = {
+            "params": (dict | None, "a group of keys"),
+            "zip": (dict | None, "keys with lists of values"),
+            "grids": (dict | list | None, "grids by name, or a list of grids"),
+            "exclude": (list | None, "a list of {key: value}"),
+            "repeats": (int, "an integer >= 1"),
+            "resume": (bool, "true or false"),
+        }
+        for key, (kind, words) in expected.items():
+            value = given[key]
+            if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 1)):
+                raise SpecError(f"hydra.sweeper.{key}", words, value)
+        self.params, self.zip, self.grids = (given[key] or {} for key in ("params", "zip", "grids"))
+        self.exclude, self.repeats, self.resume = given["exclude"] or [], repeats, resume
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -72,10 +123,9 @@ class GridsSweeper(Sweeper):
 
         parser, choices = OverridesParser.create(config_loader=self.hydra_context.config_loader), {}
         for key, value in entries.items():
-            listed = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
-            if isinstance(listed, Mapping) or listed == []:
-                raise SpecError(f"{where}.{key}", "a value or a list of values", listed)
-            text = ",".join(map(spell, listed)) if isinstance(listed, list | tuple) else spell(listed)
+            if isinstance(value, Mapping) or value == []:
+                raise SpecError(f"{where}.{key}", "a value or a list of values", value)
+            text = ",".join(map(spell, value)) if isinstance(value, list) else spell(value)
             (override,) = parser.parse_overrides([f"{key}={text}"])
             if override.is_sweep_override() and not override.is_discrete_sweep():
                 raise SpecError(f"{where}.{key}", "a list of values", text)
@@ -83,142 +133,250 @@ class GridsSweeper(Sweeper):
             choices[str(key)] = [str(v) for v in values]
         return choices
 
-    def _expand(self, grid: Any, where: str, params: Choices, cli: Choices) -> Iterator[dict[str, str]]:
-        """The points of one grid: its own keys over `params`, `cli` keeping only what agrees with it.
+    def _rows(self, lists: Mapping[str, Any] | None, where: str) -> list[dict[str, str]]:
+        """The rows of a zip: what its lists hold side by side. Without lists, one empty row."""
+        from nfexp.spec import SpecError
+
+        if lists is not None and not isinstance(lists, dict):
+            raise SpecError(where, "keys with lists of values", lists)
+        columns = self._choices(lists or {}, where)
+        if len({len(v) for v in columns.values()}) > 1:
+            lengths = ", ".join(f"{k}: {len(v)}" for k, v in columns.items())
+            raise SpecError(where, "lists of one length", lengths)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] or [{}]
+
+    def _expand(self, grid: Any, where: str, common: Common) -> Iterator[dict[str, str]]:
+        """The points of one grid: its own keys over `params`, the command line keeping only what agrees with it.
 
         What a run records is no such key: there the command line simply wins.
         """
         from nfexp.spec import SpecError, Words
 
-        if OmegaConf.is_list(grid):
+        if isinstance(grid, list):
             for i, part in enumerate(grid):
-                yield from self._expand(part, f"{where}[{i}]", params, cli)
+                yield from self._expand(part, f"{where}[{i}]", common)
             return
-        if grid is None or not OmegaConf.is_dict(grid):
+        if not isinstance(grid, dict):
             raise SpecError(where, "a grid: keys with lists of values", grid)
-        side = grid.get("zip") or {}
-        if not OmegaConf.is_dict(side) and side != {}:
-            raise SpecError(f"{where}.zip", "keys with lists of values", side)
-        zipped = self._choices(side, f"{where}.zip")
+        params, outer, cli, narrows = common
+        inner = self._rows(grid.get("zip"), f"{where}.zip")
         own = self._choices({k: v for k, v in grid.items() if k != "zip"}, where)
-        if not own and not zipped and "zip" in grid:
+        if not own and inner == [{}] and "zip" in grid:
             raise SpecError(where, "a grid: keys with lists of values", "nothing")
-        if both := sorted(set(own) & set(zipped)):
+        if both := sorted(own.keys() & inner[0].keys()):
             raise SpecError(f"{where}.{both[0]}", "a key in the grid or in its zip", Words("it in both"))
+        if both := sorted(outer[0].keys() & (own.keys() | inner[0].keys())):
+            raise SpecError(f"hydra.sweeper.zip.{both[0]}", "a key that no grid has", Words(f"one of {where}"))
         own = {k: v for k, v in own.items() if not (k in cli and changes_no_number(k))}
-        if len({len(v) for v in zipped.values()}) > 1:
-            lengths = ", ".join(f"{k}: {len(v)}" for k, v in zipped.items())
-            raise SpecError(f"{where}.zip", "lists of one length", lengths)
-        side_by_side = [dict(zip(zipped, row, strict=True)) for row in zip(*zipped.values(), strict=True)] or [{}]
-        free = {k: v for k, v in (params | cli | own).items() if k not in zipped}
-        for row in side_by_side:
+        rows = [o | i for o in outer for i in inner]
+        every = params | cli if narrows else cli | params
+        asked = {k: v for k, v in cli.items() if narrows and (k in own or k in rows[0])}
+        free = {k: v for k, v in (every | own).items() if k not in rows[0]}
+        for row in rows:
             for values in itertools.product(*free.values()):
                 point = dict(zip(free, values, strict=True)) | row
-                if all(any(same(point[k], v) for v in cli[k]) for k in cli):
+                if matches(asked, {k: meaning(point[k]) for k in asked}):
                     yield point
 
-    def points(self, arguments: Sequence[str]) -> list[list[str]]:
-        """Every job's overrides, duplicates of the configuration not yet dropped."""
-        from nfexp.spec import SpecError
+    def _union(self, common: Common) -> list[dict[str, str]]:
+        grids = self.grids or {"all": {}}
+        named = grids.items() if isinstance(grids, dict) else enumerate(grids)
+        where = "hydra.sweeper.grids.{}" if isinstance(grids, dict) else "hydra.sweeper.grids[{}]"
+        return [point for name, grid in named for point in self._expand(grid, where.format(name), common)]
+
+    def _values(self, point: Mapping[str, str]) -> dict[str, Any]:
+        """What the configuration of a point holds by key, before it is checked, and the option of each group."""
+        task = self.composer.plain(spelled(point))
+        nested = {f"{g}.{k}": v for g, part in task.items() if isinstance(part, dict) for k, v in part.items()}
+        chosen = {k: meaning(v) for k, v in point.items()}
+        plain = {k: v for k, v in task.items() if not isinstance(v, dict)}
+        return dict(self.config.hydra.runtime.choices) | chosen | plain | nested
+
+    def _repeated(self, points: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """Each point with `repeats` seeds, counted from its own."""
+        if self.repeats == 1:
+            return list(points)
+        firsts = [self._values(point).get("seed") for point in points]
+        return [
+            point | {"seed": spell(seed)}
+            for point, first in zip(points, firsts, strict=True)
+            for seed in (range(first, first + self.repeats) if type(first) is int else [first])
+        ]
+
+    def _kept(self, points: Sequence[dict[str, str]], common: Common) -> list[dict[str, str]]:
+        """The points that no entry of `exclude` matches; raises if an entry matches none, for then it is a slip.
+
+        An entry may match what only the command line leaves out: that of an experiment stays right in a part of it.
+        """
+        from nfexp.spec import SpecError, Words
+
+        entries = {f"hydra.sweeper.exclude[{i}]": entry for i, entry in enumerate(self.exclude)}
+        if bad := [where for where, entry in entries.items() if not isinstance(entry, dict) or not entry]:
+            raise SpecError(bad[0], "keys with values", entries[bad[0]])
+        parsed = {where: self._choices(entry, where) for where, entry in entries.items()}
+        if not parsed or not points:
+            return list(points)
+        values = [self._values(point) for point in points]
+        for where, entry in parsed.items():
+            if any(matches(entry, v) for v in values):
+                continue
+            if unknown := [key for key in entry if key not in values[0]]:
+                raise SpecError(f"{where}.{unknown[0]}", "a key of the configuration", Words("an unknown one"))
+            wide = self._repeated(self._union(common._replace(narrows=False)))
+            if not any(matches(entry, self._values(point)) for point in wide):
+                raise SpecError(where, "values that a point of the sweep has", entries[where])
+        return [p for p, v in zip(points, values, strict=True) if not any(matches(e, v) for e in parsed.values())]
+
+    def points(self, arguments: Sequence[str]) -> tuple[list[list[str]], int]:
+        """Every job's overrides, duplicates of the configuration not yet dropped, and how many points are excluded."""
+        from nfexp.cli import CONTROLS
+        from nfexp.spec import SpecError, Words
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         cli: Choices = {}
         for override in parser.parse_overrides(list(arguments)):
             key = override.get_key_element()
             if override.is_sweep_override():
-                if key in ("experiment", "dry_run"):
+                if key == "experiment" or key in CONTROLS:
                     raise SpecError(key, "one value, for it says what the sweep is", override.input_line)
                 cli |= self._choices({key: override.input_line.split("=", 1)[1]}, "command line")
             else:
                 cli[key] = [override.get_value_element_as_str()]
         params = self._choices(self.params, "hydra.sweeper.params")
-        grids = self.grids or {"all": OmegaConf.create({})}
-        found = [p for name, g in grids.items() for p in self._expand(g, f"hydra.sweeper.grids.{name}", params, cli)]
-        return [[f"{k}={v}" for k, v in point.items()] for point in found]
+        common = Common(params, self._rows(self.zip, "hydra.sweeper.zip"), cli)
+        once = self._union(common)
+        counted = once if self.repeats > 1 else []
+        seeds = list(dict.fromkeys(spell(self._values(point).get("seed")) for point in counted))
+        if len(seeds) > 1:
+            several = Words(f"{len(seeds)} seeds: {', '.join(seeds[:4])}{', …' * (len(seeds) > 4)}")
+            raise SpecError("hydra.sweeper.repeats", "1, or a sweep of one seed to count from", several)
+        every = self._repeated(once)
+        kept = self._kept(every, common)
+        return [spelled(point) for point in kept], len(every) - len(kept)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from nfexp.cli import check_all, check_fresh, report, spec_of
+        from nfexp.cli import CONTROLS, check_controls
         from nfexp.spec import SpecError, Words, run_id
+        from nfexp.sweep import locked, read_plan
+        from nfexp.work import check_all
 
-        fixed, dry = [a for a in arguments if not re.fullmatch("dry_run=[^,]*", a)], self.config.dry_run
-        if not isinstance(dry, bool):
-            raise SpecError("dry_run", "true or false", dry)
+        check_controls(self.config)
+        fixed = [a for a in arguments if not re.fullmatch(f"({'|'.join(CONTROLS)})=[^,]*", a)]
         folder = Path(str(self.config.hydra.sweep.dir))  # fixes ${now:…} before any job copies it
-        begun = time.perf_counter()
-        points = self.points(fixed)
-        jobs: dict[str, tuple[list[str], Spec]] = {}
-        for overrides in points:
-            spec = spec_of(self.composer.plain(overrides))
-            jobs.setdefault(run_id(spec), (overrides, spec))
-        if not jobs:
-            raise SpecError("hydra.sweeper.grids", "at least one run", Words("none that agrees with the command line"))
-        specs = [spec for _, spec in jobs.values()]
-        check_all(specs)
-        if dry:
-            print(self._plan_text(specs, dropped=len(points) - len(jobs)))
-            return []
-        check_fresh(folder)
-        self._describe(folder, jobs, fixed)
-        log.info(
-            f"{folder}: {len(points)} jobs, {len(points) - len(jobs)} of them duplicates; {since(begun)} to compose"
-        )
-        results = self.launcher.launch([overrides for overrides, _ in jobs.values()], initial_job_idx=0)
-        begun = time.perf_counter()
-        report(folder)
-        log.info(f"{since(begun)} to report")
-        for result in results:
-            _ = result.return_value  # raises what a failed job raised
-        return results
+        begun, old = time.perf_counter(), read_plan(folder)
+        if self.resume and not old:
+            raise SpecError(str(folder), "the folder of an earlier sweep", Words("one without sweep.json"))
+        try:
+            if not hasattr(self.launcher, "pool") and self.config.fail_fast:
+                raise SpecError("fail_fast", "hydra/launcher=stack, which alone can stop", Words("another launcher"))
+            call = self.launcher.call if hasattr(self.launcher, "pool") else lambda function, *args: function(*args)
+            points, excluded = ([job["overrides"] for job in old.jobs], 0) if self.resume else self.points(fixed)
+            jobs: dict[str, tuple[Sequence[str], Spec]] = {}
+            for overrides in points:
+                spec = self.composer.spec(overrides)
+                jobs.setdefault(run_id(spec), (overrides, spec))
+            if not jobs:
+                none = "none left" if excluded else "none that agrees with the command line"
+                raise SpecError(f"hydra.sweeper.{'exclude' if excluded else 'grids'}", "at least one run", Words(none))
+            call(check_all, [spec for _, spec in jobs.values()])
+            dropped = f"{len(points) - len(jobs)} duplicates dropped" + f", {excluded} excluded" * bool(excluded)
+            if self.config.dry_run:
+                step = self._settled(folder, jobs)
+                print(self._plan_text(step, call, dropped))
+                return []
+            with locked(folder):
+                step = self._settled(folder, jobs)
+                self._begin(folder, step, fixed)
+                log.info(f"{folder}: {len(jobs)} runs; {dropped}; {since(begun)} to compose")
+                return self._launch(folder, step)
+        finally:
+            if hasattr(self.launcher, "close"):
+                self.launcher.close()
 
-    def _plan_text(self, specs: list[Spec], dropped: int) -> str:
-        from nfexp.run import training_rate
-        from nfexp.spec import batch_points, training_cost
+    def _settled(self, folder: Path, jobs: Mapping[str, tuple[Sequence[str], Spec]]) -> Step:
+        from nfexp.sweep import read_plan, settle
 
-        stacks = self.launcher.stacks(specs) if hasattr(self.launcher, "stacks") else [[i] for i in range(len(specs))]
-        lines = [f"{'runs':>5} {'flows':>5} {'depth':>5} {'width':>5} {'batch':>5} {'steps':>6}  architecture"]
+        def place(overrides: Sequence[str], number: int) -> str:
+            return os.path.relpath(self.composer.folder(overrides, number), folder)
+
+        return settle(folder, read_plan(folder), jobs, place, mixed=self.config.mixed, redo=self.config.redo)
+
+    def _launch(self, folder: Path, step: Step) -> list[JobReturn]:
+        """Have the launcher run the jobs, then report; raises if a run failed."""
+        from nfexp.cli import Interrupted, RunFailed, report
+        from nfexp.record import outcome
+
+        returns: list[JobReturn] = []
+        interrupted = False
+        try:
+            for numbers in step.ranges():
+                some = [step.overrides[k] for k in numbers]
+                returns += self.launcher.launch(some, initial_job_idx=numbers.start)
+        except KeyboardInterrupt:
+            interrupted = True
+        ends = {k: outcome(folder / place) for k, place in step.folders.items()}
+        counts = Counter(end.status if end else "not finished" for end in ends.values())
+        begun = time.perf_counter()
+        if counts["not finished"] < len(ends):
+            report(folder)
+            log.info(f"{since(begun)} to report")
+        summary = f"{len(ends)} runs: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+        log.info(summary)
+        if interrupted:
+            raise Interrupted(f"interrupted; {summary}; go on with: nfexp-resume {folder}")
+        for back in returns:
+            if back.status is JobStatus.FAILED and not isinstance(back._return_value, RunFailed):
+                _ = back.return_value  # raises: a run could not be written
+        if failed := [k for k, end in ends.items() if end and end.status == "failed"]:
+            first = f"{folder / step.folders[failed[0]]}: {ends[failed[0]].reason}"
+            raise RunFailed(f"{summary}; the first that failed: {first}")
+        if counts["not finished"] and getattr(self.launcher, "wait", True):
+            raise RunFailed(f"{summary}; go on with: nfexp-resume {folder}")
+        return returns
+
+    def _plan_text(self, step: Step, call: Callable[..., Any], dropped: str) -> str:
+        from nfexp.spec import batch_points, member_bytes, training_cost
+        from nfexp.work import training_rate
+
+        specs = [spec for k, spec in step.specs.items() if k not in step.finished]
+        if not specs:
+            return f"{len(step.finished)} runs are finished: nothing to train; {dropped}"
+        stacks, workers, limits = [[i] for i in range(len(specs))], 1, ""
+        if hasattr(self.launcher, "stacks"):
+            stacks, workers, room = self.launcher.stacks(specs)
+            limits = f"; {workers} stacks at a time, each in at most {room / 1e9:.3g} GB"
+        head = ["runs", "MB", "flows", "depth", "width", "batch", "steps"]
+        lines = [" ".join(f"{name:>6}" for name in head) + "  architecture"]
         for stack in stacks:
             s, f = specs[stack[0]], specs[stack[0]].flow
             rest = f"{f.activation} {f.coupling} {f.conditioner} norm={f.norm} base={f.base}"
-            shape = f"{f.n_flows:>5} {f.hidden_depth:>5} {f.hidden_width:>5} {batch_points(s):>5} {s.train.steps:>6}"
-            lines.append(f"{len(stack):>5} {shape}  {rest}")
+            size = f"{len(stack) * max(member_bytes(specs[i]) for i in stack) / 1e6:.0f}"
+            shape = [len(stack), size, f.n_flows, f.hidden_depth, f.hidden_width, batch_points(s), s.train.steps]
+            lines.append(" ".join(f"{number:>6}" for number in shape) + f"  {rest}")
         targets = ", ".join(f"{n} {t}" for t, n in Counter(s.data.name for s in specs).items())
         steps = sum(s.train.steps for s in specs)
-        seconds = sum(map(training_cost, specs)) / training_rate(specs[0])
+        seconds = sum(map(training_cost, specs)) / call(training_rate, specs[0], workers)
+        kept = f"; {len(step.finished)} more are finished" if step.finished else ""
         lines += [
-            f"{len(specs)} runs ({targets}) in {len(stacks)} stacks; {dropped} duplicates dropped",
-            f"{steps:,} member-steps; about {seconds / 60:.1f} minutes of training on this machine",
+            f"{len(specs)} runs ({targets}) in {len(stacks)} stacks; {dropped}{kept}",
+            f"{steps:,} member-steps; about {seconds / 60:.1f} minutes of training on this machine{limits}",
         ]
         return "\n".join(lines)
 
-    def _describe(self, folder: Path, jobs: Mapping[str, tuple[list[str], Spec]], fixed: list[str]) -> None:
+    def _begin(self, folder: Path, step: Step, fixed: list[str]) -> None:
         """Write what the sweep intends: `multirun.yaml` as Hydra does, and `sweep.json` for the reports."""
-        from nfexp.cli import job_folder, spec_of
         from nfexp.files import replacing
-        from nfexp.spec import SCHEMA_VERSION, flatten, relevant
+        from nfexp.spec import flatten
+        from nfexp.sweep import Plan, begin, read_plan
 
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        with replacing(folder / "multirun.yaml") as path:
+            OmegaConf.save(self.config, path)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         single = [o.input_line for o in parser.parse_overrides(fixed) if not o.is_sweep_override()]
         single = [line for line in single if not line.startswith(("data=", "hydra."))]
-        centres: dict[str, dict[str, Any]] = {}
-        listed = []
-        for k, (identity, (overrides, spec)) in enumerate(jobs.items()):
-            name = spec.data.name
-            if name not in centres:
-                own = [o for o in overrides if o.startswith("data=")]
-                centres[name] = flatten(spec_of(self.composer.plain([*own, *single])))
-            differs = {k: v for k, v in relevant(spec).items() if v != centres[name][k] and k != "seed"}
-            folder_name = job_folder(k)
-            listed.append(
-                {"job": folder_name, "run_id": identity, "data.name": name, "seed": spec.seed,
-                 "overrides": overrides, "config": differs}
-            )  # fmt: skip
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "name": self.config.name,
-            "centres": centres,
-            "jobs": listed,
-        }
-        with replacing(folder / "sweep.json") as temporary:
-            temporary.write_text(json.dumps(document, indent=1))
+        plan = Plan(name=self.config.name, arguments=[a for a in sys.argv[1:] if a.split("=")[0] not in ONCE])
+        for k, spec in step.specs.items():
+            if spec.data.name not in plan.centres:
+                own = [o for o in step.overrides[k] if o.startswith("data=")]
+                plan.centres[spec.data.name] = flatten(self.composer.spec([*own, *single]))
+        begin(folder, read_plan(folder), step, plan)

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import os
+import pickle
 import re
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import fontTools.subset
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from nfexp import stats, table
 from nfexp.figures.clouds import draw_density, draw_gallery, draw_walk
 from nfexp.figures.curves import draw_ablation, draw_convergence, plain
-from nfexp.figures.frames import exemplar, learning_curves
+from nfexp.figures.frames import differences, exemplar, learning_curves
 from nfexp.files import replacing
 from nfexp.table import ReportError
 
 STYLE = Path(__file__).parents[1] / "nfexp.mplstyle"
-FORMATS = {"png": {"Software": None}, "pdf": {"CreationDate": None}}  # the same data give the same bytes
+AXES = 100  # at most this many ablations are drawn; their tables are always written
+PENS, SHARE = 4, 5  # processes that draw, at most, and the figures that are worth starting one for
 CLOUDS = {"gallery": draw_gallery, "density": draw_density, "walk": draw_walk}
 
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # at INFO it logs every table of every font in a PDF
@@ -36,8 +47,13 @@ def swept(frame: pd.DataFrame) -> list[str]:
 
 
 def safe(name: object) -> str:
-    """A name that is fit for a file: letters, digits, dot, dash and underscore."""
-    return re.sub(r"[^\w.-]", "_", str(name), flags=re.ASCII).lstrip(".") or "_"
+    """A name that is fit for a file: letters, digits, dot, dash and underscore; one that was changed ends in a hash.
+
+    >>> safe("flow.norm_every"), safe("../x")
+    ('flow.norm_every', '_x-1fb8ad98')
+    """
+    fit = re.sub(r"[^\w.-]", "_", str(name), flags=re.ASCII).lstrip(".")[:80]
+    return fit if fit == name else f"{fit}-{zlib.crc32(str(name).encode(errors='replace')):08x}"
 
 
 def _title(kind: str, row: Mapping[str, object]) -> str:
@@ -48,12 +64,19 @@ def _title(kind: str, row: Mapping[str, object]) -> str:
     return f"{row['data.name']} · run {row['job']}, seed {row['seed']} ({which}){score}"
 
 
-def plan(runs: pd.DataFrame, sweep: table.Sweep, tables: Mapping[str, pd.DataFrame]) -> dict[str, Callable[[], Figure]]:
-    """Name to drawing function, for every figure that the stored data allow."""
+def plan(
+    runs: pd.DataFrame,
+    sweep: table.Sweep,
+    tables: Mapping[str, pd.DataFrame],
+    skipped: list[ReportError] | None = None,
+) -> dict[str, Callable[[], Figure]]:
+    """Name to drawing function, for every figure that the stored data allow; only what they need is read."""
+    skipped = [] if skipped is None else skipped
     figures: dict[str, Callable[[], Figure]] = {}
-    for axis, frame in tables.items():
+    for axis, frame in list(tables.items())[:AXES]:
         figures[f"ablation_{safe(axis)}"] = partial(draw_ablation, frame, swept(frame))
-    histories = table.load_histories(runs[runs["status"] != "missing"])
+    near = differences(runs, sweep.centres).map(len) < 2  # learning curves are of one axis, or of the centre
+    histories = table.load_histories(runs[near & (runs["status"] != "missing")], skipped=skipped)
     if len(histories):
         wanted = {axis: swept(frame)[0] for axis, frame in tables.items() if len(swept(frame)) == 1}
         for axis, column in {"centre": None, **wanted}.items():
@@ -63,22 +86,79 @@ def plan(runs: pd.DataFrame, sweep: table.Sweep, tables: Mapping[str, pd.DataFra
                 figures[f"convergence_{safe(axis)}"] = partial(draw_convergence, curves, means, title)
     for kind, draw in CLOUDS.items():
         for target in sorted(set(runs["data.name"])):
-            row = exemplar(runs, sweep.centres, target, kind)
+            row = exemplar(runs, sweep.centres, target, kind, skipped=skipped)
             if row is not None:
                 figures[f"{kind}_{safe(target)}"] = partial(draw, row["arrays"], _title(kind, row))
     return figures
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write NAME.png and NAME.pdf; returns the path of the PNG."""
-    FigureCanvasAgg(figure)
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
+    """Write NAME.png and NAME.pdf, the same bytes for the same data; returns the path of the PNG."""
+    canvas = FigureCanvasAgg(figure)
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
         figure.set_layout_engine("none")  # the layout just computed serves both formats
-    for kind, metadata in FORMATS.items():
-        with replacing(folder / f"{name}.{kind}") as temporary:
-            figure.savefig(temporary, format=kind, metadata=metadata)
+    with replacing(folder / f"{name}.png") as temporary:  # savefig would draw everything once more for each format
+        canvas.print_png(temporary, metadata={"Software": None})
+    with replacing(folder / f"{name}.pdf") as temporary:
+        FigureCanvasPdf(figure).print_pdf(temporary, metadata={"CreationDate": None})
     return folder / f"{name}.png"
+
+
+@contextmanager
+def _bare_fonts() -> Iterator[None]:
+    """Embed fonts in PDFs without their tables for shaping text, which no PDF needs and which cost half of its time."""
+    load = fontTools.subset.load_font
+
+    def load_bare(*arguments: Any, **keywords: Any) -> Any:
+        font = load(*arguments, **keywords)
+        for tag in {"GDEF", "GPOS", "GSUB", "kern"} & set(font.keys()):
+            del font[tag]
+        return font
+
+    fontTools.subset.load_font = load_bare
+    try:
+        yield
+    finally:
+        fontTools.subset.load_font = load
+
+
+def draw(folder: Path, tasks: Mapping[str, Callable[[], Figure]]) -> None:
+    """Draw each task into `folder` under its name."""
+    with mpl.rc_context(fname=STYLE), _bare_fonts(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter of a foreign name: drawn as a box
+        for name, task in tasks.items():
+            save(task(), folder, name)
+
+
+def _draw_with_pens(folder: Path, tasks: Mapping[str, Callable[[], Figure]]) -> None:
+    """Draw `tasks` in this process and a few more, one per core; a share whose pen fails is drawn here.
+
+    Pens are plain interpreters that get their share on standard input: unlike a forked or spawned process pool they
+    need nothing of the calling program.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n = min(cores, PENS, 1 + len(tasks) // SHARE) if sys.executable else 1
+    own, *others = [dict(list(tasks.items())[i::n]) for i in range(n)]
+    places = [*filter(os.path.isabs, sys.path), str(Path(__file__).parents[2])]  # not the folder one happens to be in
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+    pens = []
+    for share in others:
+        with tempfile.TemporaryFile() as file:
+            pickle.dump((folder, share), file)
+            file.seek(0)
+            pens.append(subprocess.Popen([sys.executable, "-P", "-m", "nfexp.figures.pen"], stdin=file,
+                                         stderr=subprocess.DEVNULL, env=environment))  # fmt: skip
+    try:
+        draw(folder, own)
+    except BaseException:
+        for pen in pens:
+            pen.kill()
+            pen.wait()
+        raise
+    failed = [share for pen, share in zip(pens, others, strict=True) if pen.wait()]
+    for share in failed:
+        draw(folder, share)
 
 
 def draw_all(
@@ -88,6 +168,7 @@ def draw_all(
     tables: Mapping[str, pd.DataFrame],
     *,
     only: Sequence[str] = ("*",),
+    skipped: list[ReportError] | None = None,
 ) -> dict[str, Path]:
     """Draw what the data allow into `out_dir`/figures, as PNG and PDF; name to path of the PNG.
 
@@ -99,27 +180,37 @@ def draw_all(
         From :func:`nfexp.table.load_runs`, :func:`nfexp.table.load_sweep` and :func:`nfexp.stats.ablations`.
     only
         Names or patterns (``gallery_*``).
+    skipped
+        Gets the files that cannot be read.
 
     Raises
     ------
     ReportError
         If a name or pattern fits no figure that can be drawn, or the folder cannot be written.
     """
-    figures = plan(runs, sweep, tables)
+    figures = plan(runs, sweep, tables, skipped)
     for pattern in only:
         if pattern != "*" and not fnmatch.filter(figures, pattern):
             raise ReportError("figures", f"one of {', '.join(figures) or 'none'}", repr(pattern))
-    folder = Path(out_dir) / "figures"
-    paths = {}
+    chosen = {n: f for n, f in figures.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in only)}
+    folder = own_folder(Path(out_dir) / "figures")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context(fname=STYLE):
-            for name, draw in figures.items():
-                if any(fnmatch.fnmatchcase(name, pattern) for pattern in only):
-                    paths[name] = save(draw(), folder, name)
+        _draw_with_pens(folder, chosen)
     except OSError as error:
         raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
-    return paths
+    return {name: folder / f"{name}.png" for name in chosen}
+
+
+def own_folder(folder: Path) -> Path:
+    """Make a folder for output; ReportError where a symlink would lead the output elsewhere, or it cannot be made."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.is_symlink():
+            folder.mkdir(exist_ok=True)
+            return folder
+    except OSError as error:
+        raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
+    raise ReportError(folder, "a folder", "a symbolic link")
 
 
 def arguments(argv: Sequence[str] | None, command: str, options: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -150,11 +241,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-plot DIR… [figures=NAME,PATTERN] [out=PATH]``: draw from stored results and print the paths."""
     try:
         folders, options = arguments(argv, "nfexp-plot", {"figures": "NAME,PATTERN_*", "out": "PATH"})
-        runs = table.load_runs(*folders)
-        sweep = table.load_sweep(folders, runs)
-        tables = stats.ablations(runs, sweep.centres)
+        found = table.collect(*folders)
+        tables = stats.ablations(found.runs, found.sweep.centres)
         only = [name for name in options.get("figures", "*").split(",") if name]
-        paths = draw_all(Path(options.get("out", folders[0])), runs, sweep, tables, only=only)
+        paths = draw_all(Path(options.get("out", folders[0])), found.runs, found.sweep, tables, only=only)
     except ReportError as error:
         print(error, file=sys.stderr)
         return 2

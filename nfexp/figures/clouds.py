@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nfexp.figures.curves import literal
+from nfexp.figures.curves import TITLE, literal
 
 GREY, INK, BLUE, ORANGE = "#777777", "#222222", "#0072B2", "#D55E00"
 QUADRANTS = ("#0072B2", "#D55E00", "#009E73", "#E69F00")  # base quadrants I to IV
-SHOWN_STEPS = 13
+SHOWN_STEPS, SHOWN_LAYERS = 13, 60
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -21,10 +21,13 @@ Arrays = Mapping[str, np.ndarray]
 def box(*clouds: np.ndarray, cover: float = 0.99, pad: float = 0.12) -> tuple[float, float, float, float]:
     """The square (x0, x1, y0, y1) that holds the middle `cover` of every cloud, with a margin; finite points only."""
     tail = 50 * (1 - cover)
-    ends = [np.percentile(c[np.isfinite(c).all(1)], [tail, 100 - tail], axis=0) for c in clouds if len(c)]
-    ends = [e for e in ends if np.isfinite(e).all()] or [np.array([[-1.0, -1.0], [1.0, 1.0]])]
+    finite = [c[np.isfinite(c).all(1)] for c in clouds]
+    ends = [np.percentile(c, [tail, 100 - tail], axis=0) for c in finite if len(c)] or [
+        np.array([[-1.0, -1.0], [1.0, 1.0]])
+    ]
     low, high = np.min([e[0] for e in ends], 0), np.max([e[1] for e in ends], 0)
-    middle, half = (low + high) / 2, max((high - low).max() / 2, 1e-9) * (1 + 2 * pad)
+    middle = (low + high) / 2
+    half = max((high - low).max() / 2, 1e-9, 1e-9 * np.abs(middle).max()) * (1 + 2 * pad)
     return middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half
 
 
@@ -39,13 +42,13 @@ def _tiles(n: int, n_columns: int, title: str, *, apart: bool = False) -> tuple[
     grid = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     for spare in grid[n:]:
         spare.remove()
-    figure.suptitle(literal(title), y=1 - 0.12 / height, va="top")
+    figure.suptitle(literal(title, TITLE), y=1 - 0.12 / height, va="top")
     return figure, grid[:n]
 
 
 def _cloud(axes: Axes, points: np.ndarray, title: str, limits: tuple[float, ...], **look: object) -> None:
     axes.scatter(points[:, 0], points[:, 1], linewidths=0, **look)
-    axes.set_title(literal(title), fontsize=9, fontweight="normal", pad=3)
+    axes.set_title(literal(title), fontsize=9, fontweight="normal", pad=3, y=1)
     axes.set(xlim=limits[:2], ylim=limits[2:], aspect="equal")
     axes.grid(False)
     axes.spines[["top", "right"]].set_visible(True)
@@ -85,7 +88,7 @@ def draw_gallery(arrays: Arrays, title: str) -> Figure:
 
 def draw_density(arrays: Arrays, title: str) -> Figure:
     """The learned density exp(grid_log_q), the exact one exp(grid_log_p) in the same colours, and their difference."""
-    learned, exact = np.exp(arrays["grid_log_q"].astype(float)), np.exp(arrays["grid_log_p"].astype(float))
+    learned, exact = (np.exp(np.minimum(arrays[f"grid_log_{k}"].astype(float), 200)) for k in "qp")
     x0, x1, y0, y1 = map(float, arrays["grid_extent"])
     rows, columns = exact.shape
     dx, dy = (x1 - x0) / max(columns - 1, 1) / 2, (y1 - y0) / max(rows - 1, 1) / 2
@@ -97,7 +100,7 @@ def draw_density(arrays: Arrays, title: str) -> Figure:
     left, middle, right = figure.subplots(1, 3)
     for axes, image, name in ((left, learned, "learned  q(x)"), (middle, exact, "exact  p(x)")):
         drawn = axes.imshow(image, extent=extent, vmin=0, vmax=top, cmap="viridis")
-        axes.set_title(name)
+        axes.set_title(name, y=1)
     apart = right.imshow(difference, extent=extent, vmin=-reach, vmax=reach, cmap="RdBu_r")
     right.set_title("difference  q − p")
     for axes in (left, middle, right):
@@ -119,7 +122,7 @@ def draw_density(arrays: Arrays, title: str) -> Figure:
         extend="both" if np.nanmax(np.abs(difference)) > reach else "neither",
         **bars,
     )
-    figure.suptitle(literal(title))
+    figure.suptitle(literal(title, TITLE))
     return figure
 
 
@@ -128,7 +131,8 @@ def draw_walk(arrays: Arrays, title: str) -> Figure:
 
     The standardised frames share their limits unless one is over five times as wide as another; "data" has its own.
     """
-    frames, names = arrays["walk"], [str(n) for n in arrays["walk_names"]]
+    shown = np.unique(np.linspace(0, len(arrays["walk"]) - 1, SHOWN_LAYERS).round().astype(int))
+    frames, names = arrays["walk"][shown], [str(n) for n in arrays["walk_names"][shown]]
     start = frames[0]
     quadrant = np.select(
         [(start > 0).all(1), (start[:, 0] <= 0) & (start[:, 1] > 0), (start <= 0).all(1)],

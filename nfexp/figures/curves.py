@@ -15,11 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from nfexp.table import printable
+
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
 MARKERS = "osD^vPX*"
 TROUBLE = "#B3261E"
 KL_LABEL = "KL(target ‖ flow), nats per point"
 EXCESS_LABEL = "NLL − true NLL, nats per point"
+TITLE = 140  # letters of a title
+VECTORS = 500  # lines of one colour and panel; more become pixels in the PDF
+LINES, LABELS = 12, 40  # shown of a second swept column, and of the values along one axis
 OFF_SCALE = 1e4  # a mean this many times the median mean would flatten all others
 
 
@@ -42,13 +47,14 @@ def panels(targets: Sequence[str], *, height: float = 2.6) -> tuple[Figure, dict
     for spare in grid.flat[len(targets) :]:
         spare.remove()
     for axes, target in zip(grid.flat, targets, strict=False):
-        axes.set_title(literal(target))
+        axes.set_title(literal(target), y=1)  # y: matplotlib then looks for no room above tick labels
     return figure, dict(zip(targets, grid.flat, strict=False))
 
 
-def literal(text: object) -> str:
-    """Text that matplotlib shows as it is, dollar signs included."""
-    return str(text).replace("$", r"\$")
+def literal(text: object, limit: int = 24) -> str:
+    """Text that matplotlib shows as it is, dollar signs and a leading underscore included, cut at `limit` letters."""
+    shown = printable(text, limit).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def scale_values(axes: Axes, means: Iterable[float], ends: Iterable[float] = (), *, room: float = 0.0) -> float:
@@ -130,7 +136,11 @@ def _place(axes: Axes, values: list, *, log: bool, numeric: bool, keep: object) 
     for i in sorted(range(len(values)), key=lambda i: (i not in ends, values[i] != keep, i)):
         if i in ends or all(abs(share[i] - share[j]) >= (room[i] + room[j]) / 2 for j in kept):
             kept.append(i)
-    if numeric or len(kept) == len(values):
+    if len(values) > LABELS:
+        kept.sort()
+        axes.xaxis.set_major_locator(FixedLocator(places[kept].tolist()))
+        axes.set_xticklabels([literal(labels[i]) for i in kept])
+    elif numeric or len(kept) == len(values):
         axes.set_xticklabels([literal(text) if i in kept else "" for i, text in enumerate(labels)])
     else:
         axes.set_xticklabels([literal(text) for text in labels], rotation=30, ha="right", rotation_mode="anchor")
@@ -151,10 +161,14 @@ def _unique(values: Iterable[object]) -> list:
 
 
 def _joinable(frame: pd.DataFrame, x_column: str, line: str) -> pd.DataFrame:
-    """The rows, per target, of lines with two points or more; all rows where fewer than two lines have them."""
+    """The rows, per target, of lines with two points or more; all rows where fewer than two lines have them.
+
+    Of more than LINES lines those with most points stay.
+    """
     several = frame.groupby(["data.name", line], sort=False)[x_column].transform("nunique") > 1
     n_lines = frame[several].groupby("data.name")[line].nunique()
-    return frame[several | ~(frame["data.name"].map(n_lines) >= 2)]
+    frame = frame[several | ~(frame["data.name"].map(n_lines) >= 2)]
+    return frame[frame[line].isin(frame[line].value_counts().index[:LINES])]
 
 
 def troubles(row: Mapping[str, Any] | pd.Series) -> list[str]:
@@ -214,18 +228,18 @@ def draw_ablation(frame: pd.DataFrame, columns: Sequence[str]) -> Figure:
             if len(text) > 3:
                 part = own[own[x_column] == value]
                 text = troubles(part[["n", "n_diverged", "n_failed", "n_missing"]].sum())
-            if text:
+            if text and len(values) <= LABELS:
                 axes.text(at[value], 0.95, "\n".join(map(literal, text)), rotation=90, ha="center", va="top",
                           fontsize=6.5, linespacing=1.0, color=TROUBLE, transform=axes.get_xaxis_transform(), zorder=5,
                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
-        axes.set_xlabel(literal(x_column))
+        axes.set_xlabel(literal(x_column, TITLE))
     figure.supylabel(KL_LABEL)
     handles = [Line2D([], [], color=colours[v], marker=MARKERS[i % len(MARKERS)], label=literal(plain(v)))
                for i, v in enumerate(lines)] if rest else []  # fmt: skip
     if rest:
-        handles.insert(0, Line2D([], [], linestyle="none", label=f"{literal(rest[0])}:"))
+        handles.insert(0, Line2D([], [], linestyle="none", label=f"{literal(rest[0], TITLE)}:"))
     handles += _key(seen, rest)
-    note = "lines of a single point are in the table only" if len(frame) < n_rows else None
+    note = "the other lines are in the table only" if len(frame) < n_rows else None
     n_columns = len(handles) if len(targets) > 2 else 3
     figure.legend(handles=handles, title=note, loc="outside lower center", ncols=n_columns)
     return figure
@@ -289,6 +303,18 @@ def _key(seen: set[str], rest: Sequence[str]) -> list[Line2D]:
     return [Line2D([], [], label=label, **look) for kind, (label, look) in marks.items() if kind in seen]
 
 
+def _lines(frame: pd.DataFrame, by: list[str], y: str, values: list) -> tuple[list[np.ndarray], list]:
+    """The lines (n, 2) of step and `y`, one per combination of `by`, in the order of `values`; and their values."""
+    codes = frame.groupby(by, sort=False).ngroup().to_numpy()
+    order = np.argsort(codes, kind="stable")
+    cuts = np.flatnonzero(np.diff(codes[order])) + 1
+    lines = np.split(frame[["step", y]].to_numpy(float)[order], cuts)
+    of = frame["value"].iloc[order[[0, *cuts]] if len(order) else []].tolist()
+    rank = {v: i for i, v in enumerate(values)}
+    sequence = sorted(range(len(of)), key=lambda i: rank[of[i]])
+    return [lines[i] for i in sequence], [of[i] for i in sequence]
+
+
 def draw_convergence(curves: pd.DataFrame, means: pd.DataFrame, title: str) -> Figure:
     """Excess validation NLL against the training step, one panel per target, one colour per value.
 
@@ -303,31 +329,28 @@ def draw_convergence(curves: pd.DataFrame, means: pd.DataFrame, title: str) -> F
     scale_values(grid[targets[0]], curves["excess"])
     crosses = False
     for target, axes in grid.items():
-        for value in values:
-            own = curves[(curves["data.name"] == target) & (curves["value"] == value)]
-            lines = [run[["step", "excess"]].to_numpy(float) for _, run in own.groupby("dir")]
-            axes.add_collection(
-                LineCollection(lines, colors=[colours[value]], linewidths=0.7, alpha=0.4), autolim=False
-            )
-            ends = own[own["status"] == "diverged"].groupby("dir").tail(1)
-            axes.plot(
-                ends["step"],
-                ends["excess"],
-                linestyle="none",
-                marker="x",
-                color=colours[value],
-                markeredgewidth=1.8,
-            )
-            crosses |= len(ends) > 0
-            mean = means[(means["data.name"] == target) & (means["value"] == value)]
-            axes.plot(mean["step"], mean["excess_mean"], color=colours[value], linewidth=1.9)
+        own, mean = (frame[frame["data.name"] == target] for frame in (curves, means))
+        runs, runs_of = _lines(own, ["value", "dir"], "excess", values)
+        thin = LineCollection(runs, colors=[colours[v] for v in runs_of], linewidths=0.7, alpha=0.4)
+        thin.set_rasterized(len(runs) > VECTORS)
+        axes.add_collection(thin, autolim=False)
+        thick, thick_of = _lines(mean, ["value"], "excess_mean", values)
+        axes.add_collection(
+            LineCollection(thick, colors=[colours[v] for v in thick_of], linewidths=1.9, zorder=2), autolim=False
+        )
+        ends = own[own["status"] == "diverged"].groupby("dir").tail(1)
+        marks = [colours[v] for v in ends["value"]]
+        axes.scatter(ends["step"], ends["excess"], s=25, c=marks, marker="x", linewidths=1.8, zorder=2.5)
+        crosses |= len(ends) > 0
         axes.set_xscale("log")
         axes.set_xlim(max(curves["step"].min(), 1) / 1.15, curves["step"].max() * 1.15)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: plain(v)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("training step")
     figure.supylabel(EXCESS_LABEL)
-    handles = [Line2D([], [], color=colours[v], linewidth=1.9, label=literal(plain(v))) for v in values]
+    named = values if len(values) <= LABELS else [values[i * (len(values) - 1) // (LINES - 1)] for i in range(LINES)]
+    handles = [Line2D([], [], color=colours[v], linewidth=1.9, label=literal(plain(v))) for v in named]
     if crosses:
         handles.append(Line2D([], [], color="#444444", marker="x", linestyle="none", label="diverged"))
-    figure.legend(handles=handles, title=literal(title), loc="outside lower center", ncols=9)
+    figure.legend(handles=handles, title=literal(title, TITLE), loc="outside lower center", ncols=9)
     return figure

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from nfexp.stats import deviations
-from nfexp.table import load_arrays
+from nfexp.table import ReportError, load_arrays, skip
 
+FAR = 1e30  # what lies further out is drawn there
 Centres = Mapping[str, Mapping[str, object]]
 
 
@@ -83,22 +84,34 @@ def _holds(arrays: Mapping[str, np.ndarray], kind: str) -> bool:
     for name, shape in SHAPES[kind].items():
         if name not in arrays or arrays[name].ndim != len(shape) or 0 in arrays[name].shape:
             return False
+        if (arrays[name].dtype.kind == "U") != (name == "walk_names"):
+            return False
         for want, got in zip(shape, arrays[name].shape, strict=True):
             if got != (want if isinstance(want, int) else lengths.setdefault(want, got)):
                 return False
-    return True
+    x0, x1, y0, y1 = arrays.get("grid_extent", (0, 1, 0, 1))
+    return bool(x0 < x1 and y0 < y1) and not any(np.isnan(arrays[name]).all() for name in arrays if "log" in name)
 
 
-def exemplar(runs: pd.DataFrame, centres: Centres, target: str, kind: str, tries: int = 6) -> dict | None:
+def exemplar(
+    runs: pd.DataFrame, centres: Centres, target: str, kind: str, tries: int = 6,
+    skipped: list[ReportError] | None = None,
+) -> dict | None:  # fmt: skip
     """The run to show for a target: completed, nearest to the centre, lowest seed, with what `kind` needs stored.
 
-    Returns its row as a dict, with "arrays" and "differs" (the columns in which it is not the centre), or None.
+    Returns its row as a dict, with "arrays" (floats are float64, within ±FAR) and "differs" (the columns in which it
+    is not the centre), or None. Archives that cannot be read are warned of and added to `skipped`.
     """
     own = runs[(runs["data.name"] == target) & (runs["status"] == "completed")]
     own = own.assign(differs=differences(own, centres))
     own = own.assign(apart=own["differs"].map(len)).sort_values(["apart", "seed", "dir"], kind="stable")
     for row in own.head(tries).to_dict("records"):
-        arrays = load_arrays(row["dir"])
+        try:
+            arrays = load_arrays(row["dir"], only=SHAPES[kind])
+        except ReportError as error:
+            skip([error], [] if skipped is None else skipped)
+            continue
+        arrays = {k: np.clip(a, -FAR, FAR, dtype=float) if a.dtype.kind == "f" else a for k, a in arrays.items()}
         if _holds(arrays, kind):
             return row | {"arrays": arrays}
     return None

@@ -1,0 +1,324 @@
+"""From run directories to one tidy DataFrame: every file is checked here, once, and none is executed.
+
+A file that does not hold what it should is skipped with one warning line; the rest stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nfexp.files import replacing
+from nfexp.table.index import CACHE, Place, identity, read_cache, search, write_cache
+from nfexp.table.records import (
+    CONFIG,
+    COUNTS,
+    HISTORY,
+    METRICS,
+    STATUSES,
+    Plan,
+    ReportError,
+    check_record,
+    is_config,
+    known_versions,
+    load_arrays,
+    printable,
+    read_bounded,
+    read_history,
+    read_plan,
+)
+
+__all__ = [
+    "CACHE", "CONFIG", "COUNTS", "HISTORY", "METRICS", "STATUSES", "Collection", "ReportError", "Sweep", "collect",
+    "config_columns", "infer_centres", "load_arrays", "load_histories", "load_runs", "load_sweep", "printable",
+    "skip", "write_csv",
+]  # fmt: skip
+MANY = 64  # targets, and configuration keys unknown here, of one table: each is a panel or a column
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of a formula
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep set out to do: its name, the centre of each target and the number of jobs planned."""
+
+    name: str
+    centres: dict[str, dict[str, Any]]
+    planned: int
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All that the records at or below some directories say."""
+
+    runs: pd.DataFrame  # as of load_runs
+    sweep: Sweep
+    reasons: dict[str, str]  # directory to why its run did not complete
+    versions: dict[str, list[str]]
+    skipped: list[ReportError] = field(default_factory=list)  # files that do not hold what they should
+
+
+def _folders(dirs: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    folders = [Path(os.path.abspath(d)) for d in dirs]
+    if not folders:
+        raise ReportError("dirs", "at least one directory", "none")
+    for folder in folders:
+        if not folder.is_dir():
+            raise ReportError(folder, "a directory", "a file" if folder.exists() else "nothing there")
+    return folders
+
+
+def skip(errors: Iterable[ReportError], skipped: list[ReportError]) -> None:
+    """Warn of files that do not hold what they should, each once, and add them to `skipped`."""
+    for error in errors:
+        if str(error) not in map(str, skipped):
+            log.warning("skipped: %s", error)
+            skipped.append(error)
+
+
+def _plans(places: Iterable[Place], skipped: list[ReportError]) -> dict[str, Plan]:
+    """The readable plans of `places`, by folder."""
+    found = {}
+    for place in places:
+        if place.plan:
+            try:
+                found[place.folder] = read_plan(place.folder)
+            except ReportError as error:
+                skipped.append(error)
+    return found
+
+
+class _Vocabulary:
+    """Refuses what brings too many targets or unknown configuration keys into one table."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, set[str]] = {"targets": set(), "unknown configuration keys": set()}
+
+    def admit(self, where: object, row: Mapping[str, Any]) -> None:
+        extra = row.keys() - {*CONFIG, *METRICS, "status", "job"}
+        for kind, new in (("targets", {row["data.name"]}), ("unknown configuration keys", extra)):
+            if len(self.seen[kind] | new) > MANY:
+                raise ReportError(where, f"at most {MANY} {kind} in one table", f"{min(new - self.seen[kind])!r} more")
+        for kind, new in (("targets", {row["data.name"]}), ("unknown configuration keys", extra)):
+            self.seen[kind] |= new
+
+
+def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> Collection:
+    """Read what the records at or below `dirs` say: the table of runs, the sweep, what went wrong.
+
+    A file that does not hold what it should is skipped with one warning line. Records that the cache beside an earlier
+    runs.csv holds unchanged (same inode, size and times) are taken from there; the table is the same without it.
+
+    Parameters
+    ----------
+    cache
+        The folder to read the cache from and to keep it in; None only reads those in `dirs`.
+
+    Raises
+    ------
+    ReportError
+        If a directory is absent or holds no readable finished run.
+    """
+    started, tops = time.time_ns(), _folders(dirs)
+    skipped: list[ReportError] = []
+    places = {top: list(search(top, skipped)) for top in tops}
+    wanted = {p.result for own in places.values() for p in own if p.result}
+    known: dict[str, str] = {}
+    for folder in dict.fromkeys([*tops, *([Path(cache)] if cache else [])]):
+        known |= read_cache(folder, wanted - known.keys())
+    plans: dict[Path, dict[str, Plan]] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}  # by directory
+    kept: dict[str, dict[str, Any]] = {}  # by identity
+    words, refused = _Vocabulary(), {}
+    for top in tops:
+        plans[top] = _plans(places[top], skipped)
+        for place in places[top]:
+            if place.result and place.folder not in rows and place.folder not in refused:
+                try:
+                    key, record, row = _record(place, known)
+                    words.admit(os.path.join(place.folder, "result.json"), row)
+                except ReportError as error:
+                    refused[place.folder] = error
+                else:
+                    rows[place.folder] = {"job": _job(place.folder, top)} | row
+                    records[place.folder] = kept[key] = record
+        if not any(place.folder in rows for place in places[top]):
+            failures = [*skipped, *refused.values()]
+            skip(failures[1:], [])
+            raise failures[0] if failures else ReportError(top, "a finished run (a directory with result.json)", "none")
+    skipped += refused.values()
+    for top in tops:
+        for folder, (_, _, plan) in plans[top].items():
+            for job, row in plan.items():
+                place = os.path.join(folder, os.path.normpath(job))
+                if place not in rows:
+                    try:
+                        words.admit(os.path.join(folder, "sweep.json"), row)
+                    except ReportError as error:
+                        skipped.append(error)
+                        break
+                    rows[place] = {"job": _job(place, top), "status": "missing"} | row
+    skip(skipped, [])
+    if cache and kept.keys() != known.keys():
+        write_cache(Path(cache), kept, started)
+    table = pd.DataFrame([row | {"dir": folder} for folder, row in rows.items()])
+    extra = [c for c in table if c not in ("job", "status", *CONFIG, *METRICS, "dir")]
+    table = table[["job", "status", *CONFIG, *extra, *METRICS, "dir"]]
+    table = table.sort_values("dir", kind="stable", ignore_index=True)
+    reasons = {f: printable(r["reason"], 300) for f, r in records.items() if isinstance(r.get("reason"), str)}
+    reasons |= dict.fromkeys(refused, "skipped: not a readable record")
+    return Collection(table, _sweep(plans, table), reasons, known_versions(records.values()), skipped)
+
+
+def _record(place: Place, known: Mapping[str, str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The identity, the record and the row of a place, from what is known of its file or else from the file."""
+    path = os.path.join(place.folder, "result.json")
+    if place.result in known:
+        return place.result, *check_record(path, known[place.result])
+    raw, status = read_bounded(path)
+    return identity(status), *check_record(path, raw)
+
+
+def _job(folder: str, top: Path) -> str:
+    inside = folder.removeprefix(str(top)).replace(os.sep, "/").lstrip("/")
+    return printable(inside or top.name, 1000)
+
+
+def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:
+    """Gather every run at or below `dirs` in one table, one row per run; see :func:`collect` for the rest they say.
+
+    Columns: job (path inside its directory), status, the configuration keys, the metrics (nats per point, data
+    units, steps, seconds), dir (absolute path). A planned job without a result has the status "missing" and no
+    metrics; divergence is a status too, never an exception.
+
+    Raises
+    ------
+    ReportError
+        If a directory is absent or holds no readable finished run.
+
+    >>> load_runs("/nowhere")
+    Traceback (most recent call last):
+    nfexp.table.records.ReportError: /nowhere: expected a directory; got nothing there
+    """
+    return collect(*dirs).runs
+
+
+def load_sweep(dirs: Iterable[str | os.PathLike[str]] | str | os.PathLike[str], runs: pd.DataFrame) -> Sweep:
+    """Read name, centres and number of planned jobs from the sweep.json files at or below `dirs`.
+
+    Several names are joined by " + "; where two sweeps give a target different centres the first one counts.
+    A target without a planned centre gets the one that :func:`infer_centres` finds in `runs`.
+
+    Raises
+    ------
+    ReportError
+        As :func:`load_runs`.
+    """
+    tops, skipped = _folders([dirs] if isinstance(dirs, (str, os.PathLike)) else dirs), []
+    plans = {top: _plans(search(top, skipped), skipped) for top in tops}
+    skip(skipped, [])
+    return _sweep(plans, runs)
+
+
+def _sweep(plans: Mapping[Path, Mapping[str, Plan]], runs: pd.DataFrame) -> Sweep:
+    names, centres, places = [], {}, set(runs["dir"])
+    for top, own in plans.items():
+        for folder, (name, found, plan) in own.items():
+            names.append(name)
+            centres = found | centres
+            places |= {os.path.join(folder, os.path.normpath(job)) for job in plan}
+        names += [] if own else [printable(top.name)]
+    present = set(runs["data.name"])
+    inferred = infer_centres(runs[~runs["data.name"].isin(list(centres))])
+    centres = {t: c for t, c in (centres | inferred).items() if t in present}
+    return Sweep(" + ".join(dict.fromkeys(names)), centres, len(places))
+
+
+def infer_centres(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The most common value of each configuration column per target; of tied numbers the (lower) median one.
+
+    >>> infer_centres(pd.DataFrame({"data.name": "moons", "flow.n_flows": [3, 6, 9], "flow.norm": "none"}))
+    {'moons': {'data.name': 'moons', 'flow.n_flows': 6, 'flow.norm': 'none'}}
+    """
+    columns = config_columns(runs)
+    return {
+        str(target): {"data.name": str(target)} | {c: _most_common(group[c]) for c in columns}
+        for target, group in runs.groupby("data.name", sort=True)
+    }
+
+
+def _most_common(column: pd.Series) -> Any:
+    counts = column.value_counts(dropna=False)
+    tied = [None if pd.isna(v) else v for v in counts.index[counts == counts.max()]]
+    values = [v for v in tied if v is not None]
+    if not values:
+        return None
+    if any(isinstance(v, str) for v in values):
+        return min(values, key=str)
+    value = sorted(values)[(len(values) - 1) // 2]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def config_columns(runs: pd.DataFrame) -> list[str]:
+    """The configuration columns of a table of runs, without data.name and seed.
+
+    >>> config_columns(pd.DataFrame(columns=["job", "data.name", "flow.n_flows", "seed", "kl", "dir"]))
+    ['flow.n_flows']
+    """
+    return [c for c in runs if c not in ("job", "status", "dir", "data.name", "seed", *METRICS) and is_config(c)]
+
+
+def load_histories(runs: pd.DataFrame, *, skipped: list[ReportError] | None = None) -> pd.DataFrame:
+    """Stack the training curves of `runs`: job, dir, step, train_nll, val_nll (nats per point), grad_norm, lr.
+
+    Runs without a history.csv add no rows; nor do files that are not a table of numbers under these headings, which
+    are warned of and added to `skipped`.
+    """
+    found, blocks, lost = [], [np.empty((0, len(HISTORY)))], []
+    for i, folder in enumerate(runs["dir"]):
+        path = os.path.join(folder, "history.csv")
+        if os.path.lexists(path):
+            try:
+                blocks.append(read_history(path))
+                found += [i] * len(blocks[-1])
+            except ReportError as error:
+                lost.append(error)
+    skip(lost, [] if skipped is None else skipped)
+    frame = pd.DataFrame(np.concatenate(blocks), columns=list(HISTORY))
+    frame.insert(0, "job", runs["job"].astype(str).iloc[found].array)
+    frame.insert(1, "dir", runs["dir"].astype(str).iloc[found].array)
+    return frame
+
+
+def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write `frame` without its index, whole or not at all; text that a spreadsheet would run gets a leading quote.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_csv(pd.DataFrame({"kl": [0.5], "best_step": [20.0]}), Path(folder) / "runs.csv")
+    ...     print((Path(folder) / "runs.csv").read_text().split())
+    ['kl,best_step', '0.5,20']
+    """
+    path = Path(path)
+    words = frame.select_dtypes(exclude="number").columns
+    frame = frame.assign(**{c: frame[c].map(_inert) for c in words})
+    whole = {c: "Int64" for c in COUNTS if c in frame and (frame[c].isna() | (frame[c] % 1 == 0)).all()}
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        frame.astype(whole).to_csv(file, index=False, lineterminator="\n")
+
+
+def _inert(value: Any) -> Any:
+    return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
