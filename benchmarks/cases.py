@@ -1,0 +1,74 @@
+"""What is measured: one architecture trained by one library, and the arithmetic that it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+from hydra import compose, initialize_config_dir
+
+from nfexp.cli import conf_dir, spec_of
+from nfexp.spec import Spec, flatten, unflatten
+
+PEERS = {"normflows": "separate", "zuko": "shared", "nflows": "shared", "flowjax": "shared"}  # with their conditioner
+HIDDEN = {"64x2": (64, 2), "128x2": (128, 2), "256x2": (256, 2), "256x4": (256, 4)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A contender: `members` flows of one shape trained by `library` on mini-batches of `batch` points in 2-D."""
+
+    library: str = "nfexp"
+    conditioner: str = "separate"
+    members: int = 1
+    width: int = 64
+    depth: int = 2
+    n_flows: int = 6
+    batch: int = 256
+    full: bool = False  # the batch is all there is: `data.n_samples` points, train.batch_size=full
+
+    @property
+    def name(self) -> str:
+        return self.library + (f" E={self.members}" if self.library == "nfexp" or self.members > 1 else "")
+
+    @property
+    def flop(self) -> float:
+        """Useful floating-point operations of one step of one member: matrix products only.
+
+        Two per multiply-add, and backward counted as twice forward. In 2-D one coordinate goes into a network, and one
+        comes out of each of s and t; products with masked coordinates are not useful.
+        """
+        if self.library in ("sgemm", "openblas"):
+            return 2.0 * 1024**3
+        nets, heads = (2, 1) if self.conditioner == "separate" else (1, 2)
+        macs = nets * (self.width + (self.depth - 1) * self.width**2 + self.width * heads)
+        return 3 * 2 * self.batch * self.n_flows * macs
+
+
+def installed() -> list[str]:
+    """The peers that are there; says in one line what is not."""
+    found = [peer for peer in PEERS if find_spec(peer)]
+    if missing := [peer for peer in PEERS if peer not in found]:
+        print(f"not installed, skipped: {', '.join(missing)} (pip install 'nfexp[bench]')")
+    return found
+
+
+def make_spec(*overrides: str, **flat: object) -> Spec:
+    """A run by its command line, then by its flat keys, "__" for "."."""
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        spec = spec_of(compose("config", list(overrides)))
+    return unflatten(flatten(spec) | {k.replace("__", "."): v for k, v in flat.items()})
+
+
+def stack_of(case: Case, **flat: object) -> list[Spec]:
+    """The runs of a stack that costs nothing but its steps: one evaluation, few points, no records."""
+    values = {
+        "data__n_samples": case.batch if case.full else 2048, "data__n_val": 256, "data__n_test": 2,
+        "train__n_evals": 1, "train__warmup": 0,
+        "train__lr": 1e-3, "train__schedule": "constant", "train__batch_size": "full" if case.full else case.batch,
+        "device": "cpu",
+        "flow__n_flows": case.n_flows, "flow__hidden_depth": case.depth, "flow__hidden_width": case.width,
+        "flow__conditioner": case.conditioner,
+    }  # fmt: skip
+    one = make_spec("record=none", **values | flat)
+    return [replace(one, seed=seed) for seed in range(case.members)]
