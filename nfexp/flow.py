@@ -36,6 +36,9 @@ class Architecture:
     activation: str
     coupling: str
     conditioner: str
+    scale: str
+    init: str
+    standardise: str
     norm: str
     norm_every: int
     base: str
@@ -72,30 +75,41 @@ def draw_mask(schedule: str, n_flows: int, dim: int, generator: torch.Generator)
     return (first ^ flip[:, None]).double()
 
 
-class _Affine(torch.autograd.Function):
-    """z = x ⊙ exp(s) + t with s = f ⊙ exp(c) ⊙ tanh(raw s), t = f ⊙ raw t; also Σ_d s_d. Differentiable once.
+def _log_gain(scale: str, raw: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """s, and what it is linear in: bound ⊙ tanh(raw), or bound ⊙ raw where the scale is unbounded ("exp")."""
+    inner = raw if scale == "exp" else torch.tanh(raw)
+    return inner * bound, inner
 
-    Shapes: x (E, D, N), raw (E, 2 D, N), c (E, D), f (E, D, 1); to (E, D, N) and (E, N).
+
+class _Affine(torch.autograd.Function):
+    """z = x ⊙ exp(s) + t with s as of :func:`_log_gain`, t = f ⊙ raw t; also Σ_d s_d. Differentiable once.
+
+    The bound of s is f ⊙ exp(c), or f without c. Shapes: x (E, D, N), raw (E, 2 D, N), c (E, D) or None, f (E, D, 1);
+    to (E, D, N) and (E, N).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, raw: Tensor, log_scale: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, raw: Tensor, log_scale: Tensor | None, free: Tensor, scale: str
+    ) -> tuple[Tensor, Tensor]:
         raw_s, raw_t = raw.chunk(2, 1)
-        tanh, bound = torch.tanh(raw_s), torch.exp(log_scale).unsqueeze(-1) * free
-        s = tanh * bound
+        bound = free if log_scale is None else torch.exp(log_scale).unsqueeze(-1) * free
+        s, inner = _log_gain(scale, raw_s, bound)
         gain = torch.exp(s)
-        ctx.save_for_backward(x, s, tanh, gain, bound, free)
+        ctx.scale = scale
+        ctx.save_for_backward(x, s, inner, gain, bound, free)
         return torch.addcmul(raw_t * free, x, gain), s.sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_z: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        x, s, tanh, gain, bound, free = ctx.saved_tensors
+        x, s, inner, gain, bound, free = ctx.saved_tensors
         grad_x = grad_z * gain
         grad_s = torch.addcmul(grad_log_det.unsqueeze(1), grad_x, x)
-        grad_log_scale = (grad_s * s).sum(2)
-        grad_raw = torch.cat([torch.ops.aten.tanh_backward(grad_s.mul_(bound), tanh), grad_z * free], 1)
-        return grad_x, grad_raw, grad_log_scale, None
+        grad_log_scale = (grad_s * s).sum(2) if ctx.needs_input_grad[2] else None
+        grad_s.mul_(bound)
+        grad_raw_s = grad_s if ctx.scale == "exp" else torch.ops.aten.tanh_backward(grad_s, inner)
+        return grad_x, torch.cat([grad_raw_s, grad_z * free], 1), grad_log_scale, None, None
 
 
 def alone(name: str, dim: int) -> Shapes:
@@ -106,8 +120,8 @@ def alone(name: str, dim: int) -> Shapes:
 class Coupling:
     """A coupling layer: z = x ⊙ exp(s(b ⊙ x)) + t(b ⊙ x) where b = 0, z = x where b = 1.
 
-    s = exp(c) tanh(·) with a learned c per coordinate; the additive layer (NICE) has s = 0.
-    Source: Dinh, Sohl-Dickstein, Bengio 2017, eq. 7-9.
+    s = exp(c) tanh(·) with a learned c per coordinate, or c = 0 ("tanh"), or the unbounded output of the network
+    ("exp"); the additive layer (NICE) has s = 0. Source: Dinh, Sohl-Dickstein, Bengio 2017, eq. 7-9.
     """
 
     def __init__(self, arch: Architecture, index: int) -> None:
@@ -115,12 +129,13 @@ class Coupling:
         self.arch = arch
         self.heads = 2 if arch.coupling == "affine" else 1
         self.nets = self.heads if arch.conditioner == "separate" else 1
+        self.learned_scale = self.heads == 2 and arch.scale == "learned"
         self.widths = (arch.dim, *[arch.hidden_width] * arch.hidden_depth, arch.dim * self.heads // self.nets)
 
     def shapes(self) -> Shapes:
         names = [f"{self.name}.net.{i}.{kind}" for i in range(len(self.widths) - 1) for kind in ("weight", "bias")]
         shapes: Shapes = {f"{self.name}.net": dict(zip(names, mlp_shapes(self.widths, self.nets), strict=True))}
-        if self.heads == 2:
+        if self.learned_scale:
             shapes |= alone(f"{self.name}.log_scale", self.arch.dim)
         return shapes
 
@@ -137,14 +152,16 @@ class Coupling:
         raw, free = self._conditioned(p, x)
         if self.heads == 1:
             return torch.addcmul(x, raw, free), x.new_zeros(())
-        return _Affine.apply(x, raw, p[f"{self.name}.log_scale"], free)
+        return _Affine.apply(x, raw, p.get(f"{self.name}.log_scale"), free, self.arch.scale)
 
     def forward(self, p: Params, z: Tensor) -> tuple[Tensor, Tensor]:
         raw, free = self._conditioned(p, z)
         if self.heads == 1:
             return torch.addcmul(z, raw, free, value=-1), z.new_zeros(())
         raw_s, raw_t = raw.chunk(2, 1)
-        s = torch.tanh(raw_s) * (torch.exp(p[f"{self.name}.log_scale"]).unsqueeze(-1) * free)
+        log_scale = p.get(f"{self.name}.log_scale")
+        bound = free if log_scale is None else torch.exp(log_scale).unsqueeze(-1) * free
+        s, _ = _log_gain(self.arch.scale, raw_s, bound)
         return (z - raw_t * free) * torch.exp(-s), -s.sum(1)
 
 
@@ -248,7 +265,8 @@ class FlowStack:
     --------
     >>> from nfexp.flow import Architecture, FlowStack, build
     >>> arch = Architecture(dim=2, n_flows=4, hidden_depth=2, hidden_width=8, activation="relu", coupling="affine",
-    ...                     conditioner="separate", norm="none", norm_every=2, base="normal")
+    ...                     conditioner="separate", scale="learned", init="identity", standardise="moments",
+    ...                     norm="none", norm_every=2, base="normal")
     >>> flow = build(arch, masks=["alternating", "fixed"], seeds=[0, 1], data=torch.randn(2, 100, 2))
     >>> flow.log_prob(torch.zeros(2, 5, 2)).shape
     torch.Size([2, 5])
@@ -315,6 +333,25 @@ class FlowStack:
             frames.append(("data" if layer is self.layers[0] else layer.name.replace(".", " "), z.mT))
         return frames
 
+    def first_nonfinite(self, x: Tensor, *, batch: dict[str, Tensor] | None = None) -> Tensor:
+        """Which layer, on the way from data to base, first puts out a number that is not finite; its log-det counts.
+
+        Returns the position in `layers`, shape (E,), or their number where every layer's output is finite.
+        """
+        p, total = self._blocks(), x.new_zeros(x.shape[:-1])
+        first = torch.full((len(x),), len(self.layers), device=x.device)
+        x = x.mT.contiguous()
+        for i, layer in enumerate(self.layers):
+            x, log_det = layer.inverse(p, x, batch)
+            total = total + log_det
+            lost = ~(x.sum(1) + total).isfinite().all(1)
+            first = torch.where(lost & (first == len(self.layers)), i, first)
+        return first
+
+    def layer_name(self, position: int) -> str:
+        """What stands at a position of `layers`, such as "coupling.0", or behind them all."""
+        return self.layers[position].name if position < len(self.layers) else "the base density or the gradient"
+
     def log_prob(self, x: Tensor, *, batch: dict[str, Tensor] | None = None) -> Tensor:
         """log q(x) = log p(z) + log|det ∂z/∂x|, in nats; shapes (E, N, D) to (E, N)."""
         z, log_det = self.inverse(x, batch=batch)
@@ -331,10 +368,10 @@ class FlowStack:
         for layer in self.layers:
             if isinstance(layer, Coupling):
                 passed = p[f"{layer.name}.mask"].sum((1, 2)).long().tolist()
-                width, affine = self.arch.hidden_width, layer.heads == 2
+                width = self.arch.hidden_width
                 for e, d in enumerate(passed):
                     dead_in = layer.nets * width * (self.arch.dim - d)
-                    dead_out = d * layer.heads * (width + 1) + d * affine
+                    dead_out = d * layer.heads * (width + 1) + d * layer.learned_scale
                     total[e] -= dead_in + dead_out
         return total
 
@@ -374,7 +411,7 @@ def build(arch: Architecture, *, masks: Sequence[str], seeds: Sequence[int], dat
     """A fresh stack, each member initialised from its own seed and standardised by its own training points.
 
     Hidden weights and biases are uniform in ±1/√fan_in; the last layer is zero, so that every coupling starts as the
-    identity.
+    identity, or drawn like the others (`init` "random").
 
     Parameters
     ----------
@@ -392,19 +429,21 @@ def build(arch: Architecture, *, masks: Sequence[str], seeds: Sequence[int], dat
     for e, (seed, schedule) in enumerate(zip(seeds, masks, strict=True)):
         draws, mask = stream(seed, "init"), draw_mask(schedule, arch.n_flows, arch.dim, stream(seed, "mask"))
         for name, value in p.items():
-            if name.endswith((".weight", ".bias")) and f".net.{arch.hidden_depth}." not in name:
+            last = f".net.{arch.hidden_depth}." in name
+            if name.endswith((".weight", ".bias")) and not (last and arch.init == "identity"):
                 fan_in = value.shape[2] if name.endswith(".weight") else p[name[:-4] + "weight"].shape[2]
                 noise = torch.rand(value.shape[1:], generator=draws, dtype=torch.float64)
                 value[e] = (2 * noise - 1) / math.sqrt(fan_in)
         for i in range(arch.n_flows):
             p[f"coupling.{i}.mask"][e] = mask[i]
-        own = points[e][~points[e].isnan().any(-1)]
-        p["standardise.mean"][e] = own.mean(0)
-        p["standardise.var"][e] = own.var(0, correction=0)
+        if arch.standardise == "moments":
+            own = points[e][~points[e].isnan().any(-1)]
+            p["standardise.mean"][e] = own.mean(0)
+            p["standardise.var"][e] = own.var(0, correction=0)
     for name, value in p.items():
         if name.endswith(".log_scale"):
             value.fill_(math.log(INITIAL_SCALE))
-        if name.startswith("norm.") and name.endswith(".var"):
+        if name.endswith(".var") and (arch.standardise == "none" or name.startswith("norm.")):
             value.fill_(1.0)
     return flow.to(data)
 

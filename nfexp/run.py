@@ -8,46 +8,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from nfexp.data import Target, make_target
 from nfexp.files import replacing
-from nfexp.flow import Architecture, FlowStack, build
-from nfexp.nn import base_sample, stream
-from nfexp.spec import CHUNK, Spec, SpecError, batch_points, run_id, stack_key, training_cost
-from nfexp.train import Batches, History, Recipe, State, advance, begin, outcome
+from nfexp.flow import Architecture, build
+from nfexp.score import Result, draws, score, target_of
+from nfexp.spec import Spec, SpecError, batch_points, run_id, stack_key, training_cost
+from nfexp.train import Batches, Recipe, State, advance, begin, outcome
 
 log = logging.getLogger(__name__)
-
-CONVERGED_WITHIN = 0.05  # nats above a run's lowest validation NLL
-CLEAN_POINTS, CLEAN_DIRECTIONS = 2000, 32
-INVERSE_POINTS = 1000
-
-
-@dataclass(kw_only=True)
-class Result:
-    """One finished run: what its directory will hold. Every NLL in nats per point, data units."""
-
-    spec: Spec
-    status: str
-    reason: str | None = None
-    metrics: dict[str, float | int | None] = field(default_factory=dict)
-    history: dict[str, np.ndarray] = field(default_factory=dict)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    state: dict[str, Tensor] = field(default_factory=dict)
-
-
-def target_of(spec: Spec) -> Target:
-    """The target of a run; its errors name the key (`data.noise`, `data.text`)."""
-    return make_target(spec.data.name, noise=spec.data.noise, text=spec.data.text)
 
 
 def check(spec: Spec) -> None:
@@ -55,21 +31,6 @@ def check(spec: Spec) -> None:
     target_of(spec)
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise SpecError("device", "a CUDA device on this machine, or 'cpu' or 'auto'", spec.device)
-
-
-@lru_cache(maxsize=1024)
-def _draws(name: str, noise: float, text: str | None, seed: int, split: str, n: int) -> tuple[Tensor, Tensor | None]:
-    """Fresh draws of one split (n, 2) and, for the test split, their exact log-density (n,); float64."""
-    target = make_target(name, noise=noise, text=text)
-    x = target.sample(n, stream(seed, split))
-    return x, target.log_prob(x) if split == "test" else None
-
-
-def draws(spec: Spec, split: str) -> tuple[Tensor, Tensor | None]:
-    """The `train`, `val` or `test` draws of a run; the same for every run with this target, noise, size and seed."""
-    sizes = {"train": spec.data.n_samples, "val": spec.data.n_val, "test": spec.data.n_test}
-    d = spec.data
-    return _draws(d.name, d.noise, d.text, spec.seed, split, sizes[split])
 
 
 def _padded(parts: Sequence[Tensor]) -> Tensor:
@@ -232,7 +193,7 @@ def run_stack(
                 raise Interrupted(f"told to stop at step {state.step} of {recipe.steps}")
     kept, history = outcome(state, flow, batches, recipe)
     with torch.no_grad():
-        results = _score(specs, kept, history)
+        results = score(specs, kept, history)
     for result in results:
         result.metrics |= {"seconds": seconds(), "stack_size": len(specs)}
     return results
@@ -262,118 +223,3 @@ def training_rate(spec: Spec, *, members: int = 8) -> float:
     short(2)  # draws the data
     (cost_a, time_a), (cost_b, time_b) = short(5), short(25)  # what they share cancels
     return (cost_b - cost_a) / max(time_b - time_a, 1e-3)
-
-
-def _chunked(evaluate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`evaluate` over x (E, N, …) a few points at a time, for what a stack holds while it is evaluated."""
-    return torch.cat([evaluate(part) for part in x.split(CHUNK, dim=1)], dim=1)
-
-
-def _base_draws(specs: Sequence[Spec], kept: FlowStack, n: int, purpose: str) -> Tensor:
-    """`n` base points per member, (E, n, D), each from the stream `purpose` of its own seed."""
-    draw = [base_sample(kept.arch.base, (n, kept.arch.dim), stream(s.seed, purpose)) for s in specs]
-    return torch.stack(draw).to(kept.theta)
-
-
-def _score(specs: Sequence[Spec], kept: FlowStack, history: History) -> list[Result]:
-    test = torch.stack([draws(s, "test")[0] for s in specs]).to(kept.theta)
-    log_q = _chunked(kept.log_prob, test).double().cpu()
-    some = test[:, :INVERSE_POINTS]
-    there_and_back = _chunked(lambda x: kept.forward(kept.inverse(x)[0])[0], some)
-    inverse_error = (there_and_back - some).abs().amax((1, 2)).tolist()
-    z = _base_draws(specs, kept, CLEAN_POINTS, "generated")
-    generated = _chunked(lambda z: kept.forward(z)[0], z).double().cpu()
-    arrays = _arrays(specs, kept, history)
-    n_parameters, results = kept.n_parameters(), []
-    for e, spec in enumerate(specs):
-        curve = {
-            "step": np.array(history.steps),
-            **{k: getattr(history, k)[e].cpu().numpy() for k in ("train_nll", "val_nll", "grad_norm", "lr")},
-        }
-        curve = {k: v[np.isfinite(curve["val_nll"])] for k, v in curve.items()}
-        metrics: dict[str, float | int | None] = {
-            "n_parameters": n_parameters[e],
-            "diverged_at": history.diverged_at[e],
-        }
-        log_p = draws(spec, "test")[1]
-        kl = log_p - log_q[e]
-        status, reason = "completed", None
-        if history.diverged_at[e] is not None:
-            status, reason = (
-                "diverged",
-                f"non-finite loss, gradient or validation NLL at step {history.diverged_at[e]}",
-            )
-        elif not bool(torch.isfinite(kl).all()):
-            status, reason = "diverged", "non-finite test NLL"
-            metrics["diverged_at"] = history.best_step[e]
-        else:
-            at_best = curve["step"] == history.best_step[e]
-            low = curve["val_nll"].min()
-            metrics |= {
-                "train_nll": float(curve["train_nll"][at_best][0]),
-                "val_nll": float(curve["val_nll"][at_best][0]),
-                "test_nll": -log_q[e].mean().item(),
-                "test_nll_se": log_q[e].std().item() / math.sqrt(len(kl)),
-                "true_nll": -log_p.mean().item(),
-                "kl": kl.mean().item(),
-                "kl_se": kl.std().item() / math.sqrt(len(kl)),
-                "clean_distance": _clean_distance(spec, generated[e]),
-                "best_step": history.best_step[e],
-                "steps_to_converge": int(curve["step"][curve["val_nll"] <= low + CONVERGED_WITHIN][0]),
-                "inverse_error": inverse_error[e],
-            }
-            # a flow with a finite density can still overflow on the way to samples
-            metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-        own = {k: v[e] for k, v in arrays.items()}
-        results.append(
-            Result(
-                spec=spec,
-                status=status,
-                reason=reason,
-                metrics=metrics,
-                history=curve,
-                arrays=own,
-                state=kept.state(e),
-            )
-        )
-    return results
-
-
-def _clean_distance(spec: Spec, generated: Tensor) -> float:
-    """Sliced Wasserstein-1 distance, in data units, between flow samples and draws of the target without its noise."""
-    clean = target_of(spec).draw(len(generated), stream(spec.seed, "clean"))
-    angle = math.pi * torch.arange(CLEAN_DIRECTIONS, dtype=torch.float64) / CLEAN_DIRECTIONS
-    directions = torch.stack([angle.cos(), angle.sin()], 1)  # (K, 2)
-    clean, generated = (np.sort((directions @ x.T).numpy()) for x in (clean, generated))  # quicker than torch
-    return float(np.abs(clean - generated).mean())
-
-
-def _arrays(specs: Sequence[Spec], kept: FlowStack, history: History) -> dict[str, list[np.ndarray]]:
-    """What the figures need, one entry per member; float32, data units."""
-    record, members = specs[0].record, range(len(specs))
-    out: dict[str, list[np.ndarray]] = {}
-
-    def put(key: str, value: Tensor | Sequence[Tensor]) -> None:
-        out[key] = [value[e].float().cpu().numpy() for e in members]
-
-    if record.samples:
-        put("base", history.base)
-        put("target", [draws(s, "train")[0][: record.samples] for s in specs])
-        whole = [sum(s < (stop or math.inf) for s in history.snapshot_steps) for stop in history.diverged_at]
-        put("snapshots", [history.snapshots[e, : whole[e]] for e in members])
-        put("best", _chunked(lambda z: kept.forward(z)[0], history.base))
-        out["snapshot_steps"] = [np.array(history.snapshot_steps[: whole[e]]) for e in members]
-    if record.grid:
-        targets = [target_of(s) for s in specs]
-        ticks = [[torch.linspace(*t.extent()[i : i + 2], record.grid).double() for i in (0, 2)] for t in targets]
-        grid = torch.stack([torch.cartesian_prod(y, x).flip(-1) for x, y in ticks])  # (E, g g, 2), row = y
-        shape = (record.grid, record.grid)
-        put("grid_log_q", _chunked(kept.log_prob, grid.to(kept.theta)).unflatten(1, shape))
-        put("grid_log_p", [t.log_prob(g).reshape(shape) for t, g in zip(targets, grid, strict=True)])
-        put("grid_extent", [torch.tensor(t.extent()) for t in targets])
-    if record.walk:
-        start = _base_draws(specs, kept, record.walk, "walk")
-        names = [name for name, _ in kept.walk(start[:, :1])]
-        put("walk", _chunked(lambda z: torch.stack([points for _, points in kept.walk(z)], 2), start).transpose(1, 2))
-        out["walk_names"] = [np.array(names)] * len(specs)
-    return out

@@ -47,7 +47,11 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What a training saw, per member and evaluation (E, S), NaN once a member diverged; `snapshots` (E, K, M, D)."""
+    """What a training saw, per member and evaluation (E, S), NaN once a member diverged; `snapshots` (E, K, M, D).
+
+    `diverged_in` is the position of the layer where the first non-finite number arose, see
+    :meth:`nfexp.flow.FlowStack.first_nonfinite`.
+    """
 
     steps: list[int]
     train_nll: Tensor
@@ -56,6 +60,7 @@ class History:
     lr: Tensor
     best_step: list[int]
     diverged_at: list[int | None]
+    diverged_in: list[int | None]
     base: Tensor
     snapshots: Tensor
     snapshot_steps: list[int]
@@ -125,8 +130,8 @@ class State:
     """Where the training of a stack stands after `step` steps; row e of every tensor is member e, whole.
 
     `theta`, `fixed` and the moments `first`, `second` (E, ·); the kept weights `best_theta`, `best_fixed`, their
-    `best_score` and `best_step`; `diverged_at`, -1 while alive; `grad_norm` of the last step; `curves` (E, S, 4) and
-    `snapshots` (E, K, M, D), NaN where not yet reached.
+    `best_score` and `best_step`; `diverged_at` and `diverged_in`, -1 while alive; `grad_norm` of the last step;
+    `curves` (E, S, 4) and `snapshots` (E, K, M, D), NaN where not yet reached.
     """
 
     step: int
@@ -139,6 +144,7 @@ class State:
     best_score: Tensor
     best_step: Tensor
     diverged_at: Tensor
+    diverged_in: Tensor
     grad_norm: Tensor
     curves: Tensor
     snapshots: Tensor
@@ -178,7 +184,8 @@ def begin(flow: FlowStack, data: Batches, recipe: Recipe) -> State:
         first=torch.zeros_like(like), second=torch.zeros_like(like),
         best_theta=flow.theta.clone(), best_fixed=flow.fixed.clone(),
         best_score=torch.full((n,), math.inf, dtype=torch.float64, device=like.device),
-        best_step=torch.zeros(n, **whole), diverged_at=torch.full((n,), -1, **whole),
+        best_step=torch.zeros(n, **whole),
+        diverged_at=torch.full((n,), -1, **whole), diverged_in=torch.full((n,), -1, **whole),
         grad_norm=like.new_full((n, 1), math.nan),
         curves=torch.full((n, len(steps), len(CURVES)), math.nan, dtype=torch.float64, device=like.device),
         snapshots=like.new_full((n, len(snapshot_steps), recipe.snapshot_points, flow.arch.dim), math.nan),
@@ -189,7 +196,8 @@ def advance(state: State, flow: FlowStack, data: Batches, recipe: Recipe, *, unt
     """Carry a training on, in place, to step `until`, or until every member has diverged.
 
     Adam on each member's own mini-batches. A member whose loss, gradient or validation NLL turns non-finite is frozen
-    and its step noted in `diverged_at`; its mates never notice. Stopping in between changes no number.
+    and its step and layer noted in `diverged_at` and `diverged_in`; its mates never notice. Stopping in between
+    changes no number.
     """
     device, (eval_steps, snapshot_steps) = flow.theta.device, evaluation_steps(recipe)
     theta, fixed = state.theta.detach().requires_grad_(), state.fixed
@@ -208,10 +216,13 @@ def advance(state: State, flow: FlowStack, data: Batches, recipe: Recipe, *, unt
                 groups.setdefault((key[0], key[1]), []).append(e)
         return groups
 
-    def note_divergence(finite: Tensor) -> bool:
+    def note_divergence(finite: Tensor, x: Tensor, batch: dict[str, Tensor] | None = None) -> bool:
         lost = ~finite & (state.diverged_at < 0)
+        if not bool(lost.any()):
+            return False
         state.diverged_at[lost] = state.step
-        return bool(lost.any())
+        state.diverged_in[lost] = flow.with_rows(state.theta[lost], fixed[lost]).first_nonfinite(x[lost], batch=batch)
+        return True
 
     groups = alike()
     while groups and state.step < until:
@@ -224,7 +235,7 @@ def advance(state: State, flow: FlowStack, data: Batches, recipe: Recipe, *, unt
         (grad,) = torch.autograd.grad(loss.sum(), theta)
         with torch.no_grad():
             norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
-            if note_divergence(torch.isfinite(loss) & torch.isfinite(norm[:, 0])):
+            if note_divergence(torch.isfinite(loss) & torch.isfinite(norm[:, 0]), x, batch={}):
                 groups = alike()
             state.grad_norm = norm
             grad.mul_((clip / norm).clamp_(max=1.0))
@@ -245,7 +256,7 @@ def advance(state: State, flow: FlowStack, data: Batches, recipe: Recipe, *, unt
         if step in eval_steps:
             now = flow.with_rows(state.theta, fixed)
             scores = {"train": mean_nll(now, seen), "val": mean_nll(now, data.val)}
-            if note_divergence(torch.isfinite(scores["val"])):
+            if note_divergence(torch.isfinite(scores["val"]), data.val):
                 groups = alike()
             alive, always = state.diverged_at < 0, torch.full_like(scores["val"], -math.inf)
             score = torch.stack([scores.get(kind, always)[e] for e, kind in enumerate(recipe.select)])
@@ -270,9 +281,10 @@ def outcome(state: State, flow: FlowStack, data: Batches, recipe: Recipe) -> tup
     """
     steps, snapshot_steps = evaluation_steps(recipe)
     curves = dict(zip(CURVES, state.curves.unbind(2), strict=True))
+    lost = {k: [s if s >= 0 else None for s in getattr(state, k).tolist()] for k in ("diverged_at", "diverged_in")}
     history = History(
         steps=steps, **curves,
-        best_step=state.best_step.tolist(), diverged_at=[s if s >= 0 else None for s in state.diverged_at.tolist()],
+        best_step=state.best_step.tolist(), **lost,
         base=snapshot_base(flow, data, recipe), snapshots=state.snapshots, snapshot_steps=snapshot_steps,
     )  # fmt: skip
     return flow.with_rows(state.best_theta, state.best_fixed), history

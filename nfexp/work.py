@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 SHARE = 0.8  # of the memory that is free, unless a budget is given
 LARGEST = {"cpu": 32, "cuda": 512}  # runs per stack; beyond that a stack gains nothing
+FEW, CROWDED = 4, 256e6  # on the CPU, more than a few large runs that take these bytes together slow each other down
 TRIES = 2  # deaths of a process before a run that was alone with it is given up
 
 
@@ -295,20 +296,26 @@ def budget(on: Machine, workers: int, memory: float | None) -> float:
 
 def plan(
     specs: Sequence[Spec], *, workers: int = 1, max_stack: int | None = None, room: float = float("inf"),
-    largest: int = LARGEST["cpu"],
+    device: str = "cpu",
 ) -> list[list[int]]:  # fmt: skip
     """Group positions by `stack_key` and split groups evenly: a share per worker, at most `max_stack` runs each.
 
-    Without `max_stack` a stack holds at most `largest` runs and what fits into `room` bytes. The most expensive stack
-    comes first, so that workers finish together.
+    Without `max_stack` a stack holds what its device is still quicker with, at most what fits into `room` bytes. The
+    most expensive stack comes first, so that workers finish together.
     """
+
+    def fitting(group: Sequence[int]) -> int:
+        each = max(member_bytes(specs[i]) for i in group)
+        most = max(FEW, CROWDED / each) if device == "cpu" else LARGEST[device]
+        return max(1, int(min(LARGEST[device], most, room / each)))
+
     groups: dict[object, list[int]] = {}
     for i, spec in enumerate(specs):
         groups.setdefault(stack_key(spec), []).append(i)
     total = sum(map(training_cost, specs))
     stacks = []
     for group in groups.values():
-        fits = max_stack or max(1, min(largest, int(room / max(member_bytes(specs[i]) for i in group))))
+        fits = max_stack or fitting(group)
         share = sum(training_cost(specs[i]) for i in group) / total
         parts = min(len(group), max(-(-len(group) // fits), round(share * workers)))
         stacks += [group[len(group) * k // parts : len(group) * (k + 1) // parts] for k in range(parts)]

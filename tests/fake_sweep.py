@@ -19,7 +19,8 @@ CENTRE: dict[str, Any] = {
     "name": "ablations", "data.name": "moons", "data.n_samples": 2000, "data.noise": 0.05,
     "data.n_val": 2000, "data.n_test": 10000, "data.text": None, "flow.n_flows": 6, "flow.hidden_depth": 2,
     "flow.hidden_width": 64, "flow.activation": "relu", "flow.mask": "alternating",
-    "flow.coupling": "affine", "flow.conditioner": "separate", "flow.norm": "none", "flow.norm_every": 2,
+    "flow.coupling": "affine", "flow.conditioner": "separate", "flow.scale": "learned",
+    "flow.init": "identity", "flow.standardise": "moments", "flow.norm": "none", "flow.norm_every": 2,
     "flow.base": "normal", "train.steps": 2000, "train.batch_size": 256, "train.lr": 0.005,
     "train.schedule": "cosine", "train.warmup": 50, "train.grad_clip": 5.0,
     "train.weight_decay": 0.0, "train.matmul_precision": "highest", "train.select": "val",
@@ -35,8 +36,9 @@ NOISES = {
 }
 METRICS = (
     "train_nll", "val_nll", "test_nll", "test_nll_se", "true_nll", "kl", "kl_se", "clean_distance",
-    "best_step", "steps_to_converge", "inverse_error", "n_parameters", "seconds", "stack_size",
-    "diverged_at",
+    "sample_distance", "sample_floor", "coverage_50", "coverage_90", "calibration_error", "coordinates_moved",
+    "flattening", "batch_gap", "best_step", "steps_to_converge", "inverse_error", "n_parameters", "seconds",
+    "stack_size", "diverged_at", "diverged_layer",
 )  # fmt: skip
 Run = tuple[Mapping[str, Any], Mapping[str, Any], str]
 
@@ -132,10 +134,13 @@ def default_metrics(config: Mapping[str, Any], rng: np.random.Generator) -> dict
     return {
         "train_nll": true_nll + kl - 0.02, "val_nll": true_nll + kl, "test_nll": true_nll + kl,
         "test_nll_se": 0.01, "true_nll": true_nll, "kl": kl, "kl_se": 0.004,
-        "clean_distance": 0.05 + 0.5 * config["data.noise"], "best_step": steps,
-        "steps_to_converge": steps // 4, "inverse_error": 1e-6,
+        "clean_distance": 0.05 + 0.5 * config["data.noise"], "sample_distance": 0.03 + kl / 10, "sample_floor": 0.02,
+        "coverage_50": 0.5, "coverage_90": 0.9, "calibration_error": 0.02, "coordinates_moved": 1,
+        "flattening": 0.1 if config["flow.norm"] == "batchnorm" else 0.3,
+        "batch_gap": -0.01 if config["flow.norm"] == "batchnorm" else None,
+        "best_step": steps, "steps_to_converge": steps // 4, "inverse_error": 1e-6,
         "n_parameters": config["flow.n_flows"] * config["flow.hidden_depth"] * config["flow.hidden_width"],
-        "seconds": 1.0 + 0.1 * rng.random(), "stack_size": 8, "diverged_at": None,
+        "seconds": 1.0 + 0.1 * rng.random(), "stack_size": 8, "diverged_at": None, "diverged_layer": None,
     }  # fmt: skip
 
 

@@ -23,6 +23,9 @@ PLAIN = Architecture(
     activation="relu",
     coupling="affine",
     conditioner="separate",
+    scale="learned",
+    init="identity",
+    standardise="moments",
     norm="none",
     norm_every=2,
     base="normal",
@@ -34,6 +37,9 @@ VARIANTS = {
     "additive": {"coupling": "additive"},
     "additive shared": {"coupling": "additive", "conditioner": "shared"},
     "batchnorm": {"norm": "batchnorm"},
+    "scale tanh": {"scale": "tanh"},
+    "scale exp, random start": {"scale": "exp", "init": "random"},
+    "not standardised": {"standardise": "none"},
     "actnorm every layer": {"norm": "actnorm", "norm_every": 1},
     "three dimensions": {"dim": 3},
     "five dimensions, shared, batchnorm": {"dim": 5, "conditioner": "shared", "norm": "batchnorm"},
@@ -187,6 +193,48 @@ def test_a_fresh_flow_is_the_standardisation():
     z, log_det = flow.inverse(data)
     torch.testing.assert_close(z, (data - data.mean(1)) / data.std(1, correction=0))
     torch.testing.assert_close(log_det, -data.std(1, correction=0).log().sum(-1, keepdim=True).expand(1, 500))
+
+
+def test_without_standardisation_a_fresh_flow_is_the_identity():
+    data = points(random_flow(1), 50) * 3 + 2
+    flow = build(dataclasses.replace(PLAIN, standardise="none"), masks=["alternating"], seeds=[0], data=data)
+    z, log_det = flow.inverse(data)
+    torch.testing.assert_close(z, data)
+    assert not log_det.any()
+
+
+def test_a_random_start_draws_the_last_layer_as_the_others():
+    data = torch.randn(1, 50, 2, dtype=torch.float64)
+    flow = build(dataclasses.replace(PLAIN, init="random"), masks=["half"], seeds=[0], data=data)
+    for name, value in flow.learned_layout.views(flow.theta).items():
+        if ".net." in name:
+            fan_in = {"0": 2}.get(name.split(".")[3], PLAIN.hidden_width)
+            assert 0.5 / math.sqrt(fan_in) < value.abs().max() <= 1 / math.sqrt(fan_in), name
+
+
+def test_an_unbounded_scale_is_the_output_of_its_network():
+    flow = random_flow(1, masks=["half"], scale="exp", n_flows=1)
+    x, p = points(flow, 9), flow.params()
+    mean, sd, mask = p["standardise.mean"], p["standardise.var"].sqrt(), p["coupling.0.mask"][0]
+    y = (x[0] - mean[0]) / sd[0]
+    h = (y * mask).expand(2, -1, -1)  # both networks
+    for i in range(3):
+        h = h @ p[f"coupling.0.net.{i}.weight"][0] + p[f"coupling.0.net.{i}.bias"][0]
+        h = torch.relu(h) if i < 2 else h
+    s, t = h * (1 - mask)
+    z, log_det = flow.inverse(x)
+    torch.testing.assert_close(z[0], y * s.exp() + t)
+    torch.testing.assert_close(log_det[0], s.sum(-1) - sd.log().sum())
+
+
+def test_first_nonfinite_names_the_layer():
+    flow = random_flow(3, masks=["alternating"] * 3, scale="exp", norm="actnorm")
+    names = [layer.name for layer in flow.layers]
+    flow.learned_layout.views(flow.theta)["coupling.2.net.2.bias"][0] = 1e300
+    flow.learned_layout.views(flow.theta)["norm.1.shift"][2] = math.nan
+    found = flow.first_nonfinite(points(flow, 8)).tolist()
+    assert found == [names.index("coupling.2"), len(names), names.index("norm.1")]
+    assert [flow.layer_name(i) for i in found[::2]] == ["coupling.2", "norm.1"]
 
 
 def test_state_round_trip_and_its_errors():

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "nfexp"
-STEPS = "files spec nn data flow train run record work engines sweep table stats claims figures report cli __main__"
+STEPS = (
+    "files spec nn data flow train score run record work engines sweep table stats claims figures report cli __main__"
+)
 ORDER = tuple(STEPS.split(" "))
 
 
@@ -31,7 +33,7 @@ def test_imports_go_one_way():
 
 
 def test_the_numeric_core_knows_nothing_of_hydra_or_pandas():
-    for step in ("nn", "data", "flow", "train", "run"):
+    for step in ("nn", "data", "flow", "train", "score", "run"):
         roots = {name.split(".")[0] for name in imported(PACKAGE / f"{step}.py")}
         assert not roots & {"hydra", "omegaconf", "pandas"}
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from nfexp import run
+from nfexp import run, score
 from nfexp.flow import Architecture, build, from_state
 from nfexp.nn import stream
-from nfexp.run import CHECKPOINT, Interrupted, draws, run_stack
+from nfexp.run import CHECKPOINT, Interrupted, run_stack
+from nfexp.score import draws
 from nfexp.spec import SpecError, flatten, member_bytes
 from nfexp.train import Batches, Order, Recipe, advance, fit, log_spaced, lr_factor, mean_nll
 
@@ -39,7 +40,7 @@ def test_a_member_equals_the_run_alone(make_spec, norm, dtype):
     together = run_stack(specs, dtype=dtype)
     for spec, result in zip(specs, together, strict=True):
         alone = run_stack([spec], dtype=dtype)[0]
-        for key in ("train_nll", "val_nll", "test_nll", "kl", "clean_distance"):
+        for key in ("train_nll", "val_nll", "test_nll", "kl", "clean_distance", "coverage_50", "flattening"):
             assert alone.metrics[key] == pytest.approx(result.metrics[key], abs=tolerance), key
         assert alone.metrics["best_step"] == result.metrics["best_step"]
         for name, value in alone.state.items():
@@ -82,7 +83,7 @@ def test_what_a_diverged_run_stores_does_not_depend_on_its_mates(make_spec):
 def test_a_flow_that_cannot_sample_is_still_a_record(make_spec, monkeypatch, tmp_path):
     from nfexp import record
 
-    monkeypatch.setattr(run, "_clean_distance", lambda spec, generated: math.nan)
+    monkeypatch.setattr(score, "_slices", lambda x: np.full((score.DIRECTIONS, len(x)), math.nan))
     result = run_stack([make_spec()])[0]
     record.write_run(tmp_path, result)
     assert result.status == "completed" and result.metrics["clean_distance"] is None

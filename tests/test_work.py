@@ -151,10 +151,16 @@ def test_stacks_fit_into_the_memory_there_is(make_spec):
     assert max(map(len, plan(specs, room=3.5 * largest))) == 3
     assert len(plan(specs, room=largest / 2)) == 10  # one alone is tried, whatever the estimate says
     assert len(plan(specs, room=2 * largest, max_stack=10)) == 1  # said is said
-    assert len(plan(specs, room=1e18, largest=5)) == 2
     cpu, gpus = Machine(device="cpu", places=4, free=10e9), Machine(device="cuda", places=2, free=10e9)
     assert budget(cpu, 4, None) == 2e9 and budget(cpu, 4, 1.5) == 1.5e9
     assert budget(gpus, 2, None) == 8e9 and budget(gpus, 4, None) == 4e9
+
+
+def test_a_core_gets_fewer_large_runs_at_a_time_than_small_ones(make_spec):
+    small = [make_spec(seed=s) for s in range(64)]
+    large = [make_spec(seed=s, flow__hidden_width=512, train__batch_size=100, flow__n_flows=12) for s in range(64)]
+    assert max(map(len, plan(small))) == 32 and max(map(len, plan(large))) == 4
+    assert len(plan(large, device="cuda")) == 1
 
 
 def test_a_worker_hands_on_what_a_call_returns_or_raises():

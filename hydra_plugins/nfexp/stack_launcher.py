@@ -91,7 +91,7 @@ class StackLauncher(Launcher):
 
     def stacks(self, specs: Sequence[Spec]) -> tuple[list[list[int]], int, float]:
         """Positions of the jobs that train together, how many stacks at a time, and the bytes that each may use."""
-        from nfexp.work import LARGEST, budget, machine, plan
+        from nfexp.work import budget, machine, plan
 
         devices = sorted({spec.device for spec in specs})
 
@@ -101,7 +101,7 @@ class StackLauncher(Launcher):
         on = here() if self.executor == "local" else self.engine.machine(here)
         workers = self.workers or min(on.places, len(specs))
         room = budget(on, workers, self.memory)
-        found = plan(specs, workers=workers, max_stack=self.max_stack, room=room, largest=LARGEST[on.device])
+        found = plan(specs, workers=workers, max_stack=self.max_stack, room=room, device=on.device)
         at_once = self.workers or (len(found) if self.executor == "slurm" else workers)
         return found, min(at_once, len(found)), room
 

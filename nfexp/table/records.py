@@ -18,10 +18,15 @@ from nfexp.files import open_plain, parse_json, read_plain
 from nfexp.spec import SCHEMA_VERSION, Spec
 
 METRICS = (
-    "train_nll", "val_nll", "test_nll", "test_nll_se", "true_nll", "kl", "kl_se", "clean_distance",
+    "train_nll", "val_nll", "test_nll", "test_nll_se", "true_nll", "kl", "kl_se", "clean_distance", "sample_distance",
+    "sample_floor", "coverage_50", "coverage_90", "calibration_error", "coordinates_moved", "flattening", "batch_gap",
     "best_step", "steps_to_converge", "inverse_error", "n_parameters", "seconds", "stack_size", "diverged_at",
+    "diverged_layer",
 )  # fmt: skip
-COUNTS = ("best_step", "steps_to_converge", "n_parameters", "stack_size", "diverged_at")
+COUNTS = (
+    "coordinates_moved", "best_step", "steps_to_converge", "n_parameters", "stack_size", "diverged_at",
+    "diverged_layer",
+)  # fmt: skip
 HISTORY = ("step", "train_nll", "val_nll", "grad_norm", "lr")
 STATUSES = ("completed", "diverged", "failed")
 LIMITS = {"result.json": 2**20, "sweep.json": 2**26, "history.csv": 2**22, "samples.npz": 2**28}  # bytes, unpacked
