@@ -103,16 +103,14 @@ def sweep(
     jobs, rows = len(targets) * len(flows) * seeds, []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for record in ("none", "full"):
-            used = command(
-                "-m", "nfexp", "-m", f"data={listed(targets)}", f"flow.n_flows={listed(flows)}",
-                f"seed=range({seeds})", f"train.steps={steps}", f"record={record}", f"hydra.sweep.dir={record}",
-                *changes, folder=folder,
-            )  # fmt: skip
-            runs = pd.read_csv(folder / record / "runs.csv")
-            rows.append({"contender": f"nfexp, record={record}", "measured": len(runs), "wall": used.wall,
-                         "cpu": used.cpu, "peak_mb": used.peak_mb,
-                         "test_nll": runs.loc[runs["seed"] < peer_seeds, "test_nll"].mean()})  # fmt: skip
+        used = command(
+            "-m", "nfexp", "-m", f"data={listed(targets)}", f"flow.n_flows={listed(flows)}", f"seed=range({seeds})",
+            f"train.steps={steps}", "record=none", "hydra.sweep.dir=nfexp", *changes, folder=folder,
+        )  # fmt: skip
+        runs = pd.read_csv(folder / "nfexp" / "runs.csv")
+        rows.append({"contender": "nfexp", "measured": len(runs), "wall": used.wall, "cpu": used.cpu,
+                     "peak_mb": used.peak_mb,
+                     "test_nll": runs.loc[runs["seed"] < peer_seeds, "test_nll"].mean()})  # fmt: skip
         if not find_spec("normflows"):
             print("not installed, skipped: normflows (pip install 'nfexp[bench]')")
             launchers = ()

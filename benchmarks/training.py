@@ -27,7 +27,7 @@ def contenders(hidden: str, stacks: Sequence[int], libraries: Sequence[str]) -> 
 
 
 def step(
-    *, hidden: Sequence[str] = tuple(HIDDEN), stacks: Sequence[int] = STACKS, repeats: int = 7, seconds: float = 0.2,
+    *, hidden: Sequence[str] = tuple(HIDDEN), stacks: Sequence[int] = STACKS, repeats: int = 5, seconds: float = 0.2,
     budget: float = 25.0, full: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """CPU time per member-step of every contender, its ratio to nfexp's best stack, and its share of the sgemm rate."""
