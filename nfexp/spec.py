@@ -240,14 +240,24 @@ def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
 PASS_COST = 330.0  # moving one hidden activation through a training step, in floating-point operations
 
 
+def networks(spec: Spec) -> tuple[int, int]:
+    """Outputs per coordinate (s and t, or t alone) and networks of each coupling layer."""
+    heads = 2 if spec.flow.coupling == "affine" else 1
+    return heads, heads if spec.flow.conditioner == "separate" else 1
+
+
+def training_flop(spec: Spec, dim: int = 2) -> float:
+    """Floating-point operations of all matrix products of training one run, forward and backward."""
+    f, (heads, nets) = spec.flow, networks(spec)
+    products = 6 * ((f.hidden_depth - 1) * f.hidden_width**2 * nets + f.hidden_width * dim * (nets + heads))
+    return float(spec.train.steps) * batch_points(spec) * f.n_flows * products
+
+
 def training_cost(spec: Spec, dim: int = 2) -> float:
     """Estimated work of training one run, in floating-point operations: matrix products and passes over memory."""
-    f = spec.flow
-    heads = 2 if f.coupling == "affine" else 1
-    nets = heads if f.conditioner == "separate" else 1
-    products = 6 * ((f.hidden_depth - 1) * f.hidden_width**2 * nets + f.hidden_width * dim * (nets + heads))
+    f, (_, nets) = spec.flow, networks(spec)
     passes = PASS_COST * f.hidden_depth * f.hidden_width * nets
-    return float(spec.train.steps) * batch_points(spec) * f.n_flows * (products + passes)
+    return training_flop(spec, dim) + float(spec.train.steps) * batch_points(spec) * f.n_flows * passes
 
 
 CHUNK = 500  # points that a trained flow is evaluated at in one go
@@ -260,8 +270,7 @@ def member_bytes(spec: Spec, dim: int = 2) -> float:
     step of all layers, and what the run records.
     """
     f, d, r = spec.flow, spec.data, spec.record
-    heads = 2 if f.coupling == "affine" else 1
-    nets = heads if f.conditioner == "separate" else 1
+    heads, nets = networks(spec)
     learned = (
         f.n_flows * nets * ((f.hidden_depth - 1) * f.hidden_width**2 + f.hidden_width * (dim * 2 + f.hidden_depth))
     )

@@ -239,7 +239,7 @@ def model(sweep):
 @given(sweep=sweeps())
 def test_points_are_those_of_a_plain_model(plain_sweeper, sweep):
     base = plain_sweeper
-    sweeper = GridsSweeper(**{k: v for k, v in sweep.items() if k != "cli"}, resume=False)
+    sweeper = GridsSweeper(**{k: v for k, v in sweep.items() if k != "cli"}, sample=None, resume=False)
     sweeper.hydra_context, sweeper.config, sweeper.composer = base.hydra_context, base.config, base.composer
     arguments = [f"{k}={','.join(map(str, v))}" for k, v in sweep["cli"].items()]
     expected = model(sweep)
@@ -341,6 +341,9 @@ BAD = {
     "repeats of no sort": (["hydra.sweeper.repeats=many"], "repeats: expected an integer >= 1; got 'many'"),
     "repeats are no switch": (["hydra.sweeper.repeats=true"], "repeats: expected an integer >= 1; got True"),
     "repeats of nothing": (["hydra.sweeper.repeats=null"], "repeats: expected an integer >= 1; got None"),
+    "no sample": (["hydra.sweeper.sample=0"], "sample: expected an integer >= 1, or null; got 0"),
+    "a sample of no sort": (["hydra.sweeper.sample=few"], "sample: expected an integer >= 1, or null; got 'few'"),
+    "a sample is no switch": (["hydra.sweeper.sample=true"], "sample: expected an integer >= 1, or null; got True"),
     "repeats and seeds": (
         ["seed=range(9)", "hydra.sweeper.repeats=2"],
         "repeats: expected 1, or a sweep of one seed to count from; got 9 seeds: 0, 1, 2, 3, …",
@@ -363,6 +366,16 @@ def test_bad_grids(nfexp, arguments, message):
     assert not out and not list(Path().iterdir())
 
 
+def test_a_sample_is_drawn_from_the_grid_and_always_the_same(nfexp):
+    def dry(*words):
+        return nfexp("-m", "seed=range(20)", "flow.n_flows=1,2", "dry_run=true", *words)[1]
+
+    few = dry("hydra.sweeper.sample=7")
+    assert "\n7 runs (7 moons) in " in few and "drawn from 40\n" in few
+    assert few.splitlines()[:-1] == dry("hydra.sweeper.sample=7").splitlines()[:-1]  # the last line is an estimate
+    assert "\n40 runs (40 moons) in " in dry("hydra.sweeper.sample=90")
+
+
 def test_repeats_of_what_is_no_seed(nfexp):
     assert nfexp("-m", "seed=x", "hydra.sweeper.repeats=2")[2].startswith("nfexp: seed: expected an integer >= 0")
 
@@ -370,7 +383,7 @@ def test_repeats_of_what_is_no_seed(nfexp):
 def test_the_sweeper_keys_are_shown(nfexp):
     code, out, _ = nfexp("--cfg", "hydra")
     shown = yaml.safe_load(out)["hydra"]["sweeper"]
-    assert code == 0 and set(shown) == {"_target_", "params", "zip", "grids", "exclude", "repeats", "resume"}
+    assert code == 0 and set(shown) == {"_target_", "params", "zip", "grids", "exclude", "repeats", "sample", "resume"}
 
 
 def test_all_of_it_in_yaml(nfexp, tmp_path):
@@ -413,7 +426,9 @@ def test_a_dry_run_counts_jobs_duplicates_stacks_and_steps(nfexp):
     assert code == 0 and not list(Path().iterdir()), err
     *table, runs, cost = out.strip().splitlines()
     assert runs == "6 runs (4 moons, 2 circles) in 2 stacks; 6 duplicates dropped, 4 excluded"
-    assert re.match(r"2,400 member-steps; about \S+ minutes of training on this machine; .* at most \S+ GB", cost)
+    assert re.match(
+        r"2,400 member-steps, 0\.0428 TFLOP; about \S+ minutes of training on this machine; .* at most \S+ GB", cost
+    )
     columns = [dict(zip(table[0].split(), row.split(), strict=False)) for row in table[1:]]
     assert Counter((c["runs"], c["flows"], c["steps"]) for c in columns) == {("4", "1", "400"): 1, ("2", "2", "400"): 1}
     assert all(int(c["MB"]) > 0 for c in columns)

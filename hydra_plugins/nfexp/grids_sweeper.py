@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import random
 import re
 import sys
 import time
@@ -65,6 +66,15 @@ def since(begun: float) -> str:
     return f"{time.perf_counter() - begun:.1f} s"
 
 
+def spell_time(seconds: float) -> str:
+    """Minutes, or hours from three of them on.
+
+    >>> spell_time(90), spell_time(40_000)
+    ('1.5 minutes', '11.1 hours')
+    """
+    return f"{seconds / 60:.1f} minutes" if seconds < 10_800 else f"{seconds / 3600:.1f} hours"
+
+
 def changes_no_number(key: str) -> bool:
     """Whether an override says only how a run is recorded, named or where it is computed."""
     return key in ("record", "name", "device") or key.startswith("record.")
@@ -90,11 +100,13 @@ class GridsSweeper(Sweeper):
         grids: Mapping[str, Any] | Sequence[Any] | None,
         exclude: Sequence[Mapping[str, Any]] | None,
         repeats: int,
+        sample: int | None,
         resume: bool,
     ) -> None:
         from nfexp.spec import SpecError
 
-        given = {"params": params, "zip": zip, "grids": grids, "exclude": exclude, "repeats": repeats, "resume": resume}
+        given = {"params": params, "zip": zip, "grids": grids, "exclude": exclude, "repeats": repeats, "sample": sample,
+                 "resume": resume}  # fmt: skip
         given = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in given.items()}
         expected: dict[str, tuple[Any, str]] = {
             "params": (dict | None, "a group of keys"),
@@ -102,14 +114,16 @@ class GridsSweeper(Sweeper):
             "grids": (dict | list | None, "grids by name, or a list of grids"),
             "exclude": (list | None, "a list of {key: value}"),
             "repeats": (int, "an integer >= 1"),
+            "sample": (int | None, "an integer >= 1, or null"),
             "resume": (bool, "true or false"),
         }
         for key, (kind, words) in expected.items():
             value = given[key]
-            if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 1)):
+            number = isinstance(value, int) and kind in (int, int | None)
+            if not isinstance(value, kind) or (number and (isinstance(value, bool) or value < 1)):
                 raise SpecError(f"hydra.sweeper.{key}", words, value)
         self.params, self.zip, self.grids = (given[key] or {} for key in ("params", "zip", "grids"))
-        self.exclude, self.repeats, self.resume = given["exclude"] or [], repeats, resume
+        self.exclude, self.repeats, self.sample, self.resume = given["exclude"] or [], repeats, sample, resume
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -275,11 +289,16 @@ class GridsSweeper(Sweeper):
             for overrides in points:
                 spec = self.composer.spec(overrides)
                 jobs.setdefault(run_id(spec), (overrides, spec))
+            unique, whole = len(jobs), jobs
+            if self.sample and self.sample < unique and not self.resume:
+                drawn = random.Random(0).sample(sorted(whole), self.sample)  # of the same grid always the same
+                jobs = {key: whole[key] for key in whole if key in set(drawn)}
             if not jobs:
                 none = "none left" if excluded else "none that agrees with the command line"
                 raise SpecError(f"hydra.sweeper.{'exclude' if excluded else 'grids'}", "at least one run", Words(none))
             call(check_all, [spec for _, spec in jobs.values()])
-            dropped = f"{len(points) - len(jobs)} duplicates dropped" + f", {excluded} excluded" * bool(excluded)
+            dropped = f"{len(points) - unique} duplicates dropped" + f", {excluded} excluded" * bool(excluded)
+            dropped += f", drawn from {unique}" * (len(jobs) < unique)
             if self.config.dry_run:
                 step = self._settled(folder, jobs)
                 print(self._plan_text(step, call, dropped))
@@ -335,7 +354,7 @@ class GridsSweeper(Sweeper):
         return returns
 
     def _plan_text(self, step: Step, call: Callable[..., Any], dropped: str) -> str:
-        from nfexp.spec import batch_points, member_bytes, training_cost
+        from nfexp.spec import batch_points, member_bytes, training_cost, training_flop
         from nfexp.work import training_rate
 
         specs = [spec for k, spec in step.specs.items() if k not in step.finished]
@@ -355,11 +374,12 @@ class GridsSweeper(Sweeper):
             lines.append(" ".join(f"{number:>6}" for number in shape) + f"  {rest}")
         targets = ", ".join(f"{n} {t}" for t, n in Counter(s.data.name for s in specs).items())
         steps = sum(s.train.steps for s in specs)
-        seconds = sum(map(training_cost, specs)) / call(training_rate, specs[0], workers)
+        work, seconds = sum(map(training_flop, specs)), sum(map(training_cost, specs))
+        took = spell_time(seconds / call(training_rate, specs[0], workers))
         kept = f"; {len(step.finished)} more are finished" if step.finished else ""
         lines += [
             f"{len(specs)} runs ({targets}) in {len(stacks)} stacks; {dropped}{kept}",
-            f"{steps:,} member-steps; about {seconds / 60:.1f} minutes of training on this machine{limits}",
+            f"{steps:,} member-steps, {work / 1e12:,.3g} TFLOP; about {took} of training on this machine{limits}",
         ]
         return "\n".join(lines)
 
