@@ -35,14 +35,14 @@ from nfexp.table.records import (
     read_history,
     read_plan,
 )
+from nfexp.table.saved import inert, saved_rows
 
 __all__ = [
     "CACHE", "CONFIG", "COUNTS", "HISTORY", "METRICS", "STATUSES", "Collection", "ReportError", "Sweep", "collect",
     "config_columns", "infer_centres", "load_arrays", "load_histories", "load_runs", "load_sweep", "printable",
-    "skip", "write_csv",
+    "read_runs", "skip", "write_csv",
 ]  # fmt: skip
 MANY = 64  # targets, and configuration keys unknown here, of one table: each is a panel or a column
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of a formula
 
 log = logging.getLogger(__name__)
 
@@ -171,13 +171,17 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
     skip(skipped, [])
     if cache and kept.keys() != known.keys():
         write_cache(Path(cache), kept, started)
-    table = pd.DataFrame([row | {"dir": folder} for folder, row in rows.items()])
-    extra = [c for c in table if c not in ("job", "status", *CONFIG, *METRICS, "dir")]
-    table = table[["job", "status", *CONFIG, *extra, *METRICS, "dir"]]
+    table = _tabulate(row | {"dir": folder} for folder, row in rows.items())
     table = table.sort_values("dir", kind="stable", ignore_index=True)
     reasons = {f: printable(r["reason"], 300) for f, r in records.items() if isinstance(r.get("reason"), str)}
     reasons |= dict.fromkeys(refused, "skipped: not a readable record")
     return Collection(table, _sweep(plans, table), reasons, known_versions(records.values()), skipped)
+
+
+def _tabulate(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(list(rows))
+    extra = [c for c in table if c not in ("job", "status", *CONFIG, *METRICS, "dir")]
+    return table[["job", "status", *CONFIG, *extra, *METRICS, "dir"]]
 
 
 def _record(place: Place, known: Mapping[str, str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -211,6 +215,30 @@ def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:
     nfexp.table.records.ReportError: /nowhere: expected a directory; got nothing there
     """
     return collect(*dirs).runs
+
+
+def read_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """The table of :func:`load_runs` from the runs.csv (or runs.csv.gz) of a report; the directories may be gone.
+
+    The dir of a run is its job beside the file. What a CSV cannot say is lost: an empty text, and the type of a value
+    under a heading that this version does not know.
+
+    Raises
+    ------
+    ReportError
+        If the file is not such a table; the message says the line.
+
+    >>> read_runs("/nowhere/runs.csv")
+    Traceback (most recent call last):
+    nfexp.table.records.ReportError: /nowhere/runs.csv: expected a readable file; got No such file or directory
+    """
+    words, rows, folder = _Vocabulary(), [], os.path.dirname(os.path.abspath(path))
+    for where, row in saved_rows(path):
+        words.admit(where, row)
+        rows.append(row | {"dir": os.path.join(folder, os.path.normpath(row["job"]))})
+    if not rows:
+        raise ReportError(path, "a row for each run", "none")
+    return _tabulate(rows)
 
 
 def load_sweep(dirs: Iterable[str | os.PathLike[str]] | str | os.PathLike[str], runs: pd.DataFrame) -> Sweep:
@@ -311,14 +339,10 @@ def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     words = frame.select_dtypes(exclude="number").columns
-    frame = frame.assign(**{c: frame[c].map(_inert) for c in words})
+    frame = frame.assign(**{c: frame[c].map(inert) for c in words})
     whole = {c: "Int64" for c in COUNTS if c in frame and (frame[c].isna() | (frame[c] % 1 == 0)).all()}
     with (
         replacing(path) as temporary,
         open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         frame.astype(whole).to_csv(file, index=False, lineterminator="\n")
-
-
-def _inert(value: Any) -> Any:
-    return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value

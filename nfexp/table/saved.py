@@ -1,0 +1,83 @@
+"""A runs.csv read back: the rows of the table of runs, each cell checked as those of a record are."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from nfexp.files import read_plain
+from nfexp.table.records import KINDS, METRICS, REQUIRED, STATUSES, TEXT, ReportError, _config, _metric
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of a formula
+LIMIT = 2**28  # bytes, unpacked
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", re.ASCII)
+
+
+def inert(value: Any) -> Any:
+    """Text as a cell of a CSV: with a leading quote where a spreadsheet would run it."""
+    return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def saved_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row of a runs.csv (or runs.csv.gz) stands, and the row: job, status, configuration, metrics."""
+    try:
+        table = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+        head = next(table, [])
+        if twice := [c for c in head if head.count(c) > 1]:
+            raise ReportError(path, "each heading once", f"{twice[0]!r} twice")
+        if absent := [c for c in ("job", "status") if c not in head]:
+            raise ReportError(path, f"the heading {absent[0]!r}", "a table without it")
+        for cells in table:
+            where = f"{path}, line {table.line_num}"
+            if len(cells) != len(head):
+                raise ReportError(where, f"{len(head)} cells", len(cells))
+            yield where, _row(where, dict(zip(head, cells, strict=True)))
+    except csv.Error as error:
+        raise ReportError(path, "comma-separated values", error) from None
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    try:
+        raw = read_plain(path, LIMIT)[0]
+        if str(path).endswith(".gz"):
+            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(LIMIT + 1)
+            if len(raw) > LIMIT:
+                raise ValueError(f"more than {LIMIT:,} bytes unpacked")
+        return raw.decode("utf-8")
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise ReportError(path, "a readable file", getattr(error, "strerror", None) or error) from None
+
+
+def _row(where: str, cells: dict[str, str]) -> dict[str, Any]:
+    job, status = _word(cells["job"]), cells["status"]
+    parts = PurePosixPath(job).parts
+    if not parts or "/" in parts or ".." in parts or "\\" in job or not job.isprintable() or len(job) > TEXT:
+        raise ReportError(where, "job to be a path inside the sweep", repr(job))
+    if status not in (*STATUSES, "missing"):
+        raise ReportError(where, f"status to be one of {', '.join(STATUSES)}, missing", repr(status))
+    own = {k: v for k, v in cells.items() if k not in ("job", "status", "dir", *METRICS)}
+    config = {k: _value(k, v) for k, v in own.items() if v or k in REQUIRED}
+    metrics = {k: _metric(where, k, _number(cells[k]) if cells.get(k) else None) for k in METRICS}
+    return {"job": job, "status": status} | _config(where, config) | metrics
+
+
+def _word(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
+
+
+def _number(cell: str) -> int | float | str:
+    """The number that a cell spells, or its text."""
+    if len(cell) > 40 or not NUMBER.fullmatch(cell):
+        return cell
+    return float(cell) if "." in cell or "e" in cell else int(cell)
+
+
+def _value(key: str, cell: str) -> int | float | str | None:
+    return None if not cell else _word(cell) if KINDS.get(key) == {str} else _number(_word(cell))
