@@ -79,10 +79,13 @@ def verdicts(found: pd.DataFrame) -> tuple[list[dict[str, Any]], int]:
                 "estimand": first["estimand"],
                 "margin": plain(first["margin"]),
                 "note": first["note"] if len(parts) == 1 else rows["note"].iloc[-1],
+                "rows": max(rows["rows"], key=len),
                 "targets": [
                     {
                         **{k: row[k] for k in ("target", "verdict")},
                         "estimate": interval(row["estimate"], row["low"], row["high"]),
+                        "tested": f"bootstrap [{number(row['boot_low'])}, {number(row['boot_high'])}], p = "
+                        f"{number(row['p_for'])} for, {number(row['p_against'])} against",
                         "n": f"{row['n']:.0f}",
                         "note": "" if row["note"] != row["note"] or row["note"] is None else row["note"],
                     }

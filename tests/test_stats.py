@@ -1,4 +1,7 @@
+import itertools
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -6,8 +9,26 @@ import pytest
 from fake_sweep import ablation_sweep, centre, write_sweep
 from scipy import stats as scipy_stats
 
-from nfexp.stats import Study, ablations, axis_name, deviations, distinct, mean_interval, share_gap, studies, wilson
+from nfexp.stats import (
+    Absent,
+    Study,
+    ablations,
+    axis_name,
+    bootstrap_interval,
+    deviations,
+    distinct,
+    holm,
+    mean_interval,
+    mean_tails,
+    share_interval,
+    share_tails,
+    studies,
+)
 from nfexp.table import load_runs, load_sweep
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import intervals
 
 
 def loaded(folder, runs, **options):
@@ -44,17 +65,81 @@ def test_interval_covers_95_percent():
     assert abs(np.mean(covered) - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
 
 
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_tails_of_the_mean_are_scipys(n):
+    x = np.random.default_rng(n).normal(0.3, 1, n)
+    expected = [scipy_stats.ttest_1samp(x, 0.1, alternative=side).pvalue for side in ("greater", "less")]
+    assert mean_tails(x, 0.1) == pytest.approx(expected)
+    low, high = mean_interval(x, 0.9)[1:]  # an end of the interval has a tail of half of what the level leaves
+    assert mean_tails(x, low)[0] == pytest.approx(0.05) and mean_tails(x, high)[1] == pytest.approx(0.05)
+
+
+def test_tails_of_few_values():
+    assert np.isnan(mean_tails([1.0, math.nan], 0)).all() and np.isnan(share_tails([], 0.5)).all()
+    assert mean_tails([1, 1], 0) == (0, 1) and mean_tails([1, 1], 2) == (1, 0) and mean_tails([1, 1], 1) == (1, 1)
+
+
 @pytest.mark.parametrize("k, n", [(0, 5), (1, 10), (5, 5), (7, 20)])
-def test_wilson_is_scipys(k, n):
-    ends = scipy_stats.binomtest(k, n).proportion_ci(method="wilson")
-    assert wilson(k, n) == pytest.approx((k / n, ends.low, ends.high))
+def test_shares_are_scipys(k, n):
+    hits = [True] * k + [False] * (n - k)
+    for level in (0.9, 0.95):
+        ends = scipy_stats.binomtest(k, n).proportion_ci(level, method="exact")
+        assert share_interval(hits, level) == pytest.approx((k / n, ends.low, ends.high))
+    expected = [scipy_stats.binomtest(k, n, 0.2, alternative=side).pvalue for side in ("greater", "less")]
+    assert share_tails(hits, 0.2) == pytest.approx(expected)
+    assert np.isnan(share_interval([])).all()
 
 
-def test_shares():
-    assert np.isnan(wilson(0, 0)).all() and np.isnan(share_gap(1, 2, 0, 0)).all()
-    assert wilson(0, 9)[1] == 0.0 and wilson(9, 9)[2] == 1.0
-    # Newcombe 1998, table II, 56/70 − 48/80 with method 10
-    assert share_gap(56, 70, 48, 80) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_bootstrap_interval(n):
+    x = np.random.default_rng(n).normal(size=n)
+    low, high = bootstrap_interval(x)
+    assert x.min() <= low < x.mean() < high <= x.max() and (low, high) == bootstrap_interval([*x, math.nan])
+    if n == 2:  # of the four equally likely resamples two are (x0, x1): the ends are those of the others
+        assert (low, high) == (x.min(), x.max())
+    if n == 3:  # all 27 resamples, exactly
+        means = np.mean([*itertools.product(x, repeat=3)], axis=1)
+        assert (low, high) == pytest.approx(np.quantile(means, [0.025, 0.975], method="inverted_cdf"))
+    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0) and np.isnan(bootstrap_interval([2.0])).all()
+
+
+def test_holm_is_the_closure_of_bonferroni():
+    # Marcus, Peritz and Gabriel 1976: p_i adjusted is the largest Bonferroni p of any set of hypotheses with i in it
+    rng = np.random.default_rng(0)
+    for k in (1, 2, 4):
+        p = rng.random(k) ** 3
+        sets = [s for r in range(1, k + 1) for s in itertools.combinations(range(k), r)]
+        closed = [max(min(1, len(s) * p[list(s)].min()) for s in sets if i in s) for i in range(k)]
+        assert holm(p) == pytest.approx(closed)
+    assert holm([0.01, math.nan]).tolist() == [0.02, 1] and len(holm([])) == 0
+
+
+def test_holm_holds_its_level_over_targets():
+    x = np.random.default_rng(0).standard_normal((4000, 4, 10))
+    p = [holm([mean_tails(target, 0)[0] for target in table]).min() for table in x]
+    assert 0.015 < np.mean(np.less_equal(p, 0.025)) < 0.025 + 4 * math.sqrt(0.025 / 4000)
+
+
+NOMINAL, TABLES = 0.025, 4000
+BAND = 4 * math.sqrt(NOMINAL / TABLES)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_interval_of_the_verdicts_holds_its_level(n):
+    assert np.abs(np.subtract(intervals.misses(intervals.DIFFERENCES["normal"], n, "t", TABLES), NOMINAL)).max() < BAND
+    assert max(intervals.misses(intervals.DIFFERENCES["arms"], n, "t", TABLES)) < NOMINAL + BAND
+
+
+@pytest.mark.parametrize("method", ["percentile", "BCa"])
+def test_the_bootstrap_does_not(method):
+    draw = intervals.DIFFERENCES["normal"]
+    assert min(intervals.misses(draw, 3, method, 500)) > 3 * NOMINAL
+    assert min(intervals.misses(draw, 10, method, 2000)) > NOMINAL + 2 * math.sqrt(NOMINAL / 2000)
+
+
+def test_where_t_itself_errs_too_often():
+    above, below = intervals.misses(intervals.DIFFERENCES["skewed"], 10, "t", TABLES)
+    assert above < NOMINAL and 2 * NOMINAL < below < 4 * NOMINAL
 
 
 def test_cells_and_paired_differences(tmp_path):
@@ -181,3 +266,8 @@ def test_study_looks_cells_up(tmp_path):
     study = studies(runs, centres)["moons"]
     assert isinstance(study, Study) and study.axis("flow.n_flows") == [3, 6]
     assert study.gap({"flow.n_flows": 3}, {}).tolist() == pytest.approx([0.2, 0.3])
+    for lacking in (runs.drop(columns="kl"), runs.assign(kl=np.nan)):
+        with pytest.raises(Absent, match=r"^missing: kl of flow\.n_flows=3$"):
+            studies(lacking, centres)["moons"].values("kl", {"flow.n_flows": 3})
+    lost = studies(runs.assign(status="diverged"), centres)["moons"]
+    assert lost.values("kl", {}).empty  # no run completed: not the table's fault

@@ -1,26 +1,45 @@
 """The paper's claims, each an estimand with a margin, and one mechanism that gives every one a verdict.
 
-A claim says that an effect is above, below or within a margin m. With the interval (low, high) of the effect over
-seeds (95% Student t, paired by seed: same draws, same target):
+A claim says that an effect is above, below or within a margin m. The effect is a mean over seeds of differences
+paired by seed (same draws, same target) with Student's t interval, or a share of runs with its exact (Clopper-Pearson)
+interval. With the interval (low, high) at 95%, 2.5% on each side:
 
 - above m ("worse by something that matters"): supported if low > m, contradicted if high < m;
 - below m: supported if high < m, contradicted if low > m;
-- within ±m ("alike"): supported if −m < low and high < m, contradicted if low > m or high < −m;
+- within ±m ("alike"; two one-sided tests, TOST): supported if −m < low and high < m, contradicted if low > m or
+  high < −m. A difference that is not significant is not an equality;
 
-otherwise inconclusive. A difference that is not significant is not an equality. A claim made of k contrasts is
-supported if all of them are and contradicted if one is, each at the level 1 − 0.05/k (Bonferroni); the row shows the
-least favourable. Intervals of three seeds are wide, and a row is one of many: expect about one false verdict in forty.
+otherwise inconclusive. The same as p-values: `p_for` of "the claim is false", `p_against` of "it is true", each a
+one-sided test (for "within" the larger of two), and the verdict needs one of them to be at most 0.025. A claim
+made of k contrasts holds if all do (the largest p_for, which needs no correction) and fails if one does (k times the
+smallest p_against). The row shows the contrast that decides, its interval at 95% uncorrected.
+
+Rows are per target and then one for all. Over a claim's targets both p-values are Holm's, so that all its verdicts
+together are false with a probability of at most 2.5% each way, and the row for all targets may count them, by the
+sentence's quantifier. "Every": supported if supported on every target, contradicted if on one. "Some": supported if
+on one, contradicted if on every. "Most": supported if on more than half, contradicted if on at least half. It shows
+the target that decides and its p-values. Where any of the paper's four targets is present, the others have
+uncorrected rows and no vote; nor has a target without the needed runs.
+
+Why t decides and the bootstrap does not: false verdicts on one side, in %, where the true effect is exactly m and 2.5
+are allowed; 20,000 tables each (``python -m benchmarks.intervals``). "Arms" are differences of two equal log-normal
+arms, as paired runs without an effect give them; "skewed" is a log-normal of log-sd 0.5 by itself, on its worse side.
+
+         normal                  arms                    skewed
+      n  t    percentile  BCa    t    percentile  BCa    t    percentile  BCa
+      3  2.5     12.3    13.9    1.4     12.4    15.2    6.4     21.0    22.3
+      5  2.5      8.2     8.2    1.3      9.0    10.6    7.8     15.9    14.9
+     10  2.4      4.8     4.9    1.6      5.8     8.5    7.0     10.0     8.6
+
+So scipy's bootstrap (`boot_low`, `boot_high`: percentile, which errs no more than BCa where arms are alike; seeded) is
+shown beside and decides nothing. t holds its level where like is compared with like. Where the differences themselves
+are skewed it errs about three times as often as it says towards the short side (16% at ten values of log-sd 1;
+percentile 18, BCa 15): an interval that only just clears a margin is to be read with that.
 
 Divergence is never averaged away: it is counted in the note, and a claim that needs a cell that lost more than half
 of its seeds stays inconclusive. The exceptions: B1 and B2 are about divergence, and in K6a a majority of diverged
-runs under the fixed mask is itself the failure to converge that the paper speaks of.
-
-Rows are per target (each interval on its own) and then one for all, by the sentence's quantifier. "Every": supported
-if supported on every target with the needed runs (all must hold, so no correction), contradicted if on one at the
-level 1 − 0.05/targets and supported on none (a mixed result is inconclusive). "Some": supported if supported on one
-at that level, contradicted if contradicted on every target. "Most": supported if supported on more than
-half, contradicted if contradicted on at least half. The row shows the target least favourable to the claim ("some":
-the most favourable). Where any of the paper's four targets is present, the others have rows but no vote.
+runs under the fixed mask is itself the failure to converge that the paper speaks of. Everything comes from the table
+of runs: a metric that it lacks is "missing".
 """
 
 from __future__ import annotations
@@ -34,66 +53,75 @@ import pandas as pd
 
 from nfexp.claims.catalogue import CLAIMS, Claim
 from nfexp.claims.measures import HARD, SIMPLE, Contrast
-from nfexp.stats import Absent, Study, studies
+from nfexp.stats import Absent, Study, holm, named, studies
 
-LEVEL = 0.95
+ALPHA = 0.025  # on each side: what a 95% interval leaves
 
 
-def verdict(kind: str, margin: float, low: float, high: float) -> str:
-    """The verdict on an effect with the interval (low, high); see the module's text.
+def verdict(p_for: float, p_against: float) -> str:
+    """The verdict of two p-values; a missing one (NaN) proves nothing.
 
-    >>> verdict("above", 0.05, 0.06, 0.2), verdict("within", 0.05, -0.06, 0.01), verdict("below", 0.0, 0.1, 0.2)
-    ('supported', 'inconclusive', 'contradicted')
+    >>> verdict(0.01, 0.99), verdict(0.2, 0.8), verdict(1.0, 0.0), verdict(math.nan, math.nan)
+    ('supported', 'inconclusive', 'contradicted', 'inconclusive')
     """
-    yes, no = {
-        "above": (low > margin, high < margin),
-        "below": (high < margin, low > margin),
-        "within": (-margin < low and high < margin, low > margin or high < -margin),
-    }[kind]
-    return "supported" if yes else "contradicted" if no else "inconclusive"
+    return "supported" if p_for <= ALPHA else "contradicted" if p_against <= ALPHA else "inconclusive"
+
+
+def p_values(contrast: Contrast, kind: str, margin: float) -> tuple[float, float]:
+    """The p-values of "the claim is false" and of "it is true" of one effect; 1 without data.
+
+    >>> c = Contrast("", [-0.01, 0.0, 0.01])
+    >>> [verdict(*p_values(c, kind, 0.05)) for kind in ("above", "below", "within")]
+    ['contradicted', 'supported', 'supported']
+    """
+    at_most, at_least = (1.0 if math.isnan(p) else p for p in contrast.tails(margin))
+    if kind == "above":
+        return at_most, at_least
+    if kind == "below":
+        return at_least, at_most
+    below, above = (1.0 if math.isnan(p) else p for p in contrast.tails(-margin))
+    return max(below, at_least), min(at_most, above)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one claim comes to on one target; `fixed` is a verdict that no interval decides."""
+    """What one claim comes to on one target; of a `lost` one the numbers are shown, but decide nothing."""
 
     claim: Claim
     target: str
     contrasts: Sequence[Contrast] = ()
-    fixed: str | None = None
+    lost: bool = False
     applies: bool = True
+    rows: str = ""
     note: str = ""
 
-    def verdict(self, corrected: int = 1) -> str:
-        """The verdict, each of the contrasts at the level 1 − 0.05 / (contrasts · corrected)."""
-        if self.fixed:
-            return self.fixed
-        level = 1 - (1 - LEVEL) / (len(self.contrasts) * corrected)
-        ends = [c.interval(level)[1:] for c in self.contrasts]
-        # The least in the alphabet: contradicted < inconclusive < supported
-        return min(verdict(self.claim.kind, self.claim.margin, *e) for e in ends)
+    def each(self) -> list[tuple[float, float]]:
+        """p_for and p_against of each contrast."""
+        margins = [self.claim.margin if c.margin is None else c.margin for c in self.contrasts]
+        return [p_values(c, self.claim.kind, m) for c, m in zip(self.contrasts, margins, strict=True)]
 
-    def shown(self) -> tuple[float, float, float, int, str]:
-        """Estimate, low, high, n and label of the contrast that decides: the least favourable to the claim."""
-        claim, level = self.claim, 1 - (1 - LEVEL) / max(len(self.contrasts), 1)
-        rows = [(*c.interval(level), c.n, c.label) for c in self.contrasts]
-        rows.sort(key=lambda r: (verdict(claim.kind, claim.margin, *r[1:3]), -against(claim.kind, *r[1:3])))
-        return rows[0] if rows else (math.nan, math.nan, math.nan, 0, "")
+    def p(self) -> tuple[float, float]:
+        """p_for and p_against of all contrasts together, before any correction over targets."""
+        if self.lost or not self.contrasts:
+            return 1.0, 1.0
+        found = self.each()
+        return max(p for p, _ in found), min(1.0, len(found) * min(p for _, p in found))
 
-
-def against(kind: str, low: float, high: float) -> float:
-    """How far an interval reaches on the side against the claim; an unknown one counts as far off."""
-    value = {"above": -low, "below": high, "within": max(abs(low), abs(high))}[kind]
-    return -math.inf if math.isnan(value) else value
+    def decisive(self) -> Contrast | None:
+        """The contrast that contradicts, or else the least favourable one."""
+        found = sorted(zip(self.each(), range(len(self.contrasts)), strict=True), key=lambda f: (-f[0][0], f[0][1]))
+        if verdict(*self.p()) == "contradicted":
+            found.sort(key=lambda f: f[0][1])
+        return self.contrasts[found[0][1]] if found else None
 
 
 def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """The verdict on every claim, per target and over all targets.
 
-    `runs` is the table of :func:`nfexp.table.load_runs`, `centres` the study's centre per target. Columns: claim,
-    source, sentence, target, estimand, estimate, low, high, n (pairs of seeds; runs for B1, B2 and B4), margin,
-    verdict (supported, contradicted or inconclusive), note. Missing runs give an inconclusive row that says which,
-    never an exception.
+    `runs` is the table of :func:`nfexp.table.load_runs` or :func:`nfexp.table.read_runs`, `centres` the study's centre
+    per target. Columns: claim, source, sentence, target, rows (the cells used), estimand, n (pairs of seeds; runs for
+    shares), estimate, low, high (95%), boot_low, boot_high, margin, p_for, p_against (Holm), verdict (supported,
+    contradicted or inconclusive), note. Missing runs give an inconclusive row that says which, never an exception.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1],
     ...                      "flow.n_flows": [6, 6, 1, 1], "kl": [0.03, 0.04, 0.53, 0.54]})
@@ -104,17 +132,16 @@ def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd
     by_target = studies(runs, centres)
     rows = []
     for claim in CLAIMS:
-        found = [_find(claim, s) for s in ([by_target] if claim.across else by_target.values())]
-        rows += [_row(f) for f in found]
-        if not claim.across:
-            rows.append(_overall(claim, found) if found else _row(Finding(claim, "all", (), "inconclusive")))
+        found = [find(claim, s) for s in ([by_target] if claim.across else by_target.values())]
+        rows += judge(claim, found)
     return pd.DataFrame(rows)
 
 
-def _find(claim: Claim, subject: Study | Mapping[str, Study]) -> Finding:
+def find(claim: Claim, subject: Study | Mapping[str, Study]) -> Finding:
+    """Measure one claim on the study of one target, or (`across`) on those of all."""
     group = subject if claim.across else {subject.target: subject}
     for study in group.values():
-        study.used, study.notes, study.excused = {}, [], None
+        study.used, study.notes = {}, []
     contrasts: Sequence[Contrast] = ()
     gap = ""
     try:
@@ -126,64 +153,71 @@ def _find(claim: Claim, subject: Study | Mapping[str, Study]) -> Finding:
     notes = [gap] if gap else []
     notes += [label(s, text) for s in group.values() for text in s.notes]
     notes += [label(s, text) for s in group.values() if (text := _losses(s))]
-    lost = [label(s, text) for s in group.values() if (text := _half_lost(s))]
-    fixed = None if contrasts else "inconclusive"
-    if lost and not claim.about_divergence:
-        fixed = "inconclusive"
-        notes += lost
-    elif any(s.excused is not None for s in group.values()):
-        fixed = "supported"
-        notes.append("most runs under the fixed mask diverged, which is the claim")
-    elif not gap and (few := [c for c in contrasts if math.isnan(c.interval(LEVEL)[1])]):
-        notes.append(f"fewer than two pairs of completed runs{': ' * bool(few[0].label)}{few[0].label}")
-    return Finding(claim, target, contrasts, fixed, not gap or bool(lost), "; ".join(notes))
+    lost = [] if claim.about_divergence else [label(s, text) for s in group.values() if (text := _half_lost(s))]
+    notes += lost
+    if not gap and not lost and (few := [c for c in contrasts if math.isnan(c.tails(0.0)[0])]):
+        why = "no run that ended" if few[0].share else "fewer than two pairs of completed runs"
+        notes.append(f"{why}{': ' * bool(few[0].label)}{few[0].label}")
+    cells = dict.fromkeys(named(dict(sorted(key))) for s in group.values() for key in s.used)
+    rows = " | ".join(cells) or ("" if gap else "every completed run")
+    return Finding(claim, target, contrasts, bool(lost), not gap or bool(lost), rows, "; ".join(notes))
 
 
 def _losses(study: Study) -> str:
     """The runs of the cells used that did not complete, by status."""
     if not study.used:
         return ""
-    status = pd.concat(study.used.values())["status"]
+    status = pd.concat([runs["status"] for runs in study.used.values()])
     counts = [f"{k} {s}" for s in ("diverged", "failed", "missing") if (k := int((status == s).sum()))]
     return f"{', '.join(counts)} of {len(status)} runs used" if counts else ""
 
 
 def _half_lost(study: Study) -> str:
     for key, runs in study.used.items():
-        names = ", ".join(f"{k}={v}" for k, v in sorted(key, key=str)) or "the centre"
-        if key != study.excused and (runs["status"] != "completed").mean() > 0.5:
-            return f"{names} lost more than half of its seeds"
+        if (runs["status"] != "completed").mean() > 0.5:
+            return f"{named(dict(sorted(key)))} lost more than half of its seeds"
     return ""
 
 
-def _row(finding: Finding) -> dict[str, Any]:
-    claim = finding.claim
-    estimate, low, high, n, label = finding.shown()
-    measured = f"{claim.estimand}; {claim.kind} {claim.margin:g} ({claim.why})"
-    return {
-        "claim": claim.id, "source": claim.source, "sentence": claim.sentence, "target": finding.target,
-        "estimand": measured, "estimate": estimate, "low": low, "high": high, "n": n, "margin": claim.margin,
-        "verdict": finding.verdict(), "note": "; ".join(filter(None, [label, finding.note])),
-    }  # fmt: skip
-
-
-def _overall(claim: Claim, found: Sequence[Finding]) -> dict[str, Any]:
-    """The row for all targets: see the module's text for the rule."""
+def judge(claim: Claim, found: Sequence[Finding]) -> list[dict[str, Any]]:
+    """The rows of one claim: one per target, Holm over those that vote, and one for all by the quantifier."""
+    if claim.across or not found:
+        alone = found[0] if found else Finding(claim, "all")
+        return [_row(alone, *alone.p())]
     voting = [f for f in found if f.target in SIMPLE + HARD] or list(found)
     voting = [f for f in voting if f.applies] or voting
-    verdicts, k = [f.verdict() for f in voting], len(voting)
-    strict = [f.verdict(k) for f in voting]
-    yes, no = verdicts.count("supported"), verdicts.count("contradicted")
-    supported, contradicted = {
-        "every": (yes == k, yes == 0 and "contradicted" in strict),
-        "some": ("supported" in strict, no == k),
-        "most": (2 * yes > k, 2 * no >= k and no > 0),
-    }[claim.quantifier]
-    overall = "supported" if supported else "contradicted" if contradicted else "inconclusive"
-    pick = max if claim.quantifier == "some" else min
-    shown = pick(voting, key=lambda f: (f.verdict(), -against(claim.kind, *f.shown()[1:3])))
-    note = f"{claim.quantifier}: supported on {yes}, contradicted on {no} of {k}; shown is {shown.target}"
-    if absent := [f.target for f in found if f not in voting]:
-        note += f"; not counted: {', '.join(absent)}"
-    row = _row(shown)
-    return row | {"target": "all", "verdict": overall, "note": "; ".join(filter(None, [note, row["note"]]))}
+    others = [f for f in found if f not in voting]
+    k, raw = len(voting), [f.p() for f in voting]
+    yes, no = (holm(p) for p in zip(*raw, strict=True))
+    corrected = {f.target: (float(y), float(n)) for f, y, n in zip(voting, yes, no, strict=True)}
+    rows = [_row(f, *corrected.get(f.target, f.p())) for f in found]
+    needed = {"every": k, "some": 1, "most": k // 2 + 1}[claim.quantifier]  # targets that the sentence needs
+    p_for, p_against = float(sorted(yes)[needed - 1]), float(sorted(no)[k - needed])
+    overall = verdict(p_for, p_against)
+    side = int(overall == "contradicted")
+    rank = k - needed if side else needed - 1
+    decides = sorted(voting, key=lambda f: f.p()[side])[rank]
+    counts = [sum(verdict(*p) == v for p in corrected.values()) for v in ("supported", "contradicted")]
+    note = (
+        f"{claim.quantifier}: supported on {counts[0]}, contradicted on {counts[1]} of {k}; shown is {decides.target}"
+    )
+    if others:
+        note += f"; not counted: {', '.join(f.target for f in others)}"
+    row = _row(decides, p_for, p_against)
+    return [*rows, row | {"target": "all", "note": "; ".join(filter(None, [note, row["note"]]))}]
+
+
+def _row(finding: Finding, p_for: float, p_against: float) -> dict[str, Any]:
+    claim, shown = finding.claim, finding.decisive()
+    estimate, low, high = shown.interval() if shown else (math.nan,) * 3
+    boot_low, boot_high = shown.bootstrap() if shown else (math.nan,) * 2
+    return {
+        "claim": claim.id, "source": claim.source, "sentence": claim.sentence, "target": finding.target,
+        "rows": finding.rows, "estimand": f"{claim.estimand}; {claim.kind} {claim.margin:g} ({claim.why})",
+        "n": len(shown.values) if shown else 0, "estimate": estimate, "low": low, "high": high,
+        "boot_low": boot_low, "boot_high": boot_high,
+        "margin": claim.margin if shown is None or shown.margin is None else shown.margin,
+        "p_for": p_for if shown else math.nan, "p_against": p_against if shown else math.nan,
+        "verdict": verdict(p_for, p_against),
+        "note": "; ".join(filter(None, [shown.label if shown else "", finding.note])),
+    }  # fmt: skip

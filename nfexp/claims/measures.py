@@ -1,62 +1,88 @@
-"""What the claims measure: functions of a study that return contrasts, or say that their runs are absent."""
+"""What the claims measure: functions of a study that return contrasts, or say that their runs are absent.
+
+No contrast is chosen by looking at the values that it is then tested with: a "best of" becomes one contrast per
+candidate, so that noise alone cannot make the best one good.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nfexp.stats import Absent, Study, mean_interval, share_gap, wilson
-from nfexp.table import ReportError, load_arrays
+from nfexp.stats import (
+    Absent,
+    Study,
+    bootstrap_interval,
+    mean_interval,
+    mean_tails,
+    named,
+    share_interval,
+    share_tails,
+)
 
 SIMPLE, HARD = ("moons", "spiral2"), ("circles", "spiral4")
 FLOWS, DEPTH, WIDTH = "flow.n_flows", "flow.hidden_depth", "flow.hidden_width"
 SAMPLES, NOISE, LR, BATCH = "data.n_samples", "data.noise", "train.lr", "train.batch_size"
-ALTERNATING = {"flow.mask": "alternating"}
-LOOKED_AT = 200  # archives per target that a claim about stored samples opens
+ALTERNATING, FIXED = {"flow.mask": "alternating"}, {"flow.mask": "fixed"}
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One effect: its number of pairs, runs or steps, and `interval(level)` giving estimate, low, high."""
+    """One effect: the mean of paired differences over seeds, or (`share`) the share of runs that something is true of.
+
+    `margin` replaces the claim's where the effect is another quantity than the claim's estimand.
+    """
 
     label: str
-    n: int
-    interval: Callable[[float], tuple[float, float, float]]
+    values: np.ndarray  # (n,)
+    share: bool = False
+    margin: float | None = None
+
+    def interval(self, level: float = 0.95) -> tuple[float, float, float]:
+        """Estimate, low, high."""
+        return (share_interval if self.share else mean_interval)(self.values, level)
+
+    def tails(self, margin: float) -> tuple[float, float]:
+        """p-values of "the effect is at most `margin`" and of "at least"; those of `interval`."""
+        return (share_tails if self.share else mean_tails)(self.values, margin)
+
+    def bootstrap(self, level: float = 0.95) -> tuple[float, float]:
+        """Ends of the bootstrap interval, which decides nothing."""
+        return bootstrap_interval(self.values, level)
 
 
 def mean_of(label: str, values: pd.Series) -> Contrast:
-    values = values.dropna()
-    return Contrast(label, len(values), partial(mean_interval, values.to_numpy(dtype=float)))
+    return Contrast(label, values.dropna().to_numpy(dtype=float))
+
+
+def share_of(label: str, hits: pd.Series, margin: float | None = None) -> Contrast:
+    return Contrast(label, hits.to_numpy(dtype=float), True, margin)
 
 
 Measure = Callable[[Study], Sequence[Contrast]]
 
 
-def versus(a: Mapping[str, Any], b: Mapping[str, Any], metric: str = "kl") -> Measure:
-    """The measure metric(a) − metric(b) of two cells, given by their differences from the centre."""
-    return lambda study: [mean_of("", study.gap(a, b, metric))]
+def versus(a: Mapping[str, Any], b: Mapping[str, Any], *metrics: str) -> Measure:
+    """The measure metric(a) − metric(b) of two cells, given by their differences from the centre; KL if not said."""
+    return lambda study: [mean_of(m if metrics else "", study.gap(a, b, m)) for m in metrics or ("kl",)]
 
 
-def one_complex_flow(study: Study) -> list[Contrast]:
-    """KL of the best single flow that is deeper or wider than the centre, minus the centre's."""
+def each_complex_flow(study: Study) -> list[Contrast]:
+    """KL of each single flow that is deeper or wider than the centre, minus the centre's."""
     found = []
     for key in study.cells:
-        own = dict(key)
+        own = dict(sorted(key))
         larger = any(own.get(c, 0) > study.centre.get(c, math.inf) for c in (DEPTH, WIDTH))
         if own.get(FLOWS) == 1 and own.keys() <= {FLOWS, DEPTH, WIDTH} and larger:
-            found.append((study.values("kl", own).mean(), own))
+            found.append(mean_of(named(own), study.gap(own, {})))
     if not found:
         raise Absent("missing: flow.n_flows=1 with more depth or width than the centre")
-    best = min(found, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])[1]
-    label = ", ".join(f"{k}={v}" for k, v in sorted(best.items()))
-    study.notes.append(f"best of {len(found)} single-flow cells")
-    return [mean_of(label, study.gap(best, {}))]
+    return sorted(found, key=lambda c: c.label)
 
 
 def flows_needed(studies: Mapping[str, Study]) -> list[Contrast]:
@@ -86,13 +112,6 @@ def deeper(study: Study) -> list[Contrast]:
     if not depths:
         raise Absent("missing: a depth above 2")
     return [mean_of(f"depth {d}", study.gap({DEPTH: d}, {DEPTH: 2})) for d in depths]
-
-
-def ranges(study: Study) -> list[Contrast]:
-    study.ends(FLOWS), study.ends(DEPTH)
-    table = {c: pd.DataFrame({v: study.values("kl", {c: v}) for v in study.axis(c)}).dropna() for c in (FLOWS, DEPTH)}
-    flows, depth = (kl.max(axis=1) - kl.min(axis=1) for kl in table.values())
-    return [mean_of("", flows - depth)]
 
 
 def time_by_samples(study: Study) -> list[Contrast]:
@@ -130,22 +149,24 @@ def kl_at_most_noise(study: Study) -> list[Contrast]:
     return [mean_of(f"noise {noise:g}", study.values("kl", {NOISE: noise}))]
 
 
-def best_under_noise(study: Study) -> list[Contrast]:
+def each_under_noise(study: Study) -> list[Contrast]:
+    """clean_distance of each architecture at the highest noise, minus the centre's."""
     noise = study.ends(NOISE)[1]
-    found = [dict(k) for k in study.cells if dict(k).get(NOISE, study.centre.get(NOISE)) == noise]
+    found = [dict(sorted(k)) for k in study.cells if dict(k).get(NOISE, study.centre.get(NOISE)) == noise]
     found = [own for own in found if own.keys() <= {NOISE, FLOWS, DEPTH, WIDTH}]
     if len(found) < 2:
         raise Absent(f"missing: data.noise={noise:g} with another number of flows, depth or width")
-    distances = pd.DataFrame({i: study.values("clean_distance", own) for i, own in enumerate(found)}).dropna()
-    gap = distances.min(axis=1) - study.values("clean_distance", {})
-    return [mean_of(f"noise {noise:g}, best of {len(found)} architectures", gap)]
+    contrasts = [mean_of(named(own), study.gap(own, {}, "clean_distance")) for own in found]
+    return sorted(contrasts, key=lambda c: c.label)
 
 
 def fixed_mask(study: Study) -> list[Contrast]:
-    runs = study.cell({"flow.mask": "fixed"})
-    if (runs["status"] == "diverged").mean() > 0.5:
-        study.excused = study.key({"flow.mask": "fixed"})
-    return versus({"flow.mask": "fixed"}, ALTERNATING)(study)
+    """KL(fixed) − KL(alternating); where most runs under the fixed mask diverged, the share that did."""
+    lost = diverged(study.cells.get(study.key(FIXED), pd.DataFrame({"status": [], "seed": []})))
+    if lost.mean() > 0.5:
+        study.cell(ALTERNATING)
+        return [share_of("share of runs under the fixed mask that diverged, which is the claim", lost, 0.5)]
+    return versus(FIXED, ALTERNATING)(study)
 
 
 def covering_masks(study: Study) -> list[Contrast]:
@@ -158,48 +179,35 @@ def covering_masks(study: Study) -> list[Contrast]:
     return versus({"flow.mask": "once"}, ALTERNATING)(study)
 
 
-def diverged(runs: pd.DataFrame) -> tuple[int, int]:
-    """How many runs diverged, of those that either completed or diverged."""
-    return int((runs["status"] == "diverged").sum()), int(runs["status"].isin(["completed", "diverged"]).sum())
+def diverged(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run diverged, of those that either completed or diverged, by seed."""
+    ended = runs[runs["status"].isin(["completed", "diverged"])]
+    return ended["status"].eq("diverged").set_axis(ended["seed"])
 
 
 def divergence(study: Study) -> list[Contrast]:
-    k, n = diverged(pd.concat([study.cell({LR: lr}) for lr in study.axis(LR)] or [study.cell({})]))
-    study.notes.append(f"{k} of {n} runs diverged")
-    return [Contrast("", n, partial(wilson, k, n))]
+    lost = diverged(pd.concat([study.cell({LR: lr}) for lr in study.axis(LR)] or [study.cell({})]))
+    study.notes.append(f"{lost.sum()} of {len(lost)} runs diverged")
+    return [share_of("", lost)]
 
 
 def divergence_by_lr(study: Study) -> list[Contrast]:
     low, high = study.ends(LR)
-    counts = *diverged(study.cell({LR: high})), *diverged(study.cell({LR: low}))
-    if counts[0] + counts[2] == 0:
+    lost = pd.concat({lr: diverged(study.cell({LR: lr})) for lr in (high, low)}, axis=1, join="inner").astype(bool)
+    if not lost.to_numpy().any():
         raise Absent(f"no run diverged at lr {high:g} or {low:g}: nothing to help against")
-    return [Contrast(f"lr {high:g} against {low:g}", min(counts[1], counts[3]), partial(share_gap, *counts))]
+    study.notes.append(f"of {len(lost)} seeds {lost[high].sum()} diverged at lr {high:g}, {lost[low].sum()} at {low:g}")
+    one = lost[lost[high] != lost[low]]
+    if one.empty:
+        raise Absent(f"every seed diverged at lr {high:g} and at {low:g}: nothing to compare")
+    return [share_of(f"lr {high:g} against {low:g}", one[high])]
 
 
-def one_coordinate(study: Study) -> list[Contrast]:
-    done = pd.concat([cell[cell["status"] == "completed"] for cell in study.cells.values()] or [pd.DataFrame()])
-    folders = done.sort_values(["seed", "dir"])["dir"] if "dir" in done else ()
-    looked = [moved for folder in folders[:LOOKED_AT] if len(moved := coordinates_moved(folder))]
-    if not looked:
-        raise Absent("missing: a run that stored its walk (record.walk)")
-    moved = np.concatenate(looked)
-    right, runs = int((moved == 1).sum()), len(looked)
-    among = f" (of {len(folders)}, the first {LOOKED_AT} by seed were looked at)" if len(folders) > LOOKED_AT else ""
-    study.notes.append(f"{right} of {len(moved)} coupling steps in {runs} runs{among}; exact, not an interval")
-    return [Contrast("", runs, lambda level: (right / len(moved),) * 3)]
-
-
-def coordinates_moved(folder: str) -> np.ndarray:
-    """How many of the two coordinates each coupling of a stored walk moved, (steps,); empty without a walk."""
-    try:
-        arrays = load_arrays(folder, only=("walk", "walk_names"))
-    except ReportError:
-        return np.empty(0)
-    walk, names = arrays.get("walk"), arrays.get("walk_names")
-    if walk is None or names is None or walk.ndim != 3 or walk.shape[2] != 2 or names.shape != walk.shape[:1]:
-        return np.empty(0)
-    if walk.dtype.kind != "f" or not len(walk) or not (np.abs(walk) < 1e30).all():
-        return np.empty(0)
-    moved = (np.abs(np.diff(walk, axis=0)) > 1e-6 * (1 + np.abs(walk[1:]))).any(axis=1).sum(axis=1)
-    return moved[np.char.startswith(names[1:].astype(str), "coupling")]
+def more_than_one_moved(study: Study) -> list[Contrast]:
+    done = [
+        r.loc[r["status"] == "completed", "coordinates_moved"] for r in study.cells.values() if "coordinates_moved" in r
+    ]
+    moved = pd.concat(done).dropna() if done else pd.Series(dtype=float)
+    if moved.empty:
+        raise Absent("missing: coordinates_moved")
+    return [share_of(f"{int((moved > 1).sum())} of {len(moved)} runs", moved > 1)]
