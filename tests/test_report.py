@@ -77,7 +77,7 @@ def test_every_file_of_the_contract_is_there(built):
     assert [n for n in names if not (built / n).is_file()] == []
     assert [p.name for p in built.rglob(".*") if p.is_file()] == [".runs.cache"]
     runs = pd.read_csv(built / "runs.csv")
-    assert list(runs)[:2] == ["job", "status"] and list(runs)[-1] == "diverged_at" and len(runs) == 10
+    assert list(runs)[:2] == ["job", "status"] and list(runs)[-1] == "diverged_layer" and len(runs) == 10
 
 
 def test_html_stands_alone(page):
