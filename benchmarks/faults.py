@@ -28,6 +28,7 @@ from safetensors.numpy import load
 from benchmarks.children import environment
 from benchmarks.tables import markdown
 from nfexp import load_runs
+from nfexp.record import outcome
 
 GRID = ("flow.n_flows=1,2", "data=moons,circles", "hydra.launcher.max_stack=4")
 SMALL = (
@@ -126,8 +127,9 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def finished(folder: Path) -> set[str]:
-    """Names of the run directories with a record."""
-    return {path.parent.name for path in folder.glob("*/result.json")}
+    """Names of the run directories with a record, but for those of failed runs, which every resume here redoes."""
+    ends = {path.parent.name: outcome(path.parent) for path in folder.glob("*/result.json")}
+    return {name for name, end in ends.items() if end and end.status != "failed"}
 
 
 def compare(folder: Path, whole: Path) -> tuple[int, float]:
