@@ -7,12 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_sweep import centre, write_run, write_sweep
+from matplotlib.colors import to_rgba
 from matplotlib.image import imread
+from PIL import Image
 
 from nfexp import figures, stats, table
-from nfexp.figures.clouds import draw_gallery, draw_walk
+from nfexp.figures.clouds import QUADRANTS, draw_density, draw_gallery, draw_walk
 from nfexp.figures.curves import draw_ablation, plain
-from nfexp.figures.frames import exemplar, learning_curves
+from nfexp.figures.films import film_training, film_walk
+from nfexp.figures.frames import centre_scores, exemplar, learning_curves
+from nfexp.figures.summary import draw_summary
 
 STORED = {"record.samples": 60, "record.grid": 16, "record.walk": 80}
 
@@ -74,7 +78,7 @@ def test_every_figure_of_a_sweep_is_there_and_not_blank(sweep_dir, tmp_path):
     paths = figures.draw_all(tmp_path, *loaded(sweep_dir))
     axes = ("flows", "lr", "activation")
     expected = {f"{kind}_{axis}" for kind in ("ablation", "convergence") for axis in axes}
-    expected |= {"ablation_flows_x_depth", "convergence_centre"}
+    expected |= {"ablation_flows_x_depth", "convergence_centre", "summary_centre"}
     expected |= {f"{kind}_{target}" for kind in ("gallery", "density", "walk") for target in ("moons", "spiral2")}
     assert set(paths) == expected
     for name, path in paths.items():
@@ -122,6 +126,148 @@ def test_walk_colours_by_the_quadrant_of_the_base():
     first, last = (axes.collections[0].get_facecolors() for axes in figure.axes)
     assert len(np.unique(first, axis=0)) == 4
     np.testing.assert_array_equal(first, last)
+
+
+def walk_arrays(n_layers=3, n_points=50):
+    """A walk that turns base points and a grid of 41 x 41 nodes by 20 degrees a layer."""
+    turns = np.deg2rad(20 * np.arange(n_layers + 1))
+    turn = np.array([[np.cos(turns), np.sin(turns)], [-np.sin(turns), np.cos(turns)]]).transpose(2, 0, 1)
+    ticks = np.linspace(-2.5, 2.5, 41)
+    names = ["base", *(f"coupling {i}" for i in range(n_layers - 1, 0, -1)), "data"]
+    return {"walk": np.random.default_rng(0).standard_normal((n_points, 2)) @ turn, "walk_names": np.array(names),
+            "walk_grid": np.stack(np.meshgrid(ticks, ticks), -1) @ turn[:, None]}  # fmt: skip
+
+
+def test_walk_carries_a_grid_along_in_the_colours_of_its_quadrants():
+    arrays = walk_arrays()
+    figure = draw_walk(arrays, "")
+    for axes, nodes in zip(figure.axes, arrays["walk_grid"], strict=True):
+        points, lines = axes.collections
+        assert lines.zorder < points.zorder
+        pieces = lines.get_segments()
+        assert len(pieces) == 2 * 21 * 2  # each of the 21 lines a way is cut once, where it crosses an axis
+        drawn, known = (set(map(tuple, np.round(p, 9).reshape(-1, 2))) for p in (np.concatenate(pieces), nodes))
+        assert drawn <= known and len(drawn) == 41 * 41 - 20 * 20
+    first = figure.axes[0].collections[1]
+    for piece, colour in zip(first.get_segments(), first.get_colors(), strict=True):
+        x, y = piece.mean(0)
+        quadrant = (0 if y > 0 else 3) if x > 0 else (1 if y > 0 else 2)
+        assert tuple(colour[:3]) == to_rgba(QUADRANTS[quadrant])[:3]
+    last = figure.axes[-1].collections[1]
+    np.testing.assert_array_equal(first.get_colors(), last.get_colors())
+
+
+ODD_GRIDS = {"absent": None, "flat": np.zeros((4, 1681, 2)), "of other layers": np.zeros((3, 41, 41, 2)),
+             "words": np.full((4, 41, 41, 2), "x"), "empty": np.zeros((4, 0, 41, 2))}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD_GRIDS)
+def test_walk_without_a_usable_grid_draws_points_alone(case, tmp_path):
+    run = write_run(tmp_path / "run", centre(), {}, "completed", arrays=False)
+    arrays = walk_arrays() | {"walk_grid": ODD_GRIDS[case]}
+    np.savez(run / "samples.npz", **{k: v for k, v in arrays.items() if v is not None})
+    runs, sweep, _ = loaded(run)
+    row = exemplar(runs, sweep.centres, "moons", "walk")
+    assert set(row["arrays"]) == {"walk", "walk_names"}
+    assert not any(axes.collections[1].get_segments() for axes in draw_walk(row["arrays"], "").axes)
+
+
+def test_density_map_is_the_log_ratio_where_p_is_not_negligible():
+    rng = np.random.default_rng(0)
+    log_p, log_q = (rng.uniform(-20, 1, (7, 5)) for _ in "pq")
+    arrays = {"grid_log_q": log_q, "grid_log_p": log_p, "grid_extent": np.array([-1.0, 1, -1, 1])}
+    shown = draw_density(arrays, "").axes[2].images[0].get_array()
+    inside = np.exp(log_p) >= np.exp(log_p).max() / 1000
+    np.testing.assert_array_equal(np.ma.getmaskarray(shown), ~inside)
+    np.testing.assert_allclose(shown[inside], (log_q - log_p)[inside])
+
+
+def test_film_of_a_walk_stops_at_every_layer_and_goes_straight_between():
+    arrays = walk_arrays()
+    stops, way = [], []
+    for figure, time in film_walk(arrays, "title"):
+        axes = figure.axes[0]
+        points, lines = axes.collections
+        if time < 100:
+            way.append(np.array(points.get_offsets()))
+            continue
+        layer = len(stops)
+        stops.append(axes.get_title())
+        np.testing.assert_allclose(points.get_offsets(), arrays["walk"][layer], atol=1e-12)
+        np.testing.assert_allclose(lines.get_segments()[0], arrays["walk_grid"][layer, 0, :21], atol=1e-12)
+        if layer and way:
+            before, after = arrays["walk"][layer - 1 : layer + 1]
+            shares = [(p - before) / (after - before) for p in way]
+            assert all(np.ptp(s) < 1e-6 and 0 < s.mean() < 1 for s in shares)
+            assert [s.mean() for s in shares] == sorted(s.mean() for s in shares)
+            way.clear()
+    assert stops == arrays["walk_names"].tolist()
+
+
+def test_film_of_training_shows_every_recorded_step_then_the_best_model():
+    points = np.random.default_rng(0).standard_normal((8, 20, 2))
+    arrays = {"base": points[0], "target": points[1], "best": points[2], "snapshots": points[3:],
+              "snapshot_steps": np.array([1, 5, 20, 80, 200])}  # fmt: skip
+    panels = (figure.axes[1] for figure, _ in film_training(arrays, ""))
+    seen = [(axes.get_title(), np.array(axes.collections[0].get_offsets())) for axes in panels]
+    assert [title for title, _ in seen] == ["step 1", "step 5", "step 20", "step 80", "step 200", "best model"]
+    np.testing.assert_array_equal([p for _, p in seen], [*points[3:], points[2]])
+
+
+def test_films_are_drawn_when_asked_for(tmp_path, capsys):
+    run = write_run(tmp_path / "run", centre(**{k.replace(".", "__"): v for k, v in STORED.items()}), {}, "completed")
+    np.savez(run / "samples.npz", **(table.load_arrays(run) | walk_arrays()))
+    assert figures.main([str(run), "figures=[gif_*, walk_moons]"]) == 0
+    folder = run / "figures"
+    names = {"gif_training_moons.gif", "gif_walk_moons.gif", "walk_moons.png", "walk_moons.pdf"}
+    assert {p.name for p in folder.iterdir()} == names
+    assert {Path(line).name for line in capsys.readouterr().out.split()} == names - {"walk_moons.pdf"}
+    for name in ("gif_training_moons.gif", "gif_walk_moons.gif"):
+        with Image.open(folder / name) as film:
+            assert film.n_frames > 10 and film.info["loop"] == 0 and 480 <= film.width <= 600
+            first = np.asarray(film.convert("RGB"), dtype=float)
+            film.seek(film.n_frames - 1)
+            last = np.asarray(film.convert("RGB"), dtype=float)
+        assert (first[:2] == 255).all() and first.std() > 10 and np.abs(last - first).mean() > 0.3
+        assert (folder / name).stat().st_size < 1_500_000
+
+
+def test_summary_has_a_column_per_target_in_the_order_of_the_study(sweep_dir):
+    runs, sweep, tables = loaded(sweep_dir)
+    seeds, means = centre_scores(runs, sweep.centres)
+    assert len(seeds) == 6 and means["n"].tolist() == [3, 3]
+    with mpl.rc_context(fname=figures.STYLE):
+        figure = figures.plan(runs, sweep, tables)["summary_centre"]()
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["moons", "spiral2"]
+    labels = [t.get_text() for t in figure.axes[-1].get_xticklabels()]
+    kl = runs.loc[(runs["data.name"] == "moons") & (runs["status"] == "completed") & (runs["flow.n_flows"] == 6)
+                  & (runs["flow.activation"] == "relu"), "kl"]  # fmt: skip
+    mean, low, high = stats.mean_interval(kl)
+    assert labels[0] == f"{mean:.3f} [{low:.3f}, {high:.3f}]\n3 seeds"
+    one = runs[runs["data.name"] == "moons"]
+    assert "summary_centre" not in figures.plan(one, sweep, tables)
+
+
+def test_centre_scores_count_what_did_not_complete_and_repetitions_once():
+    runs = pd.DataFrame({"data.name": "moons", "seed": [0, 1, 2, 3, 0], "flow.n_flows": 6,
+                         "kl": [0.1, 0.3, None, None, 0.1],
+                         "status": ["completed", "completed", "diverged", "missing", "completed"]})  # fmt: skip
+    seeds, means = centre_scores(runs, {"moons": {"flow.n_flows": 6}})
+    row = means.iloc[0]
+    assert seeds["kl"].tolist() == [0.1, 0.3]
+    assert (row["n"], row["n_diverged"], row["n_failed"], row["n_missing"]) == (2, 1, 0, 1)
+    assert row["kl_mean"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("kl", [[0.1, 7e29], [-0.01, 0.5], [np.nan, 0.1], [0.0, 0.0]])
+def test_summary_draws_any_kl(kl):
+    grid = -np.arange(12.0).reshape(3, 4)
+    arrays = {t: {"target": np.zeros((5, 2)), "best": np.ones((4, 2)), "grid_log_q": grid,
+                  "grid_extent": np.array([-1.0, 1, -1, 1])} for t in ("a", "b")}  # fmt: skip
+    runs = pd.DataFrame({"data.name": ["a", "b"], "seed": 0, "flow.n_flows": 6, "status": "completed", "kl": kl})
+    figure = draw_summary(arrays, *centre_scores(runs, {t: {"flow.n_flows": 6} for t in "ab"}), "title")
+    figure.draw_without_rendering()
+    assert all("1 seed" in t.get_text() for t, v in zip(figure.axes[-1].get_xticklabels(), kl, strict=True) if v == v)
 
 
 def test_what_did_not_complete_is_written_and_crossed():
@@ -235,7 +381,7 @@ def test_arrays_of_the_wrong_shape_are_skipped(tmp_path):
     run = write_run(tmp_path / "run", centre(**{k.replace(".", "__"): v for k, v in STORED.items()}), {}, "completed")
     arrays = table.load_arrays(run) | {"snapshots": np.zeros((13, 60)), "grid_log_q": np.zeros((3, 3))}
     np.savez(run / "samples.npz", **arrays)
-    assert set(figures.plan(*loaded(run))) == {"convergence_centre", "walk_moons"}
+    assert set(figures.plan(*loaded(run))) == {"convergence_centre", "walk_moons", "gif_walk_moons"}
 
 
 def test_writing_pdf_files_logs_nothing(caplog, tmp_path):

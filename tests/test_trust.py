@@ -25,9 +25,10 @@ from safetensors.torch import load_file, save
 from test_report import Page
 
 from nfexp import figures, report
-from nfexp.figures import draw
-from nfexp.figures.clouds import draw_density, draw_gallery, draw_walk
-from nfexp.figures.frames import exemplar
+from nfexp.figures import draw, films
+from nfexp.figures.clouds import draw_gallery
+from nfexp.figures.frames import centre_scores, exemplar
+from nfexp.figures.summary import draw_summary
 from nfexp.files import parse_json
 from nfexp.record import load_flow
 from nfexp.table import CACHE, MANY, ReportError, collect, load_arrays, load_histories, load_runs
@@ -381,10 +382,9 @@ def clouds(**changed):
     grid = -(points[0, :8, :1] ** 2) - points[1, :8, 0] ** 2
     return {"base": points[0], "target": points[1], "best": points[2], "snapshots": points[2:], "snapshot_steps": steps,
             "grid_log_q": grid, "grid_log_p": grid, "grid_extent": extent, "walk": points[:4], "walk_names": names,
-            } | changed  # fmt: skip
+            "walk_grid": points[:4].reshape(4, 4, 5, 2)} | changed  # fmt: skip
 
 
-CLOUDS = {"gallery": draw_gallery, "density": draw_density, "walk": draw_walk}
 ALL = {"gallery", "density", "walk"}
 
 
@@ -407,21 +407,29 @@ ODD = {
     "lengths that differ": ({"snapshot_steps": np.arange(3), "walk_names": np.array(["a"])}, {"density"}),
     "turned": ({"grid_extent": np.array([1.0, -1, 1, -1])}, {"gallery", "walk"}),
     "steps of no time": ({"snapshot_steps": np.array([-1, 0, 2**62, 2**63 - 1])}, ALL),
+    "odd grid": ({"walk_grid": np.full((4, 300, 3, 2), [np.nan, 1e300])}, ALL),
+    "grid of words": ({"walk_grid": np.full((4, 2, 2, 2), "1")}, ALL),
     "long names": ({"walk_names": np.array(["$" * 10_000, "\x1b[1m", "_x", "\u202e"])}, ALL),
 }
 
 
 @pytest.mark.parametrize("case", ODD)
-def test_odd_arrays_are_drawn_or_left_out(case, tmp_path):
+def test_odd_arrays_are_drawn_or_left_out(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(films, "MOVES", 1)
     changed, expected = ODD[case]
     folder = write_run(tmp_path / "run", centre(), {}, "completed", arrays=False)
     np.savez(folder / "samples.npz", **clouds(**changed))
     runs = load_runs(folder)
-    rows = {kind: exemplar(runs, {"moons": centre()}, "moons", kind) for kind in CLOUDS}
-    assert {kind for kind, row in rows.items() if row} == expected
-    for kind in expected:
-        draw(tmp_path, {kind: lambda k=kind: CLOUDS[k](rows[k]["arrays"], NAMES["long"])})
-        assert (tmp_path / f"{kind}.pdf").stat().st_size > 1000
+    rows = {kind: exemplar(runs, {"moons": centre()}, "moons", kind) for kind in [*ALL, "summary"]}
+    assert {kind for kind, row in rows.items() if row} == expected | ({"summary"} if "density" in expected else set())
+    scores = centre_scores(runs, {"moons": centre()})
+    tasks = {name: partial(picture, rows[kind]["arrays"], NAMES["long"])
+             for kind in expected for name, picture in figures.CLOUDS[kind].items()}  # fmt: skip
+    if rows["summary"]:
+        tasks["summary"] = partial(draw_summary, {"moons": rows["summary"]["arrays"]}, *scores, NAMES["long"])
+    draw(tmp_path, tasks)
+    for name in tasks:
+        assert (tmp_path / f"{name}.{'gif' if 'gif' in name else 'pdf'}").stat().st_size > 1000
 
 
 def test_odd_numbers_are_drawn(tmp_path):

@@ -28,14 +28,21 @@ from matplotlib.figure import Figure
 from nfexp import stats, table
 from nfexp.figures.clouds import draw_density, draw_gallery, draw_walk
 from nfexp.figures.curves import draw_ablation, draw_convergence, plain
-from nfexp.figures.frames import differences, exemplar, learning_curves
+from nfexp.figures.films import Film, film_training, film_walk, save_film
+from nfexp.figures.frames import centre_scores, differences, exemplar, learning_curves
+from nfexp.figures.summary import draw_summary
 from nfexp.files import replacing
 from nfexp.table import ReportError
 
 STYLE = Path(__file__).parents[1] / "nfexp.mplstyle"
 AXES = 100  # at most this many ablations are drawn; their tables are always written
 PENS, SHARE = 4, 5  # processes that draw, at most, and the figures that are worth starting one for
-CLOUDS = {"gallery": draw_gallery, "density": draw_density, "walk": draw_walk}
+CLOUDS: dict[str, dict[str, Callable[..., Figure | Film]]] = {  # what is stored to the pictures that need it
+    "gallery": {"gallery": draw_gallery, "gif_training": film_training},
+    "density": {"density": draw_density},
+    "walk": {"walk": draw_walk, "gif_walk": film_walk},
+}
+SUMMARISED = 9  # targets of a summary
 
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # at INFO it logs every table of every font in a PDF
 
@@ -56,12 +63,17 @@ def safe(name: object) -> str:
     return fit if fit == name else f"{fit}-{zlib.crc32(str(name).encode(errors='replace')):08x}"
 
 
-def _title(kind: str, row: Mapping[str, object]) -> str:
+def _title(row: Mapping[str, object]) -> str:
     differs = [f"{c} = {plain(row[c])}" for c in row["differs"]]
     which = ", ".join(differs[:4]) + (", …" if len(differs) > 4 else "") if differs else "centre"
     kl = row.get("kl")
-    score = f" · KL {kl:.3f} nats" if kind != "walk" and kl == kl and kl is not None else ""
-    return f"{row['data.name']} · run {row['job']}, seed {row['seed']} ({which}){score}"
+    score = f" · KL {kl:.3f} nats" if kl == kl and kl is not None else ""
+    return f"{row['data.name']} · {_flows(row)} · run {row['job']}, seed {row['seed']} ({which}){score}"
+
+
+def _flows(config: Mapping[str, object]) -> str:
+    n = config["flow.n_flows"]
+    return f"{plain(n)} {'flow' if n == 1 else 'flows'}"
 
 
 def plan(
@@ -69,10 +81,10 @@ def plan(
     sweep: table.Sweep,
     tables: Mapping[str, pd.DataFrame],
     skipped: list[ReportError] | None = None,
-) -> dict[str, Callable[[], Figure]]:
+) -> dict[str, Callable[[], Figure | Film]]:
     """Name to drawing function, for every figure that the stored data allow; only what they need is read."""
     skipped = [] if skipped is None else skipped
-    figures: dict[str, Callable[[], Figure]] = {}
+    figures: dict[str, Callable[[], Figure | Film]] = {}
     for axis, frame in list(tables.items())[:AXES]:
         figures[f"ablation_{safe(axis)}"] = partial(draw_ablation, frame, swept(frame))
     near = differences(runs, sweep.centres).map(len) < 2  # learning curves are of one axis, or of the centre
@@ -84,11 +96,18 @@ def plan(
             if len(curves):
                 title = f"validation NLL by {column}" if column else "NLL of the runs at the centre"
                 figures[f"convergence_{safe(axis)}"] = partial(draw_convergence, curves, means, title)
-    for kind, draw in CLOUDS.items():
+    for kind, pictures in CLOUDS.items():
         for target in sorted(set(runs["data.name"])):
             row = exemplar(runs, sweep.centres, target, kind, skipped=skipped)
             if row is not None:
-                figures[f"{kind}_{safe(target)}"] = partial(draw, row["arrays"], _title(kind, row))
+                own = (row["arrays"], _title(row))
+                figures |= {f"{name}_{safe(target)}": partial(draw, *own) for name, draw in pictures.items()}
+    found = {t: exemplar(runs, sweep.centres, t, "summary", skipped=skipped) for t in list(sweep.centres)[:SUMMARISED]}
+    shown = {t: row for t, row in found.items() if row and not row["differs"]}
+    if len(shown) > 1:  # one target has all of it in its density and gallery
+        title = f"{sweep.name}, centre of the study: {', '.join(dict.fromkeys(map(_flows, shown.values())))}"
+        arrays = {t: row["arrays"] for t, row in shown.items()}
+        figures["summary_centre"] = partial(draw_summary, arrays, *centre_scores(runs, sweep.centres), title)
     return figures
 
 
@@ -123,15 +142,16 @@ def _bare_fonts() -> Iterator[None]:
         fontTools.subset.load_font = load
 
 
-def draw(folder: Path, tasks: Mapping[str, Callable[[], Figure]]) -> None:
-    """Draw each task into `folder` under its name."""
+def draw(folder: Path, tasks: Mapping[str, Callable[[], Figure | Film]]) -> None:
+    """Draw each task into `folder` under its name: a figure as PNG and PDF, a film as GIF."""
     with mpl.rc_context(fname=STYLE), _bare_fonts(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter of a foreign name: drawn as a box
         for name, task in tasks.items():
-            save(task(), folder, name)
+            picture = task()
+            (save if isinstance(picture, Figure) else save_film)(picture, folder, name)
 
 
-def _draw_with_pens(folder: Path, tasks: Mapping[str, Callable[[], Figure]]) -> None:
+def _draw_with_pens(folder: Path, tasks: Mapping[str, Callable[[], Figure | Film]]) -> None:
     """Draw `tasks` in this process and a few more, one per core; a share whose pen fails is drawn here.
 
     Pens are plain interpreters that get their share on standard input: unlike a forked or spawned process pool they
@@ -170,7 +190,7 @@ def draw_all(
     only: Sequence[str] = ("*",),
     skipped: list[ReportError] | None = None,
 ) -> dict[str, Path]:
-    """Draw what the data allow into `out_dir`/figures, as PNG and PDF; name to path of the PNG.
+    """Draw what the data allow into `out_dir`/figures, as PNG and PDF or GIF; name to path of the PNG or GIF.
 
     Parameters
     ----------
@@ -179,7 +199,7 @@ def draw_all(
     runs, sweep, tables
         From :func:`nfexp.table.load_runs`, :func:`nfexp.table.load_sweep` and :func:`nfexp.stats.ablations`.
     only
-        Names or patterns (``gallery_*``).
+        Names or patterns (``gallery_*``); ``*`` alone leaves out the films (``gif_*``), which take seconds each.
     skipped
         Gets the files that cannot be read.
 
@@ -189,16 +209,18 @@ def draw_all(
         If a name or pattern fits no figure that can be drawn, or the folder cannot be written.
     """
     figures = plan(runs, sweep, tables, skipped)
+    chosen = {}
     for pattern in only:
-        if pattern != "*" and not fnmatch.filter(figures, pattern):
+        names = [n for n in fnmatch.filter(figures, pattern) if pattern != "*" or not n.startswith("gif_")]
+        if not names and pattern != "*":
             raise ReportError("figures", f"one of {', '.join(figures) or 'none'}", repr(pattern))
-    chosen = {n: f for n, f in figures.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in only)}
+        chosen |= {name: figures[name] for name in names}
     folder = own_folder(Path(out_dir) / "figures")
     try:
         _draw_with_pens(folder, chosen)
     except OSError as error:
         raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
-    return {name: folder / f"{name}.png" for name in chosen}
+    return {name: folder / f"{name}.{'gif' if name.startswith('gif_') else 'png'}" for name in chosen}
 
 
 def own_folder(folder: Path) -> Path:
@@ -238,12 +260,14 @@ def arguments(argv: Sequence[str] | None, command: str, options: Mapping[str, st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``nfexp-plot DIR… [figures=NAME,PATTERN] [out=PATH]``: draw from stored results and print the paths."""
+    """``nfexp-plot DIR… [figures=NAME,PATTERN_*] [out=PATH]``: draw from stored results and print the paths."""
     try:
         folders, options = arguments(argv, "nfexp-plot", {"figures": "NAME,PATTERN_*", "out": "PATH"})
         found = table.collect(*folders)
         tables = stats.ablations(found.runs, found.sweep.centres)
-        only = [name for name in options.get("figures", "*").split(",") if name]
+        words = options.get("figures", "*")
+        words = words[1:-1] if words[0] + words[-1] == "[]" else words
+        only = [name.strip() for name in words.split(",") if name.strip()]
         paths = draw_all(Path(options.get("out", folders[0])), found.runs, found.sweep, tables, only=only)
     except ReportError as error:
         print(error, file=sys.stderr)

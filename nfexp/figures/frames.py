@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from nfexp.stats import deviations
+from nfexp.stats import deviations, distinct, mean_interval
 from nfexp.table import ReportError, load_arrays, skip
 
 FAR = 1e30  # what lies further out is drawn there
@@ -70,18 +70,41 @@ def learning_curves(
     return curves, means.reset_index().sort_values(["step"], kind="stable")
 
 
+def centre_scores(runs: pd.DataFrame, centres: Centres) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The KL at the centre of the study (nats per point): every completed run, and per target the mean over seeds.
+
+    Returns
+    -------
+    (seeds, means)
+        `seeds`: data.name, seed, kl. `means`, in the order of `centres`: data.name, n, n_diverged, n_failed, n_missing,
+        kl_mean, kl_low, kl_high, the ends of the 95% t interval.
+    """
+    own = distinct(runs)
+    own = own[[not d for d in differences(own, centres)]]
+    done = own[own["status"] == "completed"]
+    rows = []
+    for target in centres:
+        status, kl = own.loc[own["data.name"] == target, "status"], done.loc[done["data.name"] == target, "kl"].dropna()
+        counts = {f"n_{s}": int((status == s).sum()) for s in ("diverged", "failed", "missing")}
+        ends = dict(zip(("kl_mean", "kl_low", "kl_high"), mean_interval(kl), strict=True))
+        rows.append({"data.name": target, "n": len(kl), **counts, **ends})
+    return done[["data.name", "seed", "kl"]].reset_index(drop=True), pd.DataFrame(rows)
+
+
 # What each figure of one run needs: array name to shape; equal letters are equal lengths.
 SHAPES: dict[str, dict[str, tuple[str | int, ...]]] = {
     "gallery": {"base": ("a", 2), "target": ("b", 2), "snapshots": ("s", "m", 2), "snapshot_steps": ("s",),
                 "best": ("c", 2)},
     "density": {"grid_log_q": ("y", "x"), "grid_log_p": ("y", "x"), "grid_extent": (4,)},
-    "walk": {"walk": ("f", "k", 2), "walk_names": ("f",)},
+    "walk": {"walk": ("f", "k", 2), "walk_names": ("f",), "walk_grid": ("f", "r", "c", 2)},
+    "summary": {"target": ("b", 2), "best": ("c", 2), "grid_log_q": ("y", "x"), "grid_extent": (4,)},
 }  # fmt: skip
+OPTIONAL = {"walk_grid"}  # left out of the figure where it is absent or odd
 
 
-def _holds(arrays: Mapping[str, np.ndarray], kind: str) -> bool:
+def _holds(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[str | int, ...]]) -> bool:
     lengths: dict[str | int, int] = {}
-    for name, shape in SHAPES[kind].items():
+    for name, shape in shapes.items():
         if name not in arrays or arrays[name].ndim != len(shape) or 0 in arrays[name].shape:
             return False
         if (arrays[name].dtype.kind == "U") != (name == "walk_names"):
@@ -112,6 +135,7 @@ def exemplar(
             skip([error], [] if skipped is None else skipped)
             continue
         arrays = {k: np.clip(a, -FAR, FAR, dtype=float) if a.dtype.kind == "f" else a for k, a in arrays.items()}
-        if _holds(arrays, kind):
-            return row | {"arrays": arrays}
+        for shapes in (SHAPES[kind], {k: s for k, s in SHAPES[kind].items() if k not in OPTIONAL}):
+            if _holds(arrays, shapes):
+                return row | {"arrays": {k: arrays[k] for k in shapes}}
     return None
