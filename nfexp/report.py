@@ -166,7 +166,7 @@ def contents(found: table.Collection, tables: Mapping[str, pd.DataFrame], judged
         "centre": centre_results(runs, sweep.centres),
         "axes": [axis_section(axis, frame) for axis, frame in tables.items()],
         "pictures": {kind: {n.removeprefix(kind + "_"): p for n, p in pictures.items() if n.startswith(kind + "_")}
-                     for kind in ("ablation", "convergence", "gallery", "density", "walk")},
+                     for kind in ("ablation", *HEADINGS)},
         "bad": [{"job": r["job"], "status": r["status"], "target": r["data.name"], "seed": plain(r["seed"]),
                  "differs": ", ".join(f"{c} = {table.printable(plain(r[c]), CELL)}" for c in d) or "centre",
                  "at": plain(r["diverged_at"]) if r["diverged_at"] == r["diverged_at"] else "–",
@@ -195,10 +195,12 @@ CAPTIONS = {
     "convergence": "Validation NLL above the target's own, by {0}: thin lines are runs, thick lines their means.",
     "centre": "NLL above the target's own at the centre of the study, on training and validation points.",
     "gallery": "{0}: base draw, training points, samples at recorded steps (from one base draw), best model.",
-    "density": "{0}: learned density beside the exact one, in the same colours, and their difference.",
-    "walk": "{0}: the same base points after every layer, coloured by the quadrant they started in.",
+    "density": "{0}: learned density beside the exact one, in the same colours, and log q − log p where p counts.",
+    "walk": "{0}: the same base points and grid after every layer, coloured by the quadrant they started in.",
+    "summary": "Target draws, flow samples and learned density of one run; KL of all seeds, mean and 95% interval.",
 }
 HEADINGS = {
+    "summary": "The centre at a glance",
     "convergence": "Learning curves",
     "gallery": "Convergence galleries",
     "density": "Densities",
