@@ -1,0 +1,113 @@
+"""baselines.csv: what density estimates without a flow reach on the same draws as the runs beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from nfexp.files import read_plain
+from nfexp.spec import Data, from_mapping
+from nfexp.table import FORMULA
+from nfexp.table.records import LARGEST, ReportError
+
+BASELINES = "baselines.csv"
+MODELS = {"gaussian": "Gaussian", "mixture": "Gaussian mixture", "kde": "kernel density"}
+DATA = ("data.name", "data.n_samples", "data.noise", "data.n_test", "data.text")  # what, with a seed, fixes the draws
+FACTS = ("n_used", "n_components", "bandwidth", "n_parameters")  # the second is a mixture's, the third a kernel's
+SCORES = ("test_nll", "true_nll", "kl", "kl_se", "seconds")
+COLUMNS = (*DATA, "seed", "model", *FACTS, *SCORES)
+LIMIT = 2**25  # bytes
+
+
+def data_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The values of DATA of a run, of a baseline or of a centre: equal where the draws of each seed are.
+
+    >>> data_key({"data.name": "moons", "data.n_samples": 200.0, "data.noise": 0.05, "data.n_test": 1000, "seed": 3})
+    ('moons', 200.0, 0.05, 1000, None)
+    """
+    return tuple(None if (v := row.get(k)) is None or v != v else v for k in DATA)
+
+
+def load_baselines(*dirs: str | os.PathLike[str], skipped: list[ReportError] | None = None) -> pd.DataFrame:
+    """The baselines.csv of each of `dirs` that has one, as one table with the columns COLUMNS, each fit once.
+
+    NLL and KL in nats per point, data units; `bandwidth` in standard deviations of the training points; `n_used` of
+    `n_samples` points were fitted to. A number that is missing is NaN.
+
+    Parameters
+    ----------
+    skipped
+        Gets what cannot be read; without it that is raised.
+
+    Raises
+    ------
+    ReportError
+        If a file is not a table as `nfexp-baselines` writes it.
+
+    >>> load_baselines("/nowhere").empty
+    True
+    """
+    rows: list[dict[str, Any]] = []
+    for folder in dirs:
+        path = os.path.join(folder, BASELINES)
+        if os.path.lexists(path):
+            try:
+                rows += _read(path)
+            except ReportError as error:
+                if skipped is None:
+                    raise
+                skipped.append(error)
+    found = pd.DataFrame(rows, columns=list(COLUMNS))
+    return found.drop_duplicates([*DATA, "seed", "model"], ignore_index=True)
+
+
+def _read(path: str) -> list[dict[str, Any]]:
+    try:
+        text = read_plain(path, LIMIT)[0].decode("utf-8")
+        head, *lines = [*csv.reader(io.StringIO(text, newline=""), strict=True)] or [[]]
+    except (OSError, ValueError, csv.Error) as error:
+        raise ReportError(path, "a readable table", getattr(error, "strerror", None) or error) from None
+    if tuple(head) != COLUMNS:
+        raise ReportError(path, f"the heading {','.join(COLUMNS)}", ",".join(head))
+    rows = []
+    for number, line in enumerate(lines, 2):
+        try:
+            rows.append(_row(dict(zip(COLUMNS, line, strict=True))))
+        except ValueError as error:
+            raise ReportError(path, f"line {number} as nfexp-baselines writes it", error) from None
+    return rows
+
+
+def _row(cells: Mapping[str, str]) -> dict[str, Any]:
+    text = cells["data.text"]
+    if text.startswith(tuple("'" + sign for sign in FORMULA)):
+        text = text[1:]  # write_csv put the quote there
+    data = from_mapping({"name": cells["data.name"], "n_samples": int(cells["data.n_samples"]),
+                         "noise": float(cells["data.noise"]), "n_test": int(cells["data.n_test"]),
+                         "n_val": 2, "text": text or None}, Data, "data.")  # fmt: skip
+    if cells["model"] not in MODELS:
+        raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {cells['model']!r}")
+    row = {k: getattr(data, k.removeprefix("data.")) for k in DATA} | {"seed": _whole("seed", cells["seed"], 0)}
+    facts = {k: math.nan if cells[k] == "" else _whole(k, cells[k], 1) for k in FACTS if k != "bandwidth"}
+    scores = {k: math.nan if cells[k] == "" else _finite(k, cells[k]) for k in ("bandwidth", *SCORES)}
+    return row | {"model": cells["model"]} | facts | scores
+
+
+def _whole(key: str, cell: str, least: int) -> int:
+    value = int(cell)
+    if not least <= value < 2**63:
+        raise ValueError(f"{key}: expected a whole number >= {least}; got {cell}")
+    return value
+
+
+def _finite(key: str, cell: str) -> float:
+    value = float(cell)
+    if not abs(value) < LARGEST:
+        raise ValueError(f"{key}: expected a finite number; got {cell}")
+    return value

@@ -1,0 +1,271 @@
+"""Baselines: densities that integrate to one, closed forms, the runs' own draws, a table that is read with distrust."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_sweep import write_sweep
+from sklearn.mixture import GaussianMixture
+
+from nfexp import baselines, table
+from nfexp.data import make_target
+from nfexp.run import draws
+from nfexp.spec import Data, from_mapping
+from nfexp.table.baselines import COLUMNS, MODELS, load_baselines
+
+SMALL = {"data.n_samples": 60, "data.n_test": 200}
+
+
+def data(name="moons", noise=0.1, n_samples=200, n_test=500, text=None):
+    given = {"name": name, "noise": noise, "n_samples": n_samples, "n_test": n_test, "text": text, "n_val": 2}
+    return from_mapping(given, Data, "data.")
+
+
+class Gaussian:
+    """A target whose law the baselines can hold exactly: N(m, A Aᵀ), in units far from one."""
+
+    mean = torch.tensor([300.0, -0.02], dtype=torch.float64)
+    factor = torch.tensor([[40.0, 0.0], [0.003, 0.001]], dtype=torch.float64)
+
+    def sample(self, n, generator):
+        return self.mean + torch.randn(n, 2, generator=generator, dtype=torch.float64) @ self.factor.T
+
+    def log_prob(self, x):
+        return torch.distributions.MultivariateNormal(self.mean, scale_tril=self.factor).log_prob(x)
+
+
+@pytest.fixture
+def gaussian(monkeypatch):
+    monkeypatch.setattr(baselines, "make_target", lambda *args, **keywords: Gaussian())
+
+
+def test_all_find_a_gaussian_in_any_units(gaussian):
+    rows = {r["model"]: r for r in baselines.fit_draws(data(n_samples=2000, n_test=4000), 0, list(MODELS))}
+    x = Gaussian().sample(4000, baselines.stream(0, "test"))
+    train = Gaussian().sample(2000, baselines.stream(0, "train"))
+    shift, cov = train.mean(0), train.T.cov(correction=0)
+    best = torch.distributions.MultivariateNormal(shift, cov).log_prob(x)  # the closed form: the sample's own moments
+    assert rows["gaussian"]["test_nll"] == pytest.approx(-best.mean().item(), abs=1e-4)
+    assert abs(rows["gaussian"]["kl"]) < 5 / 2000  # five parameters cost 5 / 2n on average
+    assert rows["mixture"]["n_components"] == 1 and rows["mixture"]["kl"] == rows["gaussian"]["kl"]
+    assert rows["gaussian"]["n_parameters"] == 5 and 0.2 < rows["kde"]["bandwidth"] / 2000 ** (-1 / 6) < 2
+    assert 0 < rows["kde"]["kl"] < 0.05
+    for row in rows.values():
+        assert row["kl"] == pytest.approx(row["test_nll"] - row["true_nll"], abs=1e-9)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_densities_integrate_to_one(model):
+    """The KL of fit_draws rests on log q: what is exponentiated here is what it averages there."""
+    target = make_target("moons", noise=0.1, text=None)
+    low_x, high_x, low_y, high_y = target.extent()
+    x, y = np.linspace(low_x - 1, high_x + 1, 300), np.linspace(low_y - 1, high_y + 1, 300)
+    grid = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+    train = target.sample(300, baselines.stream(0, "train")).numpy()
+    total = np.exp(baselines.fit(train, model, 0).log_prob(grid)).sum() * (x[1] - x[0]) * (y[1] - y[0])
+    assert total == pytest.approx(1, abs=1e-3 if model != "gaussian" else 1e-2)
+
+
+def test_a_kernel_density_is_the_mean_of_its_kernels():
+    rng = np.random.default_rng(0)
+    x, points = rng.normal(size=(400, 2)) * [1, 1e3], rng.normal(size=(50, 2)) * [3, 3e3]
+    fitted = baselines.fit(x, "kde", 0)
+    sd = fitted.facts["bandwidth"] * x.std(0)
+    terms = -0.5 * (((points[:, None] - x) / sd) ** 2).sum(-1) - math.log(2 * math.pi * sd.prod() * len(x))
+    assert np.abs(fitted.log_prob(points) - np.logaddexp.reduce(terms, axis=1)).max() <= 2 * baselines.RTOL
+
+
+def test_the_bandwidth_is_the_one_of_the_highest_held_out_likelihood():
+    x = np.random.default_rng(1).normal(size=(100, 2))
+    folds = np.array_split(np.arange(100), 5)
+    square = ((x[:, None] - x) ** 2).sum(-1)
+
+    def held_out(h):
+        held = [np.logaddexp.reduce(-np.delete(square[f], f, axis=1) / (2 * h**2), axis=1) for f in folds]
+        return np.concatenate(held).mean() - math.log(2 * math.pi * h**2 * 80)
+
+    coarse = max(100 ** (-1 / 6) * baselines.COARSE, key=held_out)
+    assert baselines.fit_kernel(x).bandwidth_ == pytest.approx(max(coarse * baselines.FINE, key=held_out))
+
+
+def test_the_lowest_bic_of_all_is_taken_not_the_first_minimum():
+    x = make_target("circles", noise=0.05, text=None).sample(4000, baselines.stream(0, "train")).numpy()
+    fits = {k: GaussianMixture(k, n_init=2, max_iter=300, random_state=0).fit(x).bic(x) for k in (6, 8, 12, 16, 32)}
+    assert fits[32] < fits[8] < min(fits[6], fits[12], fits[16])
+    assert baselines.fit_mixture(x, list(fits)).n_components == 32
+
+
+def test_a_mixture_of_as_many_gaussians_as_there_are():
+    (row,) = baselines.fit_draws(data("gaussians8", noise=0.3, n_samples=2000, n_test=4000), 1, ["mixture"])
+    assert row["n_components"] == 8 and row["n_parameters"] == 47 and abs(row["kl"]) < 0.04
+
+
+@pytest.mark.parametrize("name", ["moons", "text"])
+def test_the_draws_are_those_of_the_runs(make_spec, monkeypatch, name):
+    spec = make_spec(data__name=name, data__text="ab" if name == "text" else None, seed=7)
+    fit, seen = baselines.fit, []
+    monkeypatch.setattr(baselines, "fit", lambda x, *how: seen.append(x) or fit(x, *how))
+    (row,) = baselines.fit_draws(spec.data, 7, ["gaussian"])
+    test, log_p = draws(spec, "test")
+    assert np.array_equal(seen[0], draws(spec, "train")[0].numpy())
+    kl = log_p - torch.from_numpy(fit(seen[0], "gaussian", 7).log_prob(test.numpy()))
+    assert row["true_nll"] == pytest.approx(-log_p.mean().item(), abs=1e-12)
+    assert row["kl"] == pytest.approx(kl.mean().item(), abs=1e-12)
+    assert row["kl_se"] == pytest.approx(kl.std().item() / math.sqrt(len(kl)), abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_the_fewest_points_still_give_numbers(n):
+    for row in baselines.fit_draws(data(n_samples=n, n_test=50), 0, list(MODELS)):
+        assert math.isfinite(row["kl"]) and row["n_used"] == n
+
+
+def test_long_draws_are_cut_and_say_so(monkeypatch):
+    monkeypatch.setattr(baselines, "USED", 50)
+    used = {r["model"]: r["n_used"] for r in baselines.fit_draws(data(n_samples=300, n_test=50), 0, list(MODELS))}
+    assert used == {"gaussian": 300, "mixture": 50, "kde": 50}
+
+
+def small_sweep(folder, seeds=2):
+    """Runs of three targets' draws, some of which share them; one text that a spreadsheet would run."""
+    runs = [(SMALL | {"seed": seed, "flow.n_flows": n}, {}, "completed") for seed in range(seeds) for n in (1, 6)]
+    runs += [(SMALL | {"data.noise": 0.2}, {}, "diverged"), (SMALL | {"data.n_samples": 40}, {}, "missing")]
+    runs += [(SMALL | {"data.name": "text", "data.text": "=a, 'b'"}, {}, "completed")]
+    return write_sweep(folder, runs)
+
+
+def test_each_draw_is_fitted_once_and_the_table_says_what_was_fitted(tmp_path, capsys):
+    folder = small_sweep(tmp_path / "sweep")
+    assert baselines.main([str(folder)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 5 + 1 and out[-1] == str(folder / "baselines.csv")
+    found = load_baselines(folder)
+    assert len(found) == 5 * 3 and tuple(found) == COLUMNS
+    assert found[list(COLUMNS)].drop(columns=["data.text", "n_components", "bandwidth"]).notna().all(axis=None)
+    assert (found["bandwidth"].notna() == (found["model"] == "kde")).all()
+    assert (found["n_components"].isna() == (found["model"] == "kde")).all()
+    assert "'=a, 'b'" in (folder / "baselines.csv").read_text() and "=a, 'b'" in set(found["data.text"])
+    (row,) = baselines.fit_draws(data(noise=0.2, n_samples=60, n_test=200), 0, ["mixture"])
+    at = found[(found["data.noise"] == 0.2) & (found["model"] == "mixture")].iloc[0]
+    assert [at[k] for k in ("kl", "test_nll", "true_nll", "kl_se")] == pytest.approx(
+        [row[k] for k in ("kl", "test_nll", "true_nll", "kl_se")], rel=1e-12
+    )
+
+
+def test_given_again_only_what_is_missing_is_fitted(tmp_path, capsys):
+    folder = small_sweep(tmp_path / "sweep")
+    assert baselines.main([str(folder)]) == 0
+    path = folder / "baselines.csv"
+    head, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([head, *lines[:4], *lines[5:]]))
+    capsys.readouterr()
+    assert baselines.main([str(folder)]) == 0
+    assert capsys.readouterr().out.count("KL ") == 1
+    again = path.read_text().splitlines(keepends=True)
+    assert again[:5] + again[6:] == [head, *lines[:4], *lines[5:]]
+    assert again[5].split(",")[:-1] == lines[4].split(",")[:-1]  # but for the seconds
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of a terminal")
+def test_ctrl_c_keeps_what_is_finished(tmp_path):
+    folder = small_sweep(tmp_path / "sweep", seeds=400)
+    code = "import sys; from nfexp.baselines import main; sys.exit(main())"
+    paths = os.pathsep.join(filter(os.path.isabs, [str(Path(baselines.__file__).parents[1]), *sys.path]))
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, start_new_session=True,
+                               env=os.environ | {"PYTHONPATH": paths})  # fmt: skip
+    try:
+        first = process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and err == "nfexp-baselines: interrupted; finished fits are kept\n"
+    assert "KL gaussian" in first
+    assert len(load_baselines(folder)) == 3 * (1 + out.count("KL ")) < 3 * 403
+    assert [p.name for p in folder.glob(".baselines*")] == []
+
+
+def test_what_cannot_be_drawn_is_one_line_and_the_rest_is_fitted(tmp_path, capsys):
+    cells = ({}, {"data.noise": 1e-9}, {"data.n_samples": 1}, {"data.name": "unheard"}, {"data.n_test": 2**60})
+    folder = write_sweep(tmp_path / "sweep", [(SMALL | cell, {}, "completed") for cell in cells])
+    assert baselines.main([str(folder)]) == 1
+    err = capsys.readouterr().err.splitlines()
+    for words in ("got a noise so small", "data.n_samples: expected an integer >= 2", "data.name: expected one of",
+                  "data.n_test: expected an integer"):  # fmt: skip
+        assert sum(words in line for line in err) == 1
+    assert len(err) == 4 and len(load_baselines(folder)) == 3
+
+
+BAD_COMMANDS = {
+    "nothing": ("", "nfexp-baselines: expected nfexp-baselines DIR… [workers=N]; got no directory"),
+    "absent": ("absent", "absent: expected a directory; got nothing there"),
+    "no run": ("{empty}", "expected a finished run (a directory with result.json); got none"),
+    "no worker": ("{sweep} workers=0", "workers: expected a whole number from 1 to 1000; got '0'"),
+    "unknown option": ("{sweep} out=x", "nfexp-baselines: expected workers=N; got out=x"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMMANDS)
+def test_bad_commands_are_one_line(case, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    folder = write_sweep(tmp_path / "sweep", [(SMALL, {}, "completed")])
+    words, message = BAD_COMMANDS[case]
+    assert baselines.main(words.format(empty=tmp_path / "empty", sweep=folder).split()) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and not out
+    assert not (folder / "baselines.csv").exists()
+
+
+LINE = dict.fromkeys(COLUMNS, "") | {
+    "data.name": "moons", "data.n_samples": "2000", "data.noise": "0.05", "data.n_test": "10000", "seed": "0",
+    "model": "mixture", "n_used": "2000", "n_components": "12", "n_parameters": "71", "test_nll": "0.6",
+    "true_nll": "0.4", "kl": "0.2", "kl_se": "0.01", "seconds": "1.5",
+}  # fmt: skip
+BAD_TABLES = {
+    "empty": (b"", "expected the heading data.name,"),
+    "no table": (b"\x00\xff\xfe", "expected a readable table"),
+    "another heading": (b"a,b\n1,2\n", "expected the heading data.name,"),
+    "a cell too few": ("moons,1", "line 2 as nfexp-baselines writes it"),
+    "an open quote": ('"moons', "expected a readable table"),
+    "unknown target": (LINE | {"data.name": "<b>"}, "data.name: expected one of moons, .*; got '<b>'"),
+    "unknown model": (LINE | {"model": "flow\x1b[31m"}, r"model: expected one of gaussian, .*; got 'flow\\x1b"),
+    "no number": (LINE | {"kl": "low"}, "could not convert"),
+    "infinite": (LINE | {"kl": "inf"}, "kl: expected a finite number; got inf"),
+    "huge": (LINE | {"kl": "1e300"}, "kl: expected a finite number"),
+    "nan": (LINE | {"kl": "nan"}, "kl: expected a finite number"),
+    "no noise": (LINE | {"data.noise": "0"}, "data.noise: expected a number > 0"),
+    "half a point": (LINE | {"data.n_samples": "2.5"}, "invalid literal"),
+    "negative seed": (LINE | {"seed": "-1"}, "seed: expected a whole number >= 0"),
+    "no component": (LINE | {"n_components": "0"}, "n_components: expected a whole number >= 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_a_table_that_is_none_is_named_and_not_shown(case, tmp_path, capsys):
+    content, message = BAD_TABLES[case]
+    if isinstance(content, dict):
+        content = ",".join(content.values())
+    raw = content if isinstance(content, bytes) else f"{','.join(COLUMNS)}\n{content}\n".encode()
+    (tmp_path / "baselines.csv").write_bytes(raw)
+    with pytest.raises(table.ReportError, match=message) as caught:
+        load_baselines(tmp_path)
+    assert str(caught.value).isprintable() and str(caught.value).startswith(str(tmp_path / "baselines.csv"))
+    skipped = []
+    assert load_baselines(tmp_path, skipped=skipped).empty and len(skipped) == 1
+    write_sweep(tmp_path, [(SMALL, {}, "completed")])
+    assert baselines.main([str(tmp_path)]) == 2
+    assert (tmp_path / "baselines.csv").read_bytes() == raw, "what is there is not overwritten"
+
+
+def test_links_and_large_tables_are_refused(tmp_path):
+    (tmp_path / "elsewhere").write_text("x")
+    (tmp_path / "baselines.csv").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(table.ReportError, match="a symbolic link"):
+        load_baselines(tmp_path)
