@@ -23,6 +23,7 @@ from nfexp.figures.curves import plain, troubles
 from nfexp.figures.frames import differences
 from nfexp.files import replacing
 from nfexp.table import ReportError
+from nfexp.table.baselines import DATA, MODELS, data_key, load_baselines
 
 BADGES = {"supported": "✓", "contradicted": "✗", "inconclusive": "?"}
 TROUBLES = ("diverged", "failed", "missing")
@@ -96,8 +97,14 @@ def verdicts(found: pd.DataFrame) -> tuple[list[dict[str, Any]], int]:
     return shown, hidden
 
 
-def centre_results(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The centre of the study, per target: mean and 95% interval over seeds of its metrics."""
+Fits = Mapping[tuple[Any, ...], pd.DataFrame]  # baselines by data_key
+ENDS = ("mean", "low", "high")
+
+
+def centre_results(
+    runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]], fits: Fits | None = None
+) -> list[dict[str, Any]]:
+    """The centre of the study, per target: mean and 95% interval over seeds of its metrics, then of its baselines."""
     at_centre = runs[[not d for d in differences(runs, centres)]]
     out = []
     for target, own in at_centre.groupby("data.name"):
@@ -108,18 +115,57 @@ def centre_results(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]])
             for k in ("kl", "test_nll", "true_nll", "clean_distance", "seconds")
         }
         cell |= {"true_nll": number(done["true_nll"].mean()), "seconds": number(done["seconds"].mean())}
-        out.append({"target": target, **cell, "n": len(done), "troubles": troubles(counts)})
+        out.append(
+            {
+                "target": target,
+                "model": "flow",
+                "chosen": "",
+                "over": "",
+                **cell,
+                "n": len(done),
+                "troubles": troubles(counts),
+            }
+        )
+        found = (fits or {}).get(data_key(centres[target]))
+        if found is not None:
+            flow = done.drop_duplicates("seed").set_index("seed")["kl"]
+            for row in stats.references(found, flow).to_dict("records"):
+                cell = {k: interval(*(row[f"{k}_{end}"] for end in ENDS)) for k in ("kl", "test_nll", "over")}
+                cell |= {"true_nll": number(row["true_nll_mean"]), "seconds": number(row["seconds_mean"])}
+                cell["over"] = ("+" if row["over_mean"] > 0 else "") + cell["over"]
+                out.append({"target": target, "model": MODELS[row["model"]], "chosen": _chosen(row), **cell,
+                            "clean_distance": "–", "n": row["n"], "troubles": []})  # fmt: skip
     return out
 
 
-def axis_section(axis: str, frame: pd.DataFrame) -> dict[str, Any]:
-    """One ablation as a table with a row per swept value and a cell per target."""
+def _chosen(row: Mapping[str, Any]) -> str:
+    """What was chosen for a baseline, over the seeds: 12–13 components."""
+    least, most = row["least"], row["most"]
+    if row["model"] == "mixture":
+        return f"{least:.0f}{f'–{most:.0f}' if most > least else ''} components"
+    if row["model"] == "kde":
+        return f"bandwidth {least:.2g}{f'–{most:.2g}' if most > least else ''} sd"
+    return ""
+
+
+def axis_section(
+    axis: str,
+    frame: pd.DataFrame,
+    centres: Mapping[str, Mapping[str, Any]] | None = None,
+    fits: Fits | None = None,
+) -> dict[str, Any]:
+    """One ablation as a table with a row per swept value and a cell per target.
+
+    Below the last row of a sample count and noise stand the baselines on the same draws.
+    """
     columns, targets = swept(frame), list(dict.fromkeys(frame["data.name"]))
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    draws: dict[tuple[str, ...], dict[str, Any]] = {}  # the part of the values that says what is learned from
     numeric = [c for c in columns if pd.api.types.is_numeric_dtype(frame[c])]
     for row in frame.sort_values(numeric, kind="stable").to_dict("records") if numeric else frame.to_dict("records"):
         value = tuple(plain(row[c]) for c in columns)
         differs = interval(row["kl_diff_mean"], row["kl_diff_low"], row["kl_diff_high"])
+        draws[value] = {c: row[c] for c in columns if c in DATA}
         rows.setdefault(value, {})[row["data.name"]] = {
             "kl": interval(row["kl_mean"], row["kl_low"], row["kl_high"]),
             "diff": "" if row["is_centre"] or differs == "–" else ("" if differs[0] == "-" else "+") + differs,
@@ -127,19 +173,38 @@ def axis_section(axis: str, frame: pd.DataFrame) -> dict[str, Any]:
             "troubles": troubles(row),
             "centre": bool(row["is_centre"]),
         }
-    lines = [
-        {
-            "values": [table.printable(v, CELL) for v in value],
-            "cells": [cells.get(t) for t in targets],
-            "centre": any(c["centre"] for c in cells.values()),
-        }
-        for value, cells in rows.items()
-    ]
+    last = {tuple(draws[value].values()): value for value in rows}
+    lines = []
+    for value, cells in rows.items():
+        shown = [table.printable(v, CELL) for v in value]
+        lines.append({"values": shown, "cells": [cells.get(t) for t in targets], "baseline": False,
+                      "centre": any(c["centre"] for c in cells.values())})  # fmt: skip
+        if fits and centres and last[tuple(draws[value].values())] == value:
+            found = [fits.get(data_key(centres[t] | draws[value])) for t in targets]
+            lines += _baseline_lines([c if c in DATA else None for c in columns], shown, found)
     return {"axis": axis, "columns": columns, "targets": targets, "rows": lines, "file": safe(axis)}
 
 
+def _baseline_lines(
+    columns: Sequence[str | None], shown: Sequence[str], found: Sequence[pd.DataFrame | None]
+) -> list[dict[str, Any]]:
+    """A line per model with a cell per target: named in a column that has no say in the draws (None), if there is."""
+    cells: dict[str, list[Any]] = {model: [None] * len(found) for model in MODELS}
+    for i, fits in enumerate(found):
+        for row in [] if fits is None else stats.references(fits).to_dict("records"):
+            kl = interval(*(row[f"kl_{end}"] for end in ENDS))
+            cells[row["model"]][i] = {"kl": kl, "diff": "", "n": row["n"], "troubles": [], "centre": False}
+    lines = []
+    for model, name in MODELS.items():
+        values = [v if c else "" for c, v in zip(columns, shown, strict=True)]
+        at = list(columns).index(None) if None in columns else 0
+        values[at] = f"{values[at]}, {name}" if values[at] else name
+        lines.append({"values": values, "cells": cells[model], "baseline": True, "centre": False})
+    return [line for line in lines if any(line["cells"])]
+
+
 def contents(found: table.Collection, tables: Mapping[str, pd.DataFrame], judged: pd.DataFrame,
-             pictures: Mapping[str, Path], command: str) -> dict[str, Any]:  # fmt: skip
+             pictures: Mapping[str, Path], command: str, fits: pd.DataFrame) -> dict[str, Any]:  # fmt: skip
     """Everything the report says, ready to be laid out."""
     runs, sweep = found.runs, found.sweep
     counts = runs["status"].value_counts().to_dict()
@@ -147,6 +212,7 @@ def contents(found: table.Collection, tables: Mapping[str, pd.DataFrame], judged
     tally = {v: sum(c["verdict"] == v for c in shown) for v in BADGES}
     bad = runs[runs["status"] != "completed"]
     listed = bad[:LISTED]
+    by_draws = dict(iter(fits.groupby(fits.apply(data_key, axis=1)))) if len(fits) else {}
     common = {k: {str(c.get(k)) for c in sweep.centres.values()} for c in sweep.centres.values() for k in c}
     return {
         "title": sweep.name,
@@ -163,8 +229,9 @@ def contents(found: table.Collection, tables: Mapping[str, pd.DataFrame], judged
         "hidden": hidden,
         "tally": {k: v for k, v in tally.items() if v},
         "badges": BADGES,
-        "centre": centre_results(runs, sweep.centres),
-        "axes": [axis_section(axis, frame) for axis, frame in tables.items()],
+        "centre": centre_results(runs, sweep.centres, by_draws),
+        "baselines": bool(by_draws),
+        "axes": [axis_section(axis, frame, sweep.centres, by_draws) for axis, frame in tables.items()],
         "pictures": {kind: {n.removeprefix(kind + "_"): p for n, p in pictures.items() if n.startswith(kind + "_")}
                      for kind in ("ablation", *HEADINGS)},
         "bad": [{"job": r["job"], "status": r["status"], "target": r["data.name"], "seed": plain(r["seed"]),
@@ -207,6 +274,13 @@ HEADINGS = {
     "walk": "Layer by layer",
 }
 
+BASELINES_NOTE = (
+    "Without a flow, from scikit-learn: a Gaussian with full covariance, a mixture of such Gaussians (components by "
+    "BIC) and a Gaussian kernel density (bandwidth by 5-fold cross-validation, in standard deviations of the data), "
+    "fitted to the runs' own training draws (mixture and kernel to the first 20,000 points at most) and scored on the "
+    "same test draws. KL − flow is paired by seed: above 0 the flow is better."
+)
+
 
 def caption(kind: str, name: str) -> str:
     return CAPTIONS["centre" if (kind, name) == ("convergence", "centre") else kind].format(name)
@@ -218,7 +292,7 @@ def caption(kind: str, name: str) -> str:
 def _page(template: str, data: Mapping[str, Any], **how: Any) -> str:
     home = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, **how)
     home.filters["picture"] = _picture
-    return home.get_template(template).render(**data, headings=HEADINGS, caption=caption)
+    return home.get_template(template).render(**data, headings=HEADINGS, caption=caption, baselines_note=BASELINES_NOTE)
 
 
 def to_html(data: Mapping[str, Any]) -> str:
@@ -298,6 +372,16 @@ def axis_tex(section: Mapping[str, Any]) -> str:
     return to_tex(head, rows, about=about, label=section["axis"])
 
 
+def baselines_tex(centre: Sequence[Mapping[str, Any]]) -> str:
+    seen, rows = None, []
+    for r in centre:
+        first, seen = r["target"] != seen, r["target"]
+        model = f"{r['model']} ({r['chosen']})" if r["chosen"] else r["model"]
+        rows.append([r["target"] if first else "", model, r["kl"], r["over"], r["test_nll"], r["n"]])
+    about = "The centre of the study and, on the same draws, densities without a flow: mean [95% interval], nats."
+    return to_tex(["target", "model", "KL", "KL − flow", "test NLL", "seeds"], rows, about=about, label="baselines")
+
+
 def claims_tex(found: pd.DataFrame) -> str:
     rows = []
     for name, own in found.groupby("claim", sort=False):
@@ -336,16 +420,20 @@ def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd
         found = table.collect(*dirs, cache=folder)
         runs, centres = found.runs, found.sweep.centres
         tables, judged = stats.ablations(runs, centres), claims.evaluate(runs, centres)
+        fits = load_baselines(*dirs, skipped=(unread := []))
+        table.skip(unread, found.skipped)
         own = figures.own_folder(folder / "tables")
         table.write_csv(runs.drop(columns="dir"), folder / "runs.csv")
         table.write_csv(judged, folder / "claims.csv")
         for axis, frame in tables.items():
             table.write_csv(frame, folder / f"ablation_{safe(axis)}.csv")
         pictures = figures.draw_all(folder, runs, found.sweep, tables, skipped=found.skipped)
-        data = contents(found, tables, judged, pictures, shlex.join(str(d) for d in dirs))
+        data = contents(found, tables, judged, pictures, shlex.join(str(d) for d in dirs), fits)
         for section in data["axes"]:
             write_text(axis_tex(section), own / f"{safe(section['axis'])}.tex")
         write_text(claims_tex(judged), own / "claims.tex")
+        if data["baselines"]:
+            write_text(baselines_tex(data["centre"]), own / "baselines.tex")
         write_text(to_markdown(data), folder / "report.md")
         return write_text(to_html(data), folder / "report.html"), judged
     except OSError as error:

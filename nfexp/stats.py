@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.special import bdtr, bdtrc, betaincinv, stdtr, stdtrit
 
 from nfexp.table import STATUSES, config_columns
+from nfexp.table.baselines import MODELS
 
 AXES = {
     "flow.n_flows": "flows",
@@ -163,6 +164,33 @@ def axis_name(column: str) -> str:
     'norm_every'
     """
     return AXES.get(column, column.rpartition(".")[2])
+
+
+def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFrame:
+    """Baselines of one target, noise and sample count over their seeds: one row per model, in the order of MODELS.
+
+    Columns: model, n (seeds), n_used, least and most (components, or the bandwidth), then mean, low and high (95% t
+    interval) of test_nll, true_nll, kl, seconds and, where `flow` holds the KL of a flow's runs by seed, of over =
+    KL(baseline) − KL(flow), paired by seed.
+
+    >>> fits = pd.DataFrame({"model": "gaussian", "seed": [0, 1], "kl": [1.5, 1.7], "test_nll": 2.0, "true_nll": 0.4,
+    ...                      "n_used": 9, "n_components": 1.0, "bandwidth": np.nan, "seconds": 0.1})
+    >>> references(fits, pd.Series([0.1, 0.2]))[["model", "n", "kl_mean", "over_mean"]].round(3).to_numpy().tolist()
+    [['gaussian', 2, 1.6, 1.45]]
+    """
+    rows = []
+    for model in MODELS:
+        own = fits[fits["model"] == model].set_index("seed")
+        if len(own):
+            chosen = own["bandwidth" if model == "kde" else "n_components"]
+            row = {"model": model, "n": own["kl"].count(), "n_used": own["n_used"].max(),
+                   "least": chosen.min(), "most": chosen.max()}  # fmt: skip
+            over = own["kl"] - (pd.Series(dtype=float) if flow is None else flow).reindex(own.index)
+            for name, values in {**own[["test_nll", "true_nll", "kl", "seconds"]], "over": over}.items():
+                ends = mean_interval(values)
+                row |= {f"{name}_{end}": value for end, value in zip(("mean", "low", "high"), ends, strict=True)}
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def distinct(runs: pd.DataFrame) -> pd.DataFrame:

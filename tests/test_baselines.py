@@ -8,16 +8,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from fake_sweep import write_sweep
+from fake_sweep import centre, write_sweep
 from sklearn.mixture import GaussianMixture
 
-from nfexp import baselines, table
+from nfexp import baselines, report, stats, table
 from nfexp.data import make_target
 from nfexp.run import draws
 from nfexp.spec import Data, from_mapping
-from nfexp.table.baselines import COLUMNS, MODELS, load_baselines
+from nfexp.table.baselines import COLUMNS, MODELS, data_key, load_baselines
 
 SMALL = {"data.n_samples": 60, "data.n_test": 200}
 
@@ -269,3 +270,72 @@ def test_links_and_large_tables_are_refused(tmp_path):
     (tmp_path / "baselines.csv").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(table.ReportError, match="a symbolic link"):
         load_baselines(tmp_path)
+
+
+def write_baselines(folder, rows):
+    frame = pd.DataFrame([LINE | {k: str(v) for k, v in row.items()} for row in rows], columns=list(COLUMNS))
+    frame.to_csv(folder / "baselines.csv", index=False)
+
+
+@pytest.fixture
+def studied(tmp_path, monkeypatch):
+    """Flows and samples of moons, with baselines whose KL says where they belong: 1 + n_samples / 10,000 + seed."""
+    monkeypatch.setattr(report.figures, "draw_all", lambda *args, **keywords: {})
+    runs = []
+    for seed in (0, 1):
+        runs += [({"seed": seed} | cell, {"kl": 0.5 + 0.01 * seed}, "completed")
+                 for cell in ({}, {"flow.n_flows": 1}, {"data.n_samples": 100},
+                              {"flow.n_flows": 1, "data.n_samples": 100})]  # fmt: skip
+    folder = write_sweep(tmp_path / "sweep", runs)
+    write_baselines(folder, [
+        {"data.n_samples": n, "seed": seed, "model": model, "kl": 1 + n / 10_000 + seed + 3 * (model == "kde"),
+         "bandwidth": 0.07 if model == "kde" else "", "n_components": "" if model == "kde" else 12 + seed}
+        for n in (100, 2000, 4000) for seed in (0, 1) for model in ("mixture", "kde")
+    ])  # fmt: skip
+    return folder
+
+
+def test_the_report_shows_baselines_beside_the_flow(studied):
+    page = report.build(studied).read_text(encoding="utf-8")
+    rows = [line for line in (studied / "report.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    cells = {tuple(c.strip() for c in row.split("|")[1:3]): [c.strip() for c in row.split("|")[3:]] for row in rows}
+    low, high = stats.mean_interval([1.2, 2.2])[1:]
+    mean = report.interval(1.7, low, high)
+    over = "+" + report.interval(*stats.mean_interval([0.7, 1.69]))
+    assert cells["moons", "flow"][1] == ""
+    assert cells["", "Gaussian mixture (12–13 components)"][:2] == [mean, over]
+    assert cells["", "kernel density (bandwidth 0.07 sd)"][0].startswith("4.700")
+    assert cells["Gaussian mixture", mean], "below the axis of flows, at the centre's sample count"
+    assert cells["100, Gaussian mixture", report.interval(*stats.mean_interval([1.01, 2.01]))]
+    assert cells["Gaussian mixture", "100"][0] == report.interval(*stats.mean_interval([1.01, 2.01]))
+    assert "| 4000" not in "\n".join(rows), "no run has these draws"
+    assert page.count('class="baseline"') == 2 + 2 * 2 + 2 * 2 and "nfexp-baselines" not in page
+    tex = (studied / "tables" / "baselines.tex").read_text()
+    assert "kernel density (bandwidth 0.07 sd) & 4.700" in tex
+    assert "100, Gaussian mixture & 1.510" in (studied / "tables" / "samples.tex").read_text()
+
+
+def test_without_baselines_the_report_says_how_to_get_them(studied):
+    (studied / "baselines.csv").unlink()
+    page = report.build(studied).read_text(encoding="utf-8")
+    assert f"<code>nfexp-baselines {studied}</code>" in page and 'class="baseline"' not in page
+    assert f"nfexp-baselines {studied}" in (studied / "report.md").read_text(encoding="utf-8")
+    assert not (studied / "tables" / "baselines.tex").exists()
+
+
+def test_baselines_that_cannot_be_read_are_listed_and_the_report_stands(studied):
+    (studied / "baselines.csv").write_text("<script>")
+    page = report.build(studied).read_text(encoding="utf-8")
+    assert "Skipped files (1)" in page and "baselines.csv: expected the heading" in page and "<script" not in page
+
+
+def test_reading_baselines_needs_no_torch_nor_scikit_learn():
+    code = "import sys, nfexp.report; assert not {'torch', 'sklearn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(baselines.__file__).parents[1])
+
+
+def test_the_key_of_draws_is_the_same_from_runs_centres_and_tables(studied):
+    found = table.collect(studied)
+    run, fits = found.runs.iloc[0], load_baselines(studied)
+    at = fits[(fits["data.n_samples"] == 2000) & (fits["seed"] == 0)].iloc[0]
+    assert data_key(run) == data_key(found.sweep.centres["moons"]) == data_key(at) == data_key(centre())
