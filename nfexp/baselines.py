@@ -117,7 +117,7 @@ def fit(x: np.ndarray, model: str, seed: int) -> Baseline:
 def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, Any]]:
     """Fit `models` to the training draws of a seed, score them on its test draws: rows of baselines.csv.
 
-    The draws are those of :func:`nfexp.run.draws`; the test draws choose nothing. `seconds` are those of choosing and
+    The draws are those of :func:`nfexp.score.draws`; the test draws choose nothing. `seconds` are those of choosing and
     fitting.
     """
     target = make_target(data.name, noise=data.noise, text=data.text)

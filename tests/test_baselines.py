@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 
 from nfexp import baselines, report, stats, table
 from nfexp.data import make_target
-from nfexp.run import draws
+from nfexp.score import draws
 from nfexp.spec import Data, from_mapping
 from nfexp.table.baselines import COLUMNS, MODELS, data_key, load_baselines
 

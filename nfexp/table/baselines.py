@@ -13,8 +13,8 @@ import pandas as pd
 
 from nfexp.files import read_plain
 from nfexp.spec import Data, from_mapping
-from nfexp.table import FORMULA
 from nfexp.table.records import LARGEST, ReportError
+from nfexp.table.saved import live
 
 BASELINES = "baselines.csv"
 MODELS = {"gaussian": "Gaussian", "mixture": "Gaussian mixture", "kde": "kernel density"}
@@ -85,9 +85,7 @@ def _read(path: str) -> list[dict[str, Any]]:
 
 
 def _row(cells: Mapping[str, str]) -> dict[str, Any]:
-    text = cells["data.text"]
-    if text.startswith(tuple("'" + sign for sign in FORMULA)):
-        text = text[1:]  # write_csv put the quote there
+    text = live(cells["data.text"])
     data = from_mapping({"name": cells["data.name"], "n_samples": int(cells["data.n_samples"]),
                          "noise": float(cells["data.noise"]), "n_test": int(cells["data.n_test"]),
                          "n_val": 2, "text": text or None}, Data, "data.")  # fmt: skip

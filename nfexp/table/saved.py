@@ -56,7 +56,7 @@ def _text(path: str | os.PathLike[str]) -> str:
 
 
 def _row(where: str, cells: dict[str, str]) -> dict[str, Any]:
-    job, status = _word(cells["job"]), cells["status"]
+    job, status = live(cells["job"]), cells["status"]
     parts = PurePosixPath(job).parts
     if not parts or "/" in parts or ".." in parts or "\\" in job or not job.isprintable() or len(job) > TEXT:
         raise ReportError(where, "job to be a path inside the sweep", repr(job))
@@ -68,7 +68,8 @@ def _row(where: str, cells: dict[str, str]) -> dict[str, Any]:
     return {"job": job, "status": status} | _config(where, config) | metrics
 
 
-def _word(cell: str) -> str:
+def live(cell: str) -> str:
+    """The text that :func:`inert` made a cell of."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
 
 
@@ -80,4 +81,4 @@ def _number(cell: str) -> int | float | str:
 
 
 def _value(key: str, cell: str) -> int | float | str | None:
-    return None if not cell else _word(cell) if KINDS.get(key) == {str} else _number(_word(cell))
+    return None if not cell else live(cell) if KINDS.get(key) == {str} else _number(live(cell))
