@@ -183,8 +183,8 @@ def fit_all(folder: Path, workers: int) -> int:
     with ProcessPoolExecutor(max(1, min(workers, len(tasks))), mp_context=context, initializer=_begin) as pool:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes start here, and stay deaf to Ctrl-C
         pending = {pool.submit(fit_draws, *task): task for task in tasks}
-        signal.signal(signal.SIGINT, before)
         try:
+            signal.signal(signal.SIGINT, before)
             for future in as_completed(pending):
                 data, seed, _ = pending.pop(future)
                 what = f"{data.name}, noise {data.noise:g}, {data.n_samples:,} points, seed {seed}"

@@ -189,7 +189,8 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
         process.kill()
     assert process.returncode == 130 and err == "nfexp-baselines: interrupted; finished fits are kept\n"
     assert "KL gaussian" in first
-    assert len(load_baselines(folder)) == 3 * (1 + out.count("KL ")) < 3 * 403
+    told, kept = 1 + out.count("KL "), len(load_baselines(folder)) / 3
+    assert kept in (told, told + 1) and kept < 403  # a fit is kept before it is told
     assert [p.name for p in folder.glob(".baselines*")] == []
 
 
