@@ -1,20 +1,15 @@
 """The benchmark's code at tiny sizes, with whatever peers are there; no time is asserted."""
 
 import math
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import cases, children, contenders, ledger, sweeps, tables, training  # noqa: E402
-from benchmarks.cases import Case  # noqa: E402
+from benchmarks import cases, children, contenders, ledger, sweeps, tables, training
+from benchmarks.cases import Case
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,9 @@
 """The fault campaign of `benchmarks/faults.py` at a small size, and what a killed process leaves to others."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import faults
 from nfexp import run

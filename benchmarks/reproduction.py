@@ -1,0 +1,252 @@
+"""python -m benchmarks.reproduction take STUDY DIR… | docs: the tables behind docs/reproduction.md, and the page.
+
+`take` stores the runs of a study as docs/reproduction/STUDY.csv.gz, what its layers did as STUDY_layers.csv and the
+baselines beside them as baselines.csv; `docs` writes the tables of the page anew from these files alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.children import ROOT
+from benchmarks.tables import markdown
+from nfexp import claims, stats
+from nfexp.files import replacing
+from nfexp.report import interval, number
+from nfexp.stats import mean_interval, share_interval, studies
+from nfexp.table import ReportError, collect, load_arrays, read_runs, write_csv
+from nfexp.table.baselines import BASELINES, MODELS, load_baselines
+
+PAGE, DATA, IMAGES = (ROOT / "docs" / name for name in ("reproduction.md", "reproduction", "img"))
+STUDIES = ("ablations", "paper_original", "paper_grid", "blog")
+CENTRES = "centres.json"
+Centres = dict[str, dict[str, Any]]
+Block = Callable[[Mapping[str, pd.DataFrame], Mapping[str, Centres]], str]
+
+
+# Taking over what sweeps left
+
+
+def take(study: str, dirs: Sequence[str], data: Path = DATA) -> None:
+    """Store the table, the centres, the layers and the baselines of a study's sweeps."""
+    found = collect(*dirs)
+    data.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        plain = Path(name) / f"{study}.csv"
+        write_csv(found.runs.drop(columns="dir").sort_values(["data.name", "job"], kind="stable"), plain)
+        with replacing(data / f"{study}.csv.gz") as path:
+            path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
+    centres = json.loads((data / CENTRES).read_text()) if (data / CENTRES).exists() else {}
+    with replacing(data / CENTRES) as path:
+        path.write_text(json.dumps(centres | {study: found.sweep.centres}, indent=1, sort_keys=True) + "\n")
+    if len(layers := layer_table(found.runs)):
+        write_csv(layers, data / f"{study}_layers.csv")
+    if len(fits := load_baselines(*dirs)):
+        write_csv(fits, data / BASELINES)
+
+
+def layer_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """How flat every layer leaves the points, from stored walks: least over greatest standard deviation."""
+    rows = []
+    done = runs[runs["status"] == "completed"]
+    for run in done.to_dict("records"):
+        try:
+            arrays = load_arrays(run["dir"], only=("walk", "walk_names"))
+        except ReportError:
+            continue
+        if not {"walk", "walk_names"} <= arrays.keys() or not np.isfinite(arrays["walk"]).all():
+            continue
+        for position, (name, points) in enumerate(zip(arrays["walk_names"], arrays["walk"], strict=True)):
+            spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
+            own = {k: run[k] for k in ("data.name", "flow.norm", "flow.scale", "train.lr", "seed")}
+            rows.append(own | {"position": position, "layer": str(name), "flattening": spread[-1] / spread[0]})
+    return pd.DataFrame(rows).round(4) if rows else pd.DataFrame()
+
+
+# The page
+
+
+def mean(values: pd.Series) -> str:
+    return interval(*mean_interval(values))
+
+
+def cell_rows(runs: pd.DataFrame, centres: Centres) -> list[tuple[str, str, pd.DataFrame]]:
+    """Every cell of a study: how it differs from the centre, the target, its runs; the centre first."""
+    rows = []
+    for target, study in studies(runs, centres).items():
+        for key, own in study.cells.items():
+            rows.append((stats.named(dict(sorted(key))), target, own))
+    order = {name: i for i, name in enumerate(dict.fromkeys(name for name, *_ in rows))}
+    return sorted(rows, key=lambda r: (r[0] != "the centre", order[r[0]]))
+
+
+def claims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    judged = judge(frames, centres)
+    rows = []
+    for claim, own in judged.groupby("claim", sort=False):
+        row = own[own["target"] == "all"].iloc[0]
+        each = ", ".join(f"{r.target} {MARK[r.verdict]}" for r in own.itertuples() if r.target != "all")
+        rows.append([f"{claim} ({row['study']})", row["sentence"], f"**{row['verdict']}**", each or "–",
+                     interval(row["estimate"], row["low"], row["high"]), number(row["n"]).split(".")[0],
+                     f"{row['estimand']}"])  # fmt: skip
+    return markdown(["claim", "sentence", "verdict", "by target", "estimate [95%]", "n", "what was estimated"], rows)
+
+
+MARK = {"supported": "✓", "contradicted": "✗", "inconclusive": "?"}
+BY_BLOG = ("B1", "B2", "B3")  # judged on the blog's own flow
+
+
+def judge(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> pd.DataFrame:
+    """The verdict on every claim: the blog's on instability from the blog's study, all others from the ablations."""
+    parts = []
+    for study in ("ablations", "blog"):
+        if study in frames:
+            found = claims.evaluate(frames[study], centres[study])
+            about = found["claim"].isin(BY_BLOG)
+            parts.append(found[about if study == "blog" else ~about].assign(study=study))
+    found = pd.concat(parts)
+    return found.sort_values("claim", kind="stable", key=lambda ids: ids.map(lambda i: ("KBN".index(i[0]), i)))
+
+
+def original_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """Training, held-out: how far each lies above the target's own NLL, by cell and target."""
+    cells: dict[str, dict[str, str]] = {}
+    targets = list(centres["paper_original"])
+    for name, target, own in cell_rows(frames["paper_original"], centres["paper_original"]):
+        done = own[own["status"] == "completed"]
+        if name.count(",") > 2:
+            n = int(own["data.n_samples"].iloc[0])
+            name = f"corrected: this project's recipe, {n} points"
+        lost = f" ({len(own) - len(done)} of {len(own)} lost)" if len(done) < len(own) else ""
+        text = f"{mean(done['train_nll'] - done['true_nll'])} → {mean(done['kl'])}{lost}" if len(done) else f"–{lost}"
+        cells.setdefault(name.replace("the centre", "as in the report"), {})[target] = text
+    return markdown(["changed", *targets], [[n, *(own.get(t, "–") for t in targets)] for n, own in cells.items()])
+
+
+def blog_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """Rate of divergence, when and where it arose, and what the survivors are worth, by cell."""
+    rows = []
+    for name, _, own in cell_rows(frames["blog"], centres["blog"]):
+        lost, done = own[own["status"] == "diverged"], own[own["status"] == "completed"]
+        rate = interval(*share_interval(own["status"].to_numpy(object) == "diverged"))
+        where = lost["diverged_layer"].mode()
+        rows.append([name, f"{len(lost)} of {len(own)}", rate,
+                     f"{lost['diverged_at'].median():.0f}" if len(lost) else "–",
+                     f"{where.iloc[0]:.0f}" if len(where) else "–",
+                     number(done["kl"].median()), number(done["kl"].max()), number(done["flattening"].median()),
+                     number(done["batch_gap"].median())])  # fmt: skip
+    head = ["cell", "diverged", "rate [95%]", "median step", "most often in layer", "KL, median", "largest",
+            "flattening, median", "batch gap, median"]  # fmt: skip
+    return markdown(head, sorted(rows, key=lambda r: (r[0].count("="), r[0])))
+
+
+def layers_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """Median over seeds of how flat each layer leaves the points, from base to data."""
+    layers = frames["blog_layers"]
+    table = layers.pivot_table(index=["position", "layer"], columns="flow.norm", values="flattening", aggfunc="median")
+    rows = {}
+    for norm in table:
+        for (_, name), value in table[norm].dropna().items():
+            rows.setdefault(name, {})[norm] = number(value)
+    return markdown(["after", *table], [[name, *(own.get(n, "–") for n in table)] for name, own in rows.items()])
+
+
+def baselines_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """KL of the centre and of densities without a flow on the same draws."""
+    runs, fits, rows = frames["ablations"], frames["baselines"], []
+    for target, study in studies(runs, centres["ablations"]).items():
+        c = study.centre
+        own = fits[(fits["data.name"] == target) & (fits["data.noise"] == c["data.noise"])
+                   & (fits["data.n_samples"] == c["data.n_samples"])]  # fmt: skip
+        rows.append([target, mean(study.values("kl", {})),
+                     *(mean(own.loc[own["model"] == m, "kl"]) for m in MODELS)])  # fmt: skip
+    return markdown(["target", "RealNVP (centre)", *MODELS.values()], rows)
+
+
+def axes_tables(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """KL along every single axis of the ablation study."""
+    out = []
+    for axis, table in stats.ablations(frames["ablations"], centres["ablations"]).items():
+        column = next((c for c in table if c.startswith(("flow.", "train.", "data.")) and c != "data.name"), "")
+        if "_x_" in axis:
+            continue
+        targets = list(dict.fromkeys(table["data.name"]))
+        cells = {(r["data.name"], r[column]): r for r in table.to_dict("records")}
+        values = sorted(dict.fromkeys(table[column]), key=lambda v: (isinstance(v, str), v))
+        rows = [
+            [number(v).rstrip("0").rstrip(".") if not isinstance(v, str) else v,
+             *(interval(r["kl_mean"], r["kl_low"], r["kl_high"]) + f" ({r['n_diverged']} lost)" * bool(r["n_diverged"])
+               if (r := cells.get((t, v))) else "–" for t in targets)]
+            for v in values
+        ]  # fmt: skip
+        out.append(f"**{axis}** (`{column}`)\n\n{markdown([axis, *targets], rows)}")
+    return "\n\n".join(out)
+
+
+def grid_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """The cells of the paper's grid that were drawn and trained."""
+    keys = {"data.name": "target", "data.noise": "noise", "data.n_samples": "points", "flow.n_flows": "flows",
+            "flow.hidden_depth": "hidden layers", "flow.hidden_width": "width", "flow.activation": "activation",
+            "seed": "seed"}  # fmt: skip
+    runs = frames["paper_grid"].sort_values(list(keys))
+    rows = [[str(r[k]) for k in keys] + [number(r["train_nll"] - r["true_nll"]), number(r["kl"])]
+            for r in runs.to_dict("records")]  # fmt: skip
+    return markdown([*keys.values(), "training NLL − truth", "held-out KL"], rows)
+
+
+BLOCKS: dict[str, tuple[tuple[str, ...], Block]] = {
+    "claims": (("ablations", "blog"), claims_table),
+    "axes": (("ablations",), axes_tables),
+    "baselines": (("ablations", "baselines"), baselines_table),
+    "original": (("paper_original",), original_table),
+    "grid": (("paper_grid",), grid_table),
+    "blog": (("blog",), blog_table),
+    "layers": (("blog_layers",), layers_table),
+}
+
+
+def load(data: Path = DATA) -> tuple[dict[str, pd.DataFrame], dict[str, Centres]]:
+    """The stored tables by name, and the centres of each study."""
+    frames = {p.name.removesuffix(".csv.gz"): read_runs(p) for p in sorted(data.glob("*.csv.gz"))}
+    frames |= {p.stem: pd.read_csv(p) for p in sorted(data.glob("*_layers.csv"))}
+    if (data / BASELINES).exists():
+        frames["baselines"] = load_baselines(data)
+    return frames, json.loads((data / CENTRES).read_text())
+
+
+def refreshed(page: str, data: Path = DATA) -> str:
+    """The page with what stands between each `<!-- name -->` and `<!-- end -->` written anew."""
+    frames, centres = load(data)
+
+    def block(match: re.Match) -> str:
+        needs, write = BLOCKS[match[1]]
+        text = write(frames, centres) if set(needs) <= frames.keys() else "Not run yet."
+        return f"<!-- {match[1]} -->\n{text}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, page, flags=re.S)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduction", description=__doc__)
+    parser.add_argument("what", choices=["take", "docs"])
+    parser.add_argument("study", nargs="?", choices=STUDIES)
+    parser.add_argument("dirs", nargs="*")
+    arguments = parser.parse_args()
+    if arguments.what == "take":
+        take(arguments.study, arguments.dirs)
+    else:
+        PAGE.write_text(refreshed(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
