@@ -1,14 +1,13 @@
 """The libraries, each trained as its own documentation trains; every builder returns one `train(steps) -> loss`.
 
-A peer's `train` goes on from where it stopped; nfexp's starts anew. The loss is that of fixed points, in nats of
-standardised data for peers and of data units for nfexp. Batches of the peers are slices of a shuffled tensor:
+`train` goes on from where it stopped. The loss is that of fixed points, in nats of standardised data for peers and of
+data units for nfexp. Batches of the peers are slices of a shuffled tensor:
 cheaper than the data loaders of their examples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,13 +29,15 @@ def points(seed: int, n: int = 2048) -> Tensor:
 
 
 def nfexp(case: Case) -> Train:
-    from nfexp.run import run_stack
+    from nfexp.run import prepare
+    from nfexp.train import advance, begin, mean_nll
 
-    specs = stack_of(case)
+    flow, data, recipe = prepare(stack_of(case, train__steps=10**8))
+    state, seen = begin(flow, data, recipe), data.train[:, : case.batch]
 
     def train(steps: int) -> float:
-        results = run_stack([replace(s, train=replace(s.train, steps=steps)) for s in specs])
-        return max(r.metrics["train_nll"] for r in results)
+        advance(state, flow, data, recipe, until=state.step + steps)
+        return float(mean_nll(flow.with_rows(state.theta, state.fixed), seen).max())
 
     return train
 

@@ -1,4 +1,4 @@
-"""The pictures of docs/performance.md, from the CSVs alone."""
+"""The pictures of docs/performance.md and docs/reproduction.md, from the CSVs alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pandas as pd
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+
+from nfexp.stats import share_interval
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # colour-blind safe
 KINDS = {"products": ("s", BLUE), "thin products": ("D", GREEN), "pointwise": ("^", PINK), "optimiser": ("v", ORANGE)}
@@ -110,6 +112,34 @@ def growth(frame: pd.DataFrame, path: Path) -> None:
             ax.set_ylabel("CPU ms per step of the stack")
         grid[1, 2].axis("off")
         grid[1, 2].legend(*grid[1, 0].get_legend_handles_labels(), frameon=False, loc="center left")
+        save(figure, path)
+
+
+NORMS = {"none": ("o", BLUE), "batchnorm": ("s", ORANGE), "actnorm": ("^", GREEN)}
+
+
+def blog(runs: pd.DataFrame, layers: pd.DataFrame, path: Path) -> None:
+    """The blog's flow: how often it diverges by learning rate, and how flat each layer leaves the points."""
+    usual = runs[(runs["flow.scale"] == "exp") & (runs["flow.init"] == "random") & runs["train.grad_clip"].isna()]
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.4), layout="constrained")
+        for shift, (norm, (marker, colour)) in enumerate(NORMS.items()):
+            own = usual[usual["flow.norm"] == norm].groupby("train.lr")["status"]
+            shares = {lr: share_interval(s.to_numpy(object) == "diverged") for lr, s in own}
+            x, (mid, low, high) = np.array(list(shares)), np.array(list(shares.values())).T
+            left.errorbar(x * 1.07 ** (shift - 1), mid, [mid - low, high - mid], color=colour, marker=marker, ms=5,
+                          lw=1, capsize=2, label=norm)  # fmt: skip
+            part = layers[layers["flow.norm"] == norm]
+            for _, seed in part.groupby("seed"):
+                right.plot(seed["position"], seed["flattening"], color=colour, lw=0.6, alpha=0.35)
+            middle = part.groupby("position")["flattening"].median()
+            right.plot(middle.index, middle, color=colour, marker=marker, ms=4, lw=1.6)
+        left.set(xscale="log", xlabel="learning rate", ylabel="share of runs that diverged", ylim=(-0.03, 1.03))
+        left.set_xticks(sorted(usual["train.lr"].unique()), [f"{v:g}" for v in sorted(usual["train.lr"].unique())])
+        left.minorticks_off()
+        left.legend(title="normalisation", frameon=False, fontsize=8)
+        right.set(yscale="log", xlabel="layers passed, from base to data",
+                  ylabel="least / greatest standard deviation", title="")  # fmt: skip
         save(figure, path)
 
 

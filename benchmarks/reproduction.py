@@ -236,6 +236,15 @@ def refreshed(page: str, data: Path = DATA) -> str:
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, page, flags=re.S)
 
 
+def draw(data: Path = DATA, images: Path = IMAGES) -> None:
+    """The pictures of the studies whose tables are there."""
+    from benchmarks import pictures
+
+    frames, _ = load(data)
+    if {"blog", "blog_layers"} <= frames.keys():
+        pictures.blog(frames["blog"], frames["blog_layers"], images / "reproduction_blog.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduction", description=__doc__)
     parser.add_argument("what", choices=["take", "docs"])
@@ -246,6 +255,7 @@ def main() -> None:
         take(arguments.study, arguments.dirs)
     else:
         PAGE.write_text(refreshed(PAGE.read_text()))
+        draw()
 
 
 if __name__ == "__main__":

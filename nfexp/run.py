@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nfexp.files import replacing
-from nfexp.flow import Architecture, build
+from nfexp.flow import Architecture, FlowStack, build
 from nfexp.score import Result, draws, score, target_of
 from nfexp.spec import Spec, SpecError, batch_points, run_id, stack_key, training_cost
 from nfexp.train import Batches, Recipe, State, advance, begin, outcome
@@ -89,6 +89,34 @@ def _read_checkpoint(folder: Path | None, tag: str) -> tuple[int, float, dict[st
     return nothing
 
 
+def prepare(specs: Sequence[Spec], dtype: torch.dtype = torch.float32) -> tuple[FlowStack, Batches, Recipe]:
+    """What :mod:`nfexp.train` needs to train the runs of one stack: the fresh flow, the points, the recipe."""
+    lead, device = specs[0], resolve_device(specs[0].device)
+    train = _padded([draws(s, "train")[0] for s in specs])
+    seeds = [s.seed for s in specs]
+    flow = build(Architecture.of(lead), masks=[s.flow.mask for s in specs], seeds=seeds, data=train)
+    batches = Batches(
+        train=train.to(device, dtype),
+        val=torch.stack([draws(s, "val")[0] for s in specs]).to(device, dtype),
+        sizes=[s.data.n_samples for s in specs],
+        seeds=seeds,
+    )
+    recipe = Recipe(
+        steps=lead.train.steps,
+        batch_points=batch_points(lead),
+        schedule=lead.train.schedule,
+        warmup=lead.train.warmup,
+        lr=[s.train.lr for s in specs],
+        grad_clip=[math.inf if s.train.grad_clip is None else s.train.grad_clip for s in specs],
+        weight_decay=[s.train.weight_decay for s in specs],
+        select=[s.train.select for s in specs],
+        n_evals=lead.train.n_evals,
+        n_snapshots=lead.record.snapshots,
+        snapshot_points=lead.record.samples,
+    )
+    return flow.to(device, dtype), batches, recipe
+
+
 def run_stack(
     specs: Sequence[Spec],
     *,
@@ -141,32 +169,13 @@ def run_stack(
             }
             of |= dict(zip(part, run_stack([specs[e] for e in part], **own), strict=True))
         return [of[e] for e in range(len(specs))]
-    lead, device = specs[0], resolve_device(specs[0].device)
-    train = _padded([draws(s, "train")[0] for s in specs])
-    seeds = [s.seed for s in specs]
-    flow = build(Architecture.of(lead), masks=[s.flow.mask for s in specs], seeds=seeds, data=train)
-    flow = flow.to(device, dtype)
-    batches = Batches(
-        train=train.to(device, dtype),
-        val=torch.stack([draws(s, "val")[0] for s in specs]).to(device, dtype),
-        sizes=[s.data.n_samples for s in specs],
-        seeds=seeds,
-    )
-    recipe = Recipe(
-        steps=lead.train.steps,
-        batch_points=batch_points(lead),
-        schedule=lead.train.schedule,
-        warmup=lead.train.warmup,
-        lr=[s.train.lr for s in specs],
-        grad_clip=[math.inf if s.train.grad_clip is None else s.train.grad_clip for s in specs],
-        weight_decay=[s.train.weight_decay for s in specs],
-        select=[s.train.select for s in specs],
-        n_evals=lead.train.n_evals,
-        n_snapshots=lead.record.snapshots,
-        snapshot_points=lead.record.samples,
-    )
+    lead, (flow, batches, recipe) = specs[0], prepare(specs, dtype)
     step, spent = stands[0], sum(seconds for _, seconds, _ in found)
-    state = State.join(step, [tensors for *_, tensors in found], device) if step else begin(flow, batches, recipe)
+    state = (
+        State.join(step, [tensors for *_, tensors in found], flow.theta.device)
+        if step
+        else begin(flow, batches, recipe)
+    )
 
     def seconds() -> float:
         return (spent + time.perf_counter() - begun) / len(specs)
