@@ -105,7 +105,7 @@ def serve() -> None:
                 trains.append(train)
             case {"measure": index, "steps": steps}:
                 short, _ = timed(trains[index], 1)
-                long, _ = timed(trains[index], 1 + steps)  # what both share cancels: set-up, evaluation, scoring
+                long, _ = timed(trains[index], 1 + steps)  # what both share cancels
                 answer = {"step": (long - short) / steps}
             case {"count": index, "steps": steps, "members": members}:
                 answer = {"kinds": count(trains[index], steps, members)}
