@@ -30,7 +30,20 @@ from typing import Any
 
 from nfexp.record import outcome
 from nfexp.spec import SpecError, Words, from_mapping, within
-from nfexp.work import Job, Machine, Pool, after_death, cores, stop, threads_each, told, work, work_at
+from nfexp.work import (
+    Job,
+    Machine,
+    Pool,
+    after_death,
+    cores,
+    following,
+    leader,
+    stop,
+    threads_each,
+    told,
+    work,
+    work_at,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -292,12 +305,15 @@ _one = threading.Lock()  # a Dask worker with several threads: a stack takes ove
 
 
 def train_stack(
-    place: int, threads: int, jobs: Sequence[Job], how: Mapping[str, Any]
+    place: int, threads: int, jobs: Sequence[Job], how: Mapping[str, Any], led_by: str
 ) -> tuple[int | None, Exception | None]:
-    """Work a stack off; errors are handed back, so that only the death of a process breaks joblib's loop."""
+    """Work a stack off; errors are handed back, so that only the death of a process breaks joblib's loop.
+
+    Training ends with a checkpoint once the process `led_by` is gone, which these processes would outlive.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    with _one:
+    with _one, following(jobs[0].root, led_by):
         log_here()
         try:
             work_at(place, threads, jobs, **how)
@@ -445,7 +461,8 @@ class Joblib:
             while todo:
                 place, task = todo.popleft()
                 begun[place] = task, [job(i) for i in task]
-                yield delayed(train_stack)(place, threads_each(workers), begun[place][1], how)
+                jobs = begun[place][1]
+                yield delayed(train_stack)(place, threads_each(workers), jobs, how, leader(jobs[0].root or ""))
 
         how_many = {"n_jobs": max(2, workers), "pre_dispatch": workers}  # by one job joblib means this very process
         with parallel_config(backend=joblib_backend(self.cluster[1]) if self.backend in JOIN else self.backend):

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from nfexp.files import parse_json, read_plain, replacing
 from nfexp.record import Outcome, code_version, outcome
 from nfexp.spec import SCHEMA_VERSION, Spec, SpecError, Words, relevant, run_id
-from nfexp.work import clear
+from nfexp.work import HOLDER, clear
 
 REDO = {"none": (), "failed": ("failed",), "diverged": ("diverged",), "both": ("failed", "diverged")}
 
@@ -34,7 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
         If another process holds it; the message says which.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(folder / ".lock", is_singleton=True), folder / ".lock-holder"
+    lock, holder = FileLock(folder / ".lock", is_singleton=True), folder / HOLDER
     held = lock.is_locked  # by this process, further out
     try:
         lock.acquire(blocking=False)

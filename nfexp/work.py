@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -65,6 +66,48 @@ def stop() -> None:
 def stopping() -> bool:
     """Whether this process has been told to stop: by a signal, or by the death of its parent."""
     return _stop.is_set()
+
+
+HOLDER = ".lock-holder"  # in the folder of a sweep: which process leads it
+LOOK_SECONDS = 1.0  # between two looks at it
+
+
+def leader(root: str | os.PathLike[str]) -> str:
+    """The process that leads the sweep in a folder, "process 4711 on host"; "" if none does.
+
+    One that was killed still stands there: it counts as gone where it can be looked for, on its own host.
+
+    >>> leader("/nowhere")
+    ''
+    """
+    with suppress(OSError, ValueError):
+        name = (Path(root) / HOLDER).read_text(encoding="utf-8").strip()
+        _, pid, _, host = name.split(" ")
+        if host == socket.gethostname():
+            with suppress(PermissionError):  # somebody else's, but there
+                os.kill(int(pid), 0)
+        return name
+    return ""
+
+
+@contextmanager
+def following(root: str | None, led_by: str) -> Iterator[None]:
+    """Tell this process to stop, for a while, once the sweep is no longer led by this process."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(LOOK_SECONDS):
+            if leader(root) != led_by:
+                stop()
+                return
+
+    if root is not None and led_by:
+        threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        _stop.clear()  # a cluster's process lives on
 
 
 def check_there(root: str | None) -> None:

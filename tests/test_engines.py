@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -174,6 +175,31 @@ def test_ctrl_c_ends_a_sweep_by_joblib_in_good_order(sweep):
     assert running.returncode == 130 and err == (
         "nfexp: interrupted; 4 runs: 2 completed, 2 not finished; go on with: nfexp-resume s\n"
     )
+
+
+@linux
+@pytest.mark.parametrize("backend", ["loky", "dask"])
+def test_training_by_joblib_does_not_outlive_the_command(sweep, backend):
+    pytest.importorskip(BACKENDS[backend])
+    extra = ["hydra.launcher.workers=3", "hydra.launcher.executor=joblib", f"hydra.launcher.backend={backend}"]
+    running = sweep("seed=0,1", "train.steps=20,100000000", *extra)
+    running.wait_for(lambda: len(running.finished()) == 2)
+    family = running.family()
+    running.kill()
+    running.wait()
+
+    def over():  # Dask ends its processes itself; loky's stay for a while, with nothing to do
+        if backend == "loky":
+            return len(list(running.folder.glob(f"*/{CHECKPOINT}"))) == 2
+        return not any(Path(f"/proc/{pid}").exists() for pid in family)
+
+    deadline = time.monotonic() + 60
+    while not over() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ended = over()
+    with suppress(ProcessLookupError):
+        os.killpg(running.pid, signal.SIGKILL)
+    assert ended
 
 
 def test_a_cluster_that_is_not_there(by, tmp_path, monkeypatch):
