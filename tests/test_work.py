@@ -4,6 +4,9 @@ import logging
 import operator
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,10 +22,11 @@ from hydra.types import HydraContext, RunMode
 
 from hydra_plugins.nfexp.compose import Composer
 from nfexp import load_runs, run
+from nfexp import work as work_module
 from nfexp.cli import conf_dir
 from nfexp.record import outcome
 from nfexp.spec import member_bytes, stack_key
-from nfexp.work import Job, Machine, Pool, budget, plan, train, work
+from nfexp.work import HOLDER, Job, Machine, Pool, budget, following, leader, plan, stopping, train, work
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 
@@ -161,6 +165,35 @@ def test_a_core_gets_fewer_large_runs_at_a_time_than_small_ones(make_spec):
     large = [make_spec(seed=s, flow__hidden_width=512, train__batch_size=100, flow__n_flows=12) for s in range(64)]
     assert max(map(len, plan(small))) == 32 and max(map(len, plan(large))) == 4
     assert len(plan(large, device="cuda")) == 1
+
+
+def test_a_sweep_is_led_by_a_process_that_lives(tmp_path):
+    def says(name):
+        (tmp_path / HOLDER).write_text(name)
+        return leader(tmp_path)
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = socket.gethostname()
+    assert says(f"process {os.getpid()} on {here}") == f"process {os.getpid()} on {here}"
+    assert says(f"process {gone.pid} on {here}") == ""
+    assert says("process 1 on elsewhere") == "process 1 on elsewhere"  # cannot be looked for from here
+    assert says("nobody") == "" and leader(tmp_path / "absent") == ""
+
+
+def test_what_follows_a_sweep_stops_with_its_leader(tmp_path, monkeypatch):
+    monkeypatch.setattr(work_module, "LOOK_SECONDS", 0.01)
+    me = f"process {os.getpid()} on {socket.gethostname()}"
+    (tmp_path / HOLDER).write_text(me)
+    with following(str(tmp_path), me):
+        time.sleep(0.1)
+        assert not stopping()
+        (tmp_path / HOLDER).unlink()
+        deadline = time.monotonic() + 10
+        while not stopping() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert stopping()
+    assert not stopping()
 
 
 def test_a_worker_hands_on_what_a_call_returns_or_raises():
