@@ -376,6 +376,13 @@ def test_a_sample_is_drawn_from_the_grid_and_always_the_same(nfexp):
     assert "\n40 runs (40 moons) in " in dry("hydra.sweeper.sample=90")
 
 
+def test_the_papers_grid_has_its_cells(nfexp):
+    code, out, err = nfexp("-m", "experiment=paper_grid", "dry_run=true")
+    assert code == 0, err
+    assert "\n1152 runs (288 moons, 288 circles, 288 spiral2, 288 spiral4) in " in out
+    assert "\n11,520,000 member-steps, 1.19e+05 TFLOP; about " in out  # 119 PFLOP, as counted by hand
+
+
 def test_repeats_of_what_is_no_seed(nfexp):
     assert nfexp("-m", "seed=x", "hydra.sweeper.repeats=2")[2].startswith("nfexp: seed: expected an integer >= 0")
 
