@@ -1,4 +1,4 @@
-# make reproduce | test | lint | bench | reproduction-docs | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
+# make reproduce | test | lint | bench | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
 PYTHON ?= python3
 BIN := .venv/bin
 HAS_TORCH = -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
@@ -25,11 +25,7 @@ bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks all $(ARGS)
 
-# The tables of docs/reproduction.md from the CSVs in docs/reproduction.
-reproduction-docs: .venv/installed
-	$(BIN)/python -m benchmarks.reproduction docs
-
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache
 
-.PHONY: reproduce test lint bench reproduction-docs clean
+.PHONY: reproduce test lint bench clean
