@@ -30,7 +30,7 @@ CONFIGURATION = {
     "unknown target": ("data=moon", "data: expected one of banana, checkerboard, circles, .*; got 'moon'"),
     "unknown target in a sweep": ("-m data=moons,moon", "data: expected one of banana, .*; got 'moon'"),
     "unknown experiment": ("-m experiment=nope", "experiment: expected one of ablate_activation, .*; got 'nope'"),
-    "unknown training": ("train=slow", "train: expected one of default, .*; got 'slow'"),
+    "unknown training": ("train=slow", "train: expected one of blog, default, .*; got 'slow'"),
     "wrong type": ("flow.n_flows=many", "flow.n_flows: expected an integer >= 1 .*; got 'many'"),
     "decimal": ("flow.n_flows=2.5", "flow.n_flows: expected an integer >= 1 .*; got 2.5"),
     "null": ("train.lr=null", "train.lr: expected a number > 0 .*; got None"),
