@@ -75,10 +75,11 @@ def draw_mask(schedule: str, n_flows: int, dim: int, generator: torch.Generator)
     return (first ^ flip[:, None]).double()
 
 
-def _log_gain(scale: str, raw: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """s, and what it is linear in: bound ⊙ tanh(raw), or bound ⊙ raw where the scale is unbounded ("exp")."""
+def _log_gain(scale: str, raw: Tensor, log_scale: Tensor | None, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """s = bound ⊙ inner, inner and bound: inner is tanh(raw), or raw where the scale is unbounded ("exp")."""
     inner = raw if scale == "exp" else torch.tanh(raw)
-    return inner * bound, inner
+    bound = free if log_scale is None else torch.exp(log_scale).unsqueeze(-1) * free
+    return inner * bound, inner, bound
 
 
 class _Affine(torch.autograd.Function):
@@ -93,8 +94,7 @@ class _Affine(torch.autograd.Function):
         ctx: Any, x: Tensor, raw: Tensor, log_scale: Tensor | None, free: Tensor, scale: str
     ) -> tuple[Tensor, Tensor]:
         raw_s, raw_t = raw.chunk(2, 1)
-        bound = free if log_scale is None else torch.exp(log_scale).unsqueeze(-1) * free
-        s, inner = _log_gain(scale, raw_s, bound)
+        s, inner, bound = _log_gain(scale, raw_s, log_scale, free)
         gain = torch.exp(s)
         ctx.scale = scale
         ctx.save_for_backward(x, s, inner, gain, bound, free)
@@ -159,9 +159,7 @@ class Coupling:
         if self.heads == 1:
             return torch.addcmul(z, raw, free, value=-1), z.new_zeros(())
         raw_s, raw_t = raw.chunk(2, 1)
-        log_scale = p.get(f"{self.name}.log_scale")
-        bound = free if log_scale is None else torch.exp(log_scale).unsqueeze(-1) * free
-        s, _ = _log_gain(self.arch.scale, raw_s, bound)
+        s, *_ = _log_gain(self.arch.scale, raw_s, p.get(f"{self.name}.log_scale"), free)
         return (z - raw_t * free) * torch.exp(-s), -s.sum(1)
 
 
