@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,9 @@ class Sweep(subprocess.Popen):
         found, pending = [], [self.pid]
         while pending:
             parent = pending.pop()
-            for listed in Path(f"/proc/{parent}/task").glob("*/children"):
-                pending += [int(child) for child in listed.read_text().split()]
+            with suppress(OSError):  # what ends while it is looked at has no children
+                for listed in Path(f"/proc/{parent}/task").glob("*/children"):
+                    pending += [int(child) for child in listed.read_text().split()]
             found.append(parent)
         return found[1:]
 
@@ -109,8 +111,9 @@ class Sweep(subprocess.Popen):
         """Those of its descendants that work: forked from the one that has torch loaded."""
         below = {}
         for pid in self.family():
-            with_parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            below.setdefault(int(with_parent[1]), []).append(pid)
+            with suppress(OSError):  # ended since
+                with_parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                below.setdefault(int(with_parent[1]), []).append(pid)
         return below.get(max((p for p in below if p != self.pid), default=0), [])
 
 
