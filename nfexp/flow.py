@@ -403,13 +403,23 @@ def from_state(arch: Architecture, state: Mapping[str, Tensor]) -> FlowStack:
 
 
 INITIAL_SCALE = 2.0  # exp(c): the largest |s| a fresh coupling can reach
+FIRST_REACH = 2.5  # of `init` "spread": how far from the centre units of the first layer bend, standard deviations
+FIRST_SLOPE = {"relu": 1.0, "leaky_relu": 1.0}  # the largest slope of such a unit; where σ bends smoothly:
+SMOOTH_SLOPE = 3.0  # the bend is as wide as the slope is gentle, and a gentle one blurs a sharp target
+
+
+def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Uniform in ±1."""
+    return 2 * torch.rand(tuple(shape), generator=generator, dtype=torch.float64) - 1
 
 
 def build(arch: Architecture, *, masks: Sequence[str], seeds: Sequence[int], data: Tensor) -> FlowStack:
     """A fresh stack, each member initialised from its own seed and standardised by its own training points.
 
-    Hidden weights and biases are uniform in ±1/√fan_in; the last layer is zero, so that every coupling starts as the
-    identity, or drawn like the others (`init` "random").
+    Weights and biases are uniform in ±1/√fan_in (`init` "random"). With "identity" the last layer is zero, so that every
+    coupling starts as the identity. With "spread" so too, and a unit of the first layer, σ(wᵀ(x − k)), bends at a point k
+    of its own, uniform over ±2.5 standard deviations of the data; the usual biases bunch the bends near the centre. w is
+    uniform in ±slope/√(coordinates that pass), the slope 1 or, where σ bends smoothly, 3.
 
     Parameters
     ----------
@@ -428,12 +438,18 @@ def build(arch: Architecture, *, masks: Sequence[str], seeds: Sequence[int], dat
         draws, mask = stream(seed, "init"), draw_mask(schedule, arch.n_flows, arch.dim, stream(seed, "mask"))
         for name, value in p.items():
             last = f".net.{arch.hidden_depth}." in name
-            if name.endswith((".weight", ".bias")) and not (last and arch.init == "identity"):
+            if name.endswith((".weight", ".bias")) and (arch.init == "random" or not last):
                 fan_in = value.shape[2] if name.endswith(".weight") else p[name[:-4] + "weight"].shape[2]
-                noise = torch.rand(value.shape[1:], generator=draws, dtype=torch.float64)
-                value[e] = (2 * noise - 1) / math.sqrt(fan_in)
+                value[e] = _uniform(value.shape[1:], draws) / math.sqrt(fan_in)
         for i in range(arch.n_flows):
             p[f"coupling.{i}.mask"][e] = mask[i]
+            if arch.init == "spread":
+                weight, bias = (p[f"coupling.{i}.net.0.{kind}"][e] for kind in ("weight", "bias"))
+                passed = mask[i][:, None]  # (D, 1)
+                slope = FIRST_SLOPE.get(arch.activation, SMOOTH_SLOPE) / math.sqrt(max(float(passed.sum()), 1.0))
+                weight.copy_(slope * _uniform(weight.shape, draws))
+                bends = FIRST_REACH * _uniform(weight.shape, draws)
+                bias.copy_(-(passed * weight * bends).sum(1, keepdim=True))
         if arch.standardise == "moments":
             own = points[e][~points[e].isnan().any(-1)]
             p["standardise.mean"][e] = own.mean(0)

@@ -71,7 +71,7 @@ class Flow:
     coupling: str = choice("affine", "additive")
     conditioner: str = choice("separate", "shared")
     scale: str = choice("learned", "tanh", "exp")
-    init: str = choice("identity", "random")
+    init: str = choice("spread", "identity", "random")
     standardise: str = choice("moments", "none")
     norm: str = choice("none", "batchnorm", "actnorm")
     norm_every: int = within(1, 1000)

@@ -39,6 +39,7 @@ VARIANTS = {
     "batchnorm": {"norm": "batchnorm"},
     "scale tanh": {"scale": "tanh"},
     "scale exp, random start": {"scale": "exp", "init": "random"},
+    "spread start": {"init": "spread"},
     "not standardised": {"standardise": "none"},
     "actnorm every layer": {"norm": "actnorm", "norm_every": 1},
     "three dimensions": {"dim": 3},
@@ -210,6 +211,21 @@ def test_a_random_start_draws_the_last_layer_as_the_others():
         if ".net." in name:
             fan_in = {"0": 2}.get(name.split(".")[3], PLAIN.hidden_width)
             assert 0.5 / math.sqrt(fan_in) < value.abs().max() <= 1 / math.sqrt(fan_in), name
+
+
+@pytest.mark.parametrize("dim, activation, slope", [(2, "relu", 1), (2, "silu", 3), (6, "relu", 1)])
+def test_a_spread_start_bends_all_over_the_data(dim, activation, slope):
+    data = torch.randn(1, 50, dim, dtype=torch.float64)
+    arch = dataclasses.replace(PLAIN, dim=dim, init="spread", hidden_width=500, activation=activation)
+    p = build(arch, masks=["alternating"], seeds=[0], data=data).params()
+    passed = p["coupling.1.mask"][0, 0].bool()
+    w, b = p["coupling.1.net.0.weight"][0][:, passed], p["coupling.1.net.0.bias"][0]  # (G, d, H), (G, 1, H)
+    largest = slope / math.sqrt(passed.sum())
+    assert 0.95 * largest < w.abs().max() <= largest
+    bends = -b / w  # of one passing coordinate; of more, as if the others were 0
+    assert passed.sum() > 1 or (bends.abs().max() <= 2.5 and abs(bends.std() - 2.5 / math.sqrt(3)) < 0.1)
+    assert abs(b.std() - w.std() * 2.5 / math.sqrt(3) * math.sqrt(passed.sum())) < 0.1 * b.std()
+    assert not p["coupling.1.net.2.weight"].any() and not p["coupling.1.net.2.bias"].any()
 
 
 def test_an_unbounded_scale_is_the_output_of_its_network():
