@@ -416,10 +416,10 @@ def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 def build(arch: Architecture, *, masks: Sequence[str], seeds: Sequence[int], data: Tensor) -> FlowStack:
     """A fresh stack, each member initialised from its own seed and standardised by its own training points.
 
-    Weights and biases are uniform in ±1/√fan_in (`init` "random"). With "identity" the last layer is zero, so that every
-    coupling starts as the identity. With "spread" so too, and a unit of the first layer, σ(wᵀ(x − k)), bends at a point k
-    of its own, uniform over ±2.5 standard deviations of the data; the usual biases bunch the bends near the centre. w is
-    uniform in ±slope/√(coordinates that pass), the slope 1 or, where σ bends smoothly, 3.
+    Weights and biases are uniform in ±1/√fan_in (`init` "random"). With "identity" the last layer is zero, so that
+    every coupling starts as the identity. With "spread" so too, and a unit of the first layer, σ(wᵀ(x − k)), bends at
+    a point k of its own, uniform over ±2.5 standard deviations of the data; the usual biases bunch the bends near the
+    centre. w is uniform in ±slope/√(coordinates that pass), the slope 1 or, where σ bends smoothly, 3.
 
     Parameters
     ----------
