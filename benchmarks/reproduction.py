@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.children import ROOT
-from benchmarks.tables import markdown
+from benchmarks.tables import markdown, rewritten
 from nfexp import claims, stats
 from nfexp.files import replacing
 from nfexp.report import interval, number
@@ -228,12 +227,11 @@ def refreshed(page: str, data: Path = DATA) -> str:
     """The page with what stands between each `<!-- name -->` and `<!-- end -->` written anew."""
     frames, centres = load(data)
 
-    def block(match: re.Match) -> str:
-        needs, write = BLOCKS[match[1]]
-        text = write(frames, centres) if set(needs) <= frames.keys() else "Not run yet."
-        return f"<!-- {match[1]} -->\n{text}\n<!-- end -->"
+    def text(name: str) -> str:
+        needs, write = BLOCKS[name]
+        return write(frames, centres) if set(needs) <= frames.keys() else "Not run yet."
 
-    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, page, flags=re.S)
+    return rewritten(page, text)
 
 
 def draw(data: Path = DATA, images: Path = IMAGES) -> None:

@@ -176,6 +176,15 @@ def targets(frames: dict[str, pd.DataFrame]) -> str:
     return markdown(["target", "aimed at", "measured", ""], rows) if rows else "None for these parts."
 
 
+def rewritten(page: str, write: Callable[[str], str]) -> str:
+    """A page with what stands between each `<!-- name -->` and `<!-- end -->` replaced by `write(name)`."""
+
+    def block(match: re.Match) -> str:
+        return f"<!-- {match[1]} -->\n{write(match[1])}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, page, flags=re.S)
+
+
 def refreshed(page: str, folder: Path = DOCS) -> str:
     """The page with what stands between each `<!-- name -->` and `<!-- end -->` written anew from the CSVs."""
     frames = {p.stem: pd.read_csv(p) for p in sorted(folder.glob("*.csv"))}
@@ -184,10 +193,7 @@ def refreshed(page: str, folder: Path = DOCS) -> str:
         blocks["targets"] = targets(frames)
         blocks["machine"] = columns(frames["machine"], {"what": "machine", "value": ""})
 
-    def block(match: re.Match) -> str:
-        return f"<!-- {match[1]} -->\n{blocks.get(match[1], 'Not measured yet.')}\n<!-- end -->"
-
-    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, page, flags=re.S)
+    return rewritten(page, lambda name: blocks.get(name, "Not measured yet."))
 
 
 def draw(folder: Path = DOCS, images: Path = IMAGES) -> None:
