@@ -1,10 +1,14 @@
-# make reproduce | test | lint | bench | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
+# make reproduce | reproduction-docs | test | lint | bench | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
 PYTHON ?= python3
 BIN := .venv/bin
 HAS_TORCH = -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
 
 reproduce: .venv/installed
 	$(BIN)/nfexp -m experiment=ablations train=quick $(ARGS)
+
+# The page, tables and pictures of docs/reproduction.md, from the CSVs in docs/reproduction/.
+reproduction-docs: .venv/installed
+	$(BIN)/python -m benchmarks.reproduction docs
 
 test: lint
 	$(BIN)/python -m pytest
@@ -28,4 +32,4 @@ bench: .venv/installed
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache
 
-.PHONY: reproduce test lint bench clean
+.PHONY: reproduce reproduction-docs test lint bench clean

@@ -1,7 +1,9 @@
 """python -m benchmarks.reproduction take STUDY DIR… | docs: the tables behind docs/reproduction.md, and the page.
 
-`take` stores the runs of a study as docs/reproduction/STUDY.csv.gz, what its layers did as STUDY_layers.csv and the
-baselines beside them as baselines.csv; `docs` writes the tables of the page anew from these files alone.
+`take` stores the runs of a study as docs/reproduction/STUDY.csv.gz, what its layers did as STUDY_layers.csv, the
+baselines beside them as baselines.csv, and draws the pictures that need more than tables (point clouds, densities,
+walks, films) from what the runs recorded; `docs` writes the tables and all other pictures of the page anew from these
+files alone.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import gzip
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +23,37 @@ import pandas as pd
 from benchmarks.children import ROOT
 from benchmarks.tables import markdown, rewritten
 from nfexp import claims, stats
+from nfexp.figures import draw as draw_figures
+from nfexp.figures import draw_all, swept
+from nfexp.figures.curves import draw_ablation
 from nfexp.files import replacing
 from nfexp.report import interval, number
 from nfexp.stats import mean_interval, share_interval, studies
 from nfexp.table import ReportError, collect, load_arrays, read_runs, write_csv
 from nfexp.table.baselines import BASELINES, MODELS, load_baselines
 
-PAGE, DATA, IMAGES = (ROOT / "docs" / name for name in ("reproduction.md", "reproduction", "img"))
-STUDIES = ("ablations", "paper_original", "paper_grid", "blog")
+PAGE, DATA = ROOT / "docs" / "reproduction.md", ROOT / "docs" / "reproduction"
+PICTURES = DATA / "img"
+STUDIES: dict[str, tuple[str, ...]] = {  # with the pictures that need what its runs recorded
+    "ablations": ("summary_centre", "gallery_*", "density_*", "walk_*", "gif_*_moons"),
+    "paper_original": ("gallery_*",),
+    "paper_grid": (),
+    "blog": ("walk_*",),
+    "peers": (),
+    "spiral4": ("density_*", "walk_*"),
+}
+OTHERS = "peers_others"  # of benchmarks.quality
 CENTRES = "centres.json"
 Centres = dict[str, dict[str, Any]]
+SHOWN = ("flows", "depth", "activation", "samples", "noise", "mask", "coupling", "norm", "lr")
 Block = Callable[[Mapping[str, pd.DataFrame], Mapping[str, Centres]], str]
 
 
 # Taking over what sweeps left
 
 
-def take(study: str, dirs: Sequence[str], data: Path = DATA) -> None:
-    """Store the table, the centres, the layers and the baselines of a study's sweeps."""
+def take(study: str, dirs: Sequence[str], data: Path = DATA, images: Path | None = PICTURES) -> None:
+    """Store the table, the centres, the layers, the baselines and the recorded pictures of a study's sweeps."""
     found = collect(*dirs)
     data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
@@ -52,6 +68,12 @@ def take(study: str, dirs: Sequence[str], data: Path = DATA) -> None:
         write_csv(layers, data / f"{study}_layers.csv")
     if len(fits := load_baselines(*dirs)):
         write_csv(fits, data / BASELINES)
+    if images and STUDIES[study]:
+        with tempfile.TemporaryDirectory() as name:
+            drawn = draw_all(Path(name), found.runs, found.sweep, {}, only=STUDIES[study])
+            for picture in drawn.values():
+                with replacing(images / f"{study}_{picture.name}") as path:
+                    path.write_bytes(picture.read_bytes())
 
 
 def layer_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -115,6 +137,109 @@ def judge(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) ->
             parts.append(found[about if study == "blog" else ~about].assign(study=study))
     found = pd.concat(parts)
     return found.sort_values("claim", kind="stable", key=lambda ids: ids.map(lambda i: ("KBN".index(i[0]), i)))
+
+
+RESTED_ON = {  # claims of the report: what stands behind them in it, its code and its galleries
+    "K1a": "no picture of a run with one flow; |s| < 1 on raw points, which bounds how near one flow can come",
+    "K1b": "as K1a",
+    "K1c": "3, 6, 9 and 12 flows with masks drawn at random: with 3, a quarter of the runs transforms one coordinate",
+    "K1d": "as K1c; the text names 3 to 6 flows, two of its four figures have 8",
+    "K2a": "depths 2, 4 and 6 (the flag for the scale network is ignored), one run each",
+    "K2b": "no picture of one deep flow; see K1a",
+    "K3a": "full batches, so that it holds by construction; no times are given",
+    "K3b": "100, 200 and 400 points, 10,000 steps each, 13 snapshots; the training loss alone",
+    "K3c": "one run of four flows, not among the pictures",
+    "K4a": "moons and circles at two levels; spirals get N(0, I) whatever the flag says: one experiment, shown twice",
+    "K4b": "as K4a, by eye",
+    "K4c": "noise of 0.01 and 0.05 only: nothing that is high",
+    "K5a": "galleries that link one ReLU picture under both names, for every target",
+    "K5b": "no run: `-act tanh` builds ReLU networks, and none of the 954 pictures has it",
+    "K6a": "no picture; the code draws every mask at random",
+    "K6b": "as K6a",
+    "B1": "the author's own runs, not counted",
+    "B2": "as B1",
+    "B3": "one picture of a flow with the tutorial's layer, which keeps 5% of its old statistics",
+    "B4": "one picture; a fact of the construction",
+    "N1": "images, in both papers; never compared in 2-D",
+}
+
+
+def evidence_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """Claim by claim: what it rested on, and what is found here."""
+    rows = []
+    for claim, own in judge(frames, centres).groupby("claim", sort=False):
+        overall = own[own["target"] == "all"].iloc[0]
+        each = own[own["target"] != "all"]
+        found = overall["verdict"]
+        if len(each) and set(each["verdict"]) != {found}:
+            found += ": " + "; ".join(
+                f"{verdict} on {', '.join(part['target'])}" for verdict, part in each.groupby("verdict", sort=False)
+            )
+        rows.append([claim, overall["sentence"], RESTED_ON[claim], found])
+    return markdown(["claim", "sentence", "what it rested on", "what we find"], rows)
+
+
+AIMS = {  # data.name, data.noise: held-out KL aimed at, half of the best peer's when the aims were set; zuko's NSF then
+    ("moons", 0.05): (0.029, 0.034), ("moons", 0.1): (0.0205, 0.025), ("circles", 0.1): (0.0225, 0.015),
+    ("spiral2", 1.0): (0.0195, 0.038), ("spiral4", 1.0): (0.1595, 0.063),
+}  # fmt: skip
+KIND = {"zuko": "zuko RealNVP", "zuko_nsf": "zuko NSF (splines)", "normflows": "normflows", "nflows": "nflows"}
+
+
+def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """Held-out KL of this project's flows and of others at one budget, mean with its 95% interval over seeds."""
+    runs, others = frames["peers"], frames[OTHERS]
+    runs = runs[runs["status"] == "completed"]
+    tuned = runs["flow.conditioner"] == "shared"
+    columns = list(dict.fromkeys(zip(others["data.name"], others["data.noise"], strict=True)))
+    parts = {}
+    for n, text in ((runs["data.n_samples"].max(), "fresh draws"), (runs["data.n_samples"].min(), None)):
+        fixed = runs["data.n_samples"] == n
+        text = text or f"{n:,.0f} fixed points"
+        parts[f"nfexp, flow=tuned, {text}"] = runs[tuned & fixed]
+        parts[f"nfexp, flow=realnvp, {text}"] = runs[~tuned & fixed]
+    for (model, recipe), own in others.groupby(["model", "recipe"], sort=False):
+        parts[f"{KIND[model]}, {recipe}, fresh draws"] = own
+    rows = []
+    for name, own in parts.items():
+        cells = [own.loc[(own["data.name"] == t) & (own["data.noise"] == s), "kl"] for t, s in columns]
+        rows.append([name, f"{max(map(len, cells))}", *map(mean, cells)])
+    return markdown(["flow and recipe", "seeds", *(f"{t} {s:g}" for t, s in columns)], rows)
+
+
+def aims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """What was aimed at with fresh draws, and what came out."""
+    runs, others = frames["peers"], frames[OTHERS]
+    fresh = runs[(runs["data.n_samples"] == runs["data.n_samples"].max()) & (runs["status"] == "completed")]
+    rows = []
+    for (target, noise), (half, spline) in AIMS.items():
+        own = fresh[(fresh["data.name"] == target) & (fresh["data.noise"] == noise)]
+        ours = own.loc[own["flow.conditioner"] == "shared", "kl"].mean()
+        peers = others[(others["data.name"] == target) & (others["data.noise"] == noise)]
+        means = peers[peers["model"] != "zuko_nsf"].groupby(["model", "recipe"])["kl"].mean()
+        nsf = peers[peers["model"] == "zuko_nsf"].groupby("recipe")["kl"].mean().min()
+        rows.append([f"{target} {noise:g}", number(ours), f"{number(means.min())} ({' '.join(means.idxmin())})",
+                     *(f"{number(aim)} {'✓' if ours <= aim else '✗'}" for aim in (half, spline)),
+                     number(nsf)])  # fmt: skip
+    head = ["target", "flow=tuned", "best RealNVP elsewhere, measured here", "aim: half the best peer's",
+            "zuko NSF when the aim was set", "best zuko NSF, measured here"]  # fmt: skip
+    return markdown(head, rows)
+
+
+def spiral4_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """KL on four turns of a spiral, one change at a time."""
+    cells = cell_rows(frames["spiral4"], centres["spiral4"])
+    centre = cells[0][2].set_index("seed")["kl"]
+    rows = []
+    for name, _, own in cells:
+        done = own[own["status"] == "completed"].set_index("seed")
+        gap = (done["kl"] - centre).dropna()
+        best, worst = done["kl"].min(), done["kl"].max()
+        rows.append([name, mean(done["kl"]), f"{number(best)} – {number(worst)}",
+                     "–" if name == "the centre" else mean(gap), f"{len(done)} of {len(own)}",
+                     number(done["n_parameters"].median())])  # fmt: skip
+    head = ["changed", "KL [95%]", "least – greatest", "minus the centre's, paired [95%]", "completed", "parameters"]
+    return markdown(head, rows)
 
 
 def original_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
@@ -207,17 +332,21 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Block]] = {
     "claims": (("ablations", "blog"), claims_table),
     "axes": (("ablations",), axes_tables),
     "baselines": (("ablations", "baselines"), baselines_table),
+    "evidence": (("ablations", "blog"), evidence_table),
     "original": (("paper_original",), original_table),
     "grid": (("paper_grid",), grid_table),
     "blog": (("blog",), blog_table),
     "layers": (("blog_layers",), layers_table),
+    "quality": (("peers", OTHERS), quality_table),
+    "aims": (("peers", OTHERS), aims_table),
+    "spiral4": (("spiral4",), spiral4_table),
 }
 
 
 def load(data: Path = DATA) -> tuple[dict[str, pd.DataFrame], dict[str, Centres]]:
     """The stored tables by name, and the centres of each study."""
     frames = {p.name.removesuffix(".csv.gz"): read_runs(p) for p in sorted(data.glob("*.csv.gz"))}
-    frames |= {p.stem: pd.read_csv(p) for p in sorted(data.glob("*_layers.csv"))}
+    frames |= {p.stem: pd.read_csv(p) for p in sorted(data.glob("*_*.csv"))}
     if (data / BASELINES).exists():
         frames["baselines"] = load_baselines(data)
     return frames, json.loads((data / CENTRES).read_text())
@@ -234,19 +363,27 @@ def refreshed(page: str, data: Path = DATA) -> str:
     return rewritten(page, text)
 
 
-def draw(data: Path = DATA, images: Path = IMAGES) -> None:
-    """The pictures of the studies whose tables are there."""
+def draw(data: Path = DATA, images: Path = PICTURES) -> None:
+    """The pictures that tables suffice for: the axes of the ablations, the verdicts, the blog's study."""
     from benchmarks import pictures
 
-    frames, _ = load(data)
+    frames, centres = load(data)
+    if "ablations" in frames:
+        tables = stats.ablations(frames["ablations"], centres["ablations"])
+        tasks = {f"ablation_{axis}": partial(draw_ablation, t, swept(t)) for axis, t in tables.items() if axis in SHOWN}
+        with tempfile.TemporaryDirectory() as name:
+            draw_figures(Path(name), tasks)
+            for picture in Path(name).glob("*.png"):
+                with replacing(images / picture.name) as path:
+                    path.write_bytes(picture.read_bytes())
     if {"blog", "blog_layers"} <= frames.keys():
-        pictures.blog(frames["blog"], frames["blog_layers"], images / "reproduction_blog.png")
+        pictures.blog(frames["blog"], frames["blog_layers"], images / "blog.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduction", description=__doc__)
     parser.add_argument("what", choices=["take", "docs"])
-    parser.add_argument("study", nargs="?", choices=STUDIES)
+    parser.add_argument("study", nargs="?", choices=[*STUDIES])
     parser.add_argument("dirs", nargs="*")
     arguments = parser.parse_args()
     if arguments.what == "take":

@@ -29,7 +29,7 @@ from nfexp.nn import stream
 from nfexp.spec import Data, from_mapping
 from nfexp.table import ReportError, collect, printable, write_csv
 from nfexp.table.baselines import BASELINES, COLUMNS, DATA, MODELS, data_key, load_baselines
-from nfexp.work import cores
+from nfexp.work.planning import cores
 
 USED = 20_000  # points that a mixture and a kernel estimate are fitted to, at most: the first ones
 COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)

@@ -20,11 +20,13 @@ import pytest
 from test_work import patched
 
 from nfexp import engines, load_runs
-from nfexp.engines import Slurm, resources
+from nfexp.engines import slurm
+from nfexp.engines.slurm import Slurm, resources
 from nfexp.record import outcome
 from nfexp.run import CHECKPOINT
 from nfexp.spec import SpecError
-from nfexp.work import Job, Pool, work
+from nfexp.work import Job, work
+from nfexp.work.pool import Pool
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 QUIET = {
@@ -117,7 +119,7 @@ def test_a_sweep_that_jobs_still_write_is_refused(squeue_says, tmp_path):
     engine = squeue_says('echo "$*" >> $(dirname $0)/asked; echo 7_0; echo 7_1')
     with pytest.raises(SpecError, match="got one that SLURM job 7 writes"):
         _ = engine.scratch
-    assert engines.array_name(tmp_path) in (tmp_path / "asked").read_text() and not (tmp_path / ".submitit").exists()
+    assert slurm.array_name(tmp_path) in (tmp_path / "asked").read_text() and not (tmp_path / ".submitit").exists()
 
 
 # joblib
@@ -261,15 +263,15 @@ run.CHECKPOINT_SECONDS = 0.0
 def here(tmp_path, monkeypatch):
     """An engine on submitit's local executor, below which every process reads `sitecustomize`."""
     pytest.importorskip("submitit")
-    monkeypatch.setattr(engines, "POLL_SECONDS", 0.1)
-    monkeypatch.setattr(engines, "queued", lambda *options: set())
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(slurm, "queued", lambda *options: set())
     pool, processes = Pool(), []
 
     def make(sitecustomize):
         (tmp_path / "site").mkdir(exist_ok=True)
         (tmp_path / "site/sitecustomize.py").write_text(sitecustomize)
         monkeypatch.setenv(
-            "PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(Path(engines.__file__).parents[1])])
+            "PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(Path(engines.__file__).parents[2])])
         )
         (tmp_path / "s").mkdir(exist_ok=True)
         engine = Here(tmp_path / "s", pool, resources(NEEDS), wait=True)
@@ -421,7 +423,7 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 HAVE_SLURM = all(map(shutil.which, ("munged", "mungekey", "slurmctld", "slurmd", "sbatch"))) and os.geteuid() == 0
 
 
-def slurm(function):
+def on_slurm(function):
     """A test that needs the cluster."""
     skip = pytest.mark.skipif(not HAVE_SLURM, reason="needs slurmctld, slurmd, munge and root")
     return pytest.mark.slurm(skip(function))
@@ -474,13 +476,13 @@ def sinfo():
 
 def squeue(folder):
     """Ids of the elements that work for a sweep."""
-    return sorted(engines.queued(f"--name={engines.array_name(folder)}", "--states=PENDING,RUNNING"))
+    return sorted(slurm.queued(f"--name={slurm.array_name(folder)}", "--states=PENDING,RUNNING"))
 
 
 SLURM = ("hydra.launcher.executor=slurm", "hydra.launcher.slurm.mem_gb=0.5", "hydra.launcher.slurm.time=10")
 
 
-@slurm
+@on_slurm
 def test_slurm_gives_the_same_numbers_on_two_nodes(cluster, by, tmp_path):
     grid = ["seed=range(3)", "flow.n_flows=1,2"]
     code, said, runs = by(tmp_path / "engine", *grid, *SLURM)
@@ -491,7 +493,7 @@ def test_slurm_gives_the_same_numbers_on_two_nodes(cluster, by, tmp_path):
     assert all(f"NodeList={node}" in (cluster / "slurmctld.log").read_text() for node in ("n1", "n2"))
 
 
-@slurm
+@on_slurm
 def test_slurm_isolates_a_run_that_kills_its_process(cluster, by, tmp_path):
     path = patched(tmp_path / "site", KILL)
     code, said, runs = by(tmp_path / "engine", "seed=range(3)", *SLURM, path=path)
@@ -500,7 +502,7 @@ def test_slurm_isolates_a_run_that_kills_its_process(cluster, by, tmp_path):
     assert re.search(r"s/0001: SLURM job \d+(_\d+)? ended without a record", said)
 
 
-@slurm
+@on_slurm
 def test_slurm_jobs_are_submitted_left_guarded_and_collected(cluster, by, sweep, tmp_path):
     grid = ["seed=0,1", "train.steps=3000", "train.n_evals=2", *SLURM]
     code, said, runs = by(tmp_path / "engine", *grid, "hydra.launcher.wait=false")
@@ -522,7 +524,7 @@ def test_slurm_jobs_are_submitted_left_guarded_and_collected(cluster, by, sweep,
     log = "".join(p.read_text() for p in folder.glob(".submitit/*/*_log.out"))
     assert "Requeued job" in log and len(re.findall("Starting with JobEnvironment", log)) == 2
     subprocess.run(
-        [sys.executable, "-m", "nfexp.report", str(folder)], check=True, cwd=Path(engines.__file__).parents[1]
+        [sys.executable, "-m", "nfexp.report", str(folder)], check=True, cwd=Path(engines.__file__).parents[2]
     )
     whole = by(tmp_path / "local", *grid[:3])[2]
     pd.testing.assert_frame_equal(load_runs(folder)[COLUMNS], whole[COLUMNS])
@@ -533,7 +535,7 @@ def started(folder):
     return any("Loading pickle" in p.read_text() for p in folder.glob(".submitit/*/*_log.out"))
 
 
-@slurm
+@on_slurm
 def test_ctrl_c_cancels_slurm_jobs_which_leave_checkpoints(cluster, sweep, tmp_path):
     running = sweep("seed=0,1", "train.steps=100000", *SLURM)
     running.wait_for(lambda: started(running.folder))

@@ -1,6 +1,7 @@
 """The tables of the reproduction are what its CSVs say."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -8,12 +9,13 @@ from fake_sweep import ablation_sweep
 
 from benchmarks import reproduction
 from nfexp import load_runs
+from nfexp.claims import CLAIMS
 
 
 @pytest.fixture
 def taken(tmp_path):
     sweep = ablation_sweep(tmp_path / "s")
-    reproduction.take("ablations", [str(sweep)], tmp_path / "data")
+    reproduction.take("ablations", [str(sweep)], tmp_path / "data", images=None)
     return sweep, tmp_path / "data"
 
 
@@ -44,3 +46,21 @@ def test_a_changed_number_changes_the_page(taken):
     runs["kl"] += 1
     runs.to_csv(data / "ablations.csv.gz", index=False)
     assert reproduction.refreshed(page, data) != page
+
+
+def test_every_claim_says_what_it_rested_on():
+    assert set(reproduction.RESTED_ON) == {claim.id for claim in CLAIMS}
+
+
+def test_the_page_says_what_the_tables_hold():
+    page = reproduction.PAGE.read_text()
+    assert reproduction.refreshed(page) == page, "run: make reproduction-docs"
+    assert {*re.findall(r"<!-- (?!end)(\w+) -->", page)} == {*reproduction.BLOCKS}
+    assert "Not run yet." not in page
+
+
+def test_every_picture_of_the_docs_is_there():
+    docs = reproduction.PAGE.parent
+    for page in [*docs.glob("*.md"), docs.parent / "README.md"]:
+        for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text()):
+            assert (page.parent / name).is_file(), f"{page.name}: {name}"

@@ -26,7 +26,9 @@ from nfexp import work as work_module
 from nfexp.cli import conf_dir
 from nfexp.record import outcome
 from nfexp.spec import member_bytes, stack_key
-from nfexp.work import HOLDER, Job, Machine, Pool, budget, following, leader, plan, stopping, train, work
+from nfexp.work import HOLDER, Job, following, leader, stopping, train, work
+from nfexp.work.planning import Machine, budget, plan
+from nfexp.work.pool import Pool
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 

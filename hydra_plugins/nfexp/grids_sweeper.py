@@ -355,7 +355,7 @@ class GridsSweeper(Sweeper):
 
     def _plan_text(self, step: Step, call: Callable[..., Any], dropped: str) -> str:
         from nfexp.spec import batch_points, member_bytes, training_cost, training_flop
-        from nfexp.work import training_rate
+        from nfexp.work.planning import training_rate
 
         specs = [spec for k, spec in step.specs.items() if k not in step.finished]
         if not specs:

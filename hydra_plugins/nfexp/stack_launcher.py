@@ -19,10 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_plugins.nfexp.compose import Composer
 
 if TYPE_CHECKING:
-    from nfexp.engines import Joblib, Slurm
+    from nfexp.engines.joblib import Joblib
+    from nfexp.engines.slurm import Slurm
     from nfexp.record import Outcome
     from nfexp.spec import Spec
-    from nfexp.work import Machine, Pool
+    from nfexp.work.planning import Machine
+    from nfexp.work.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class StackLauncher(Launcher):
         slurm: Any, wait: bool,
     ) -> None:  # fmt: skip
         from nfexp import engines
+        from nfexp.engines.slurm import resources
         from nfexp.spec import SpecError
 
         for key, value in {"max_stack": max_stack, "workers": workers}.items():
@@ -48,7 +51,7 @@ class StackLauncher(Launcher):
         self.max_stack, self.memory, self.workers = max_stack, memory, workers
         engines.check(executor, backend, wait)
         self.executor, self.backend, self.wait = executor, backend, wait
-        self.slurm = engines.resources(OmegaConf.to_container(slurm) if OmegaConf.is_config(slurm) else slurm)
+        self.slurm = resources(OmegaConf.to_container(slurm) if OmegaConf.is_config(slurm) else slurm)
         self._pool: Pool | None = None
         self._engine: Pool | Slurm | Joblib | None = None
 
@@ -59,7 +62,7 @@ class StackLauncher(Launcher):
     @property
     def pool(self) -> Pool:
         """The worker processes; they start at the first use and serve every batch of jobs."""
-        from nfexp.work import Pool
+        from nfexp.work.pool import Pool
 
         if self._pool is None:
             self._pool = Pool()
@@ -68,7 +71,8 @@ class StackLauncher(Launcher):
     @property
     def engine(self) -> Pool | Slurm | Joblib:
         """What works the stacks off."""
-        from nfexp.engines import Joblib, Slurm
+        from nfexp.engines.joblib import Joblib
+        from nfexp.engines.slurm import Slurm
 
         makers: dict[str, Callable[[], Pool | Slurm | Joblib]] = {
             "local": lambda: self.pool,
@@ -91,7 +95,7 @@ class StackLauncher(Launcher):
 
     def stacks(self, specs: Sequence[Spec]) -> tuple[list[list[int]], int, float]:
         """Positions of the jobs that train together, how many stacks at a time, and the bytes that each may use."""
-        from nfexp.work import budget, machine, plan
+        from nfexp.work.planning import budget, machine, plan
 
         devices = sorted({spec.device for spec in specs})
 
