@@ -9,7 +9,7 @@ operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -297,52 +297,56 @@ class FlowStack:
     def _blocks(self) -> Params:
         return self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
 
+    def _down(self, x: Tensor, batch: dict[str, Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """From data (E, N, D) to base: the points (E, D, N) after each layer, and its log-det."""
+        p, x = self._blocks(), x.mT.contiguous()  # points along the last axis from here on
+        for layer in self.layers:
+            x, log_det = layer.inverse(p, x, batch)
+            yield x, log_det
+
+    def _up(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """From base to data, as :meth:`_down`."""
+        p, z = self._blocks(), z.mT.contiguous()
+        for layer in reversed(self.layers):
+            z, log_det = layer.forward(p, z)
+            yield z, log_det
+
     def inverse(self, x: Tensor, *, batch: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Data to base: z and log|det ∂z/∂x|.
 
         Shapes: (E, N, D) to (E, N, D) and (E, N). With a dict as `batch`, batch norm uses the statistics of `x` and
         leaves its updated running statistics there.
         """
-        p, total = self._blocks(), x.new_zeros(x.shape[:-1])
-        x = x.mT.contiguous()  # (E, D, N): points along the last axis from here on
-        for layer in self.layers:
-            x, log_det = layer.inverse(p, x, batch)
+        z, total = x.mT, x.new_zeros(x.shape[:-1])
+        for z, log_det in self._down(x, batch):
             total = total + log_det
-        return x.mT, total
+        return z.mT, total
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Base to data: x and log|det ∂x/∂z|, shapes as in :meth:`inverse`."""
-        p, total = self._blocks(), z.new_zeros(z.shape[:-1])
-        z = z.mT.contiguous()
-        for layer in reversed(self.layers):
-            z, log_det = layer.forward(p, z)
+        x, total = z.mT, z.new_zeros(z.shape[:-1])
+        for x, log_det in self._up(z):
             total = total + log_det
-        return z.mT, total
+        return x.mT, total
 
     def walk(self, z: Tensor) -> list[tuple[str, Tensor]]:
         """The points after every layer on the way from base to data, with the layer's name.
 
         Returns pairs of a name ("base", "coupling 5", …, "data") and points (E, N, D).
         """
-        p, frames = self._blocks(), [("base", z)]
-        z = z.mT.contiguous()
-        for layer in reversed(self.layers):
-            z, _ = layer.forward(p, z)
-            frames.append(("data" if layer is self.layers[0] else layer.name.replace(".", " "), z.mT))
-        return frames
+        names = [layer.name.replace(".", " ") for layer in reversed(self.layers[1:])] + ["data"]
+        return [("base", z), *((name, x.mT) for name, (x, _) in zip(names, self._up(z), strict=True))]
 
     def first_nonfinite(self, x: Tensor, *, batch: dict[str, Tensor] | None = None) -> Tensor:
         """Which layer, on the way from data to base, first puts out a number that is not finite; its log-det counts.
 
         Returns the position in `layers`, shape (E,), or their number where every layer's output is finite.
         """
-        p, total = self._blocks(), x.new_zeros(x.shape[:-1])
+        total = x.new_zeros(x.shape[:-1])
         first = torch.full((len(x),), len(self.layers), device=x.device)
-        x = x.mT.contiguous()
-        for i, layer in enumerate(self.layers):
-            x, log_det = layer.inverse(p, x, batch)
+        for i, (z, log_det) in enumerate(self._down(x, batch)):
             total = total + log_det
-            lost = ~(x.sum(1) + total).isfinite().all(1)
+            lost = ~(z.sum(1) + total).isfinite().all(1)
             first = torch.where(lost & (first == len(self.layers)), i, first)
         return first
 
