@@ -317,15 +317,17 @@ class FlowStack:
         Shapes: (E, N, D) to (E, N, D) and (E, N). With a dict as `batch`, batch norm uses the statistics of `x` and
         leaves its updated running statistics there.
         """
-        z, total = x.mT, x.new_zeros(x.shape[:-1])
-        for z, log_det in self._down(x, batch):
+        total = x.new_zeros(x.shape[:-1])
+        for layer in self._down(x, batch):
+            z, log_det = layer
             total = total + log_det
         return z.mT, total
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Base to data: x and log|det ∂x/∂z|, shapes as in :meth:`inverse`."""
-        x, total = z.mT, z.new_zeros(z.shape[:-1])
-        for x, log_det in self._up(z):
+        total = z.new_zeros(z.shape[:-1])
+        for layer in self._up(z):
+            x, log_det = layer
             total = total + log_det
         return x.mT, total
 
