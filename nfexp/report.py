@@ -28,6 +28,10 @@ from nfexp.table.baselines import DATA, MODELS, data_key, load_baselines
 BADGES = {"supported": "✓", "contradicted": "✗", "inconclusive": "?"}
 TROUBLES = ("diverged", "failed", "missing")
 CELL = 80  # letters of a value in a cell
+RULE = (
+    "Intervals are of one target each; verdicts are corrected over a claim's targets (Holm), so that an interval that "
+    "just clears the margin can still be inconclusive. A difference that is not significant is not an equality."
+)
 LISTED = 1000  # runs that did not complete, and files that could not be read: the rest is in runs.csv and on stderr
 
 
@@ -226,6 +230,7 @@ def contents(found: table.Collection, tables: Mapping[str, pd.DataFrame], judged
             "skipped": f"{len(found.skipped)} unreadable" if found.skipped else "",
         },
         "verdicts": shown,
+        "rule": RULE,
         "hidden": hidden,
         "tally": {k: v for k, v in tally.items() if v},
         "badges": BADGES,
