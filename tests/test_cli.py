@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -59,6 +58,15 @@ def test_a_sweep_from_the_command_line(nfexp, small_args):
     assert list(Path("s/figures").glob("ablation_flows.png")) and list(Path("s/tables").glob("*.tex"))
     assert yaml.safe_load(Path("s/0002/.hydra/overrides.yaml").read_text())[-2:] == ["flow.n_flows=2", "seed=0"]
     assert "report.html" in out
+
+
+@pytest.mark.parametrize("first, second", [("none", "full"), ("full", "none")])
+def test_of_equal_runs_the_one_that_records_more_is_kept(nfexp, small_args, first, second):
+    grids = f"hydra.sweeper.grids=[{{record:{first},seed:[0,1]}},{{record:{second},seed:1}}]"
+    code, _, err = nfexp("-m", *small_args, "hydra.sweep.dir=s", grids)
+    assert code == 0, err
+    held = {seed: Path(f"s/{seed:04d}/samples.npz").exists() for seed in (0, 1)}
+    assert held == {0: first == "full", 1: True}
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])

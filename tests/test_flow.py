@@ -228,6 +228,22 @@ def test_a_spread_start_bends_all_over_the_data(dim, activation, slope):
     assert not p["coupling.1.net.2.weight"].any() and not p["coupling.1.net.2.bias"].any()
 
 
+def test_a_spread_start_follows_raw_data():
+    data = 5 + 10 * torch.randn(1, 400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    arch = dataclasses.replace(PLAIN, init="spread", hidden_width=500)
+    raw, scaled = (
+        build(dataclasses.replace(arch, standardise=s), masks=["fixed"], seeds=[0], data=data).params()
+        for s in ("none", "moments")
+    )
+    x = data[0, :, :1]
+    y = (x - x.mean()) / x.std(correction=0)
+    first = {
+        kind: v @ p["coupling.0.net.0.weight"][0, :, :1] + p["coupling.0.net.0.bias"][0]
+        for kind, v, p in (("raw", x, raw), ("scaled", y, scaled))
+    }
+    torch.testing.assert_close(first["raw"], first["scaled"])
+
+
 def test_an_unbounded_scale_is_the_output_of_its_network():
     flow = random_flow(1, masks=["half"], scale="exp", n_flows=1)
     x, p = points(flow, 9), flow.params()

@@ -80,6 +80,12 @@ def changes_no_number(key: str) -> bool:
     return key in ("record", "name", "device") or key.startswith("record.")
 
 
+def records_more(spec: Spec, other: Spec) -> bool:
+    """Whether a run keeps all that an equal one keeps for figures, and something else."""
+    mine, theirs = vars(spec.record).values(), vars(other.record).values()
+    return spec.record != other.record and all(a >= b for a, b in zip(mine, theirs, strict=True))
+
+
 class Common(NamedTuple):
     """What every grid is multiplied by: `params`, the rows of the sweeper's `zip`, the command line.
 
@@ -288,7 +294,8 @@ class GridsSweeper(Sweeper):
             jobs: dict[str, tuple[Sequence[str], Spec]] = {}
             for overrides in points:
                 spec = self.composer.spec(overrides)
-                jobs.setdefault(run_id(spec), (overrides, spec))
+                if (key := run_id(spec)) not in jobs or records_more(spec, jobs[key][1]):
+                    jobs[key] = overrides, spec
             unique, whole = len(jobs), jobs
             if self.sample and self.sample < unique and not self.resume:
                 drawn = random.Random(0).sample(sorted(whole), self.sample)  # of the same grid always the same
