@@ -66,7 +66,6 @@ def measure(members: int) -> dict[str, float]:
         took = time.perf_counter() - begun
         torch.testing.assert_close(gradient(loss), found, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(gradient(loss), found, rtol=1e-3, atol=1e-4)
-    times: dict[str, list[float]] = {"written out": [], "autograd": [], "compiled": []}
     ways = {"written out": (loss, flows.mlp, flows._Affine), "autograd": (loss, plain_mlp, PlainAffine),
             "compiled": (compiled, plain_mlp, PlainAffine)}  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in ways}

@@ -2,7 +2,8 @@
 
 Each is trained on the draws of nfexp's own runs (`experiment=peers`: 2,000 steps of 256 points, each seen once), scaled
 by their moments, and scored on the same test draws against the same exact density. Two recipes: the one of the
-libraries' examples, and nfexp's. Writes docs/reproduction/peers_others.csv, a row per run, as runs end.
+libraries' examples, and nfexp's; neither was tuned for these targets, and the last weights count, where nfexp keeps
+those with the best validation NLL. Writes docs/reproduction/peers_others.csv, a row per run, as runs end.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import pandas as pd
 
 from benchmarks.cases import Case, make_spec
 from benchmarks.children import ROOT
+from nfexp.table import write_csv
 
 RECIPES = {"adam 1e-3": (1e-3, False), "nfexp's": (5e-3, True)}  # peak learning rate; warm-up, cosine and clipping
 CONTENDERS = [
     *product(("zuko", "zuko_nsf"), RECIPES), ("normflows", "adam 1e-3"), ("normflows", "nfexp's"),
     ("nflows", "adam 1e-3"), ("nflows", "nfexp's"),
 ]  # fmt: skip
-TARGETS = {"moons": (0.05, 0.1), "circles": (0.05, 0.1), "spiral2": (1.0,), "spiral4": (1.0,)}
+TARGETS = {"moons": (0.05, 0.1), "circles": (0.1,), "spiral2": (1.0,), "spiral4": (1.0,)}
 RESULT = ROOT / "docs" / "reproduction" / "peers_others.csv"
 
 
@@ -82,10 +84,13 @@ def study(seeds: int, workers: int, path: Path) -> pd.DataFrame:
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(trained, *task) for task in wanted if task not in there]):
+        tasks = {pool.submit(trained, *task): task for task in wanted if task not in there}
+        for future in as_completed(tasks):
+            if error := future.exception():
+                print(*tasks[future], f"failed: {error}", flush=True)
+                continue
             done.append(future.result())
-            frame = pd.DataFrame(done).sort_values(list(keys)).round(5)
-            frame.to_csv(path, index=False)
+            write_csv(pd.DataFrame(done).sort_values([*keys]).round(5), path)
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in done[-1].items()}, flush=True)
     return pd.DataFrame(done)
 

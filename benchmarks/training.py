@@ -10,6 +10,7 @@ import pandas as pd
 
 from benchmarks.cases import HIDDEN, PEERS, Case, installed, make_spec, stack_of
 from benchmarks.children import Bench
+from nfexp.spec import Train
 
 STACKS = (1, 4, 16, 64)
 VMAPPED = 16
@@ -151,11 +152,10 @@ def gpu(
     if device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device: skipped")
         return None
-    train_fields = {f.name: f for f in fields(type(make_spec().train))}
-    precisions = train_fields["matmul_precision"].metadata["choices"] if "matmul_precision" in train_fields else [None]
+    precisions = next(f for f in fields(Train) if f.name == "matmul_precision").metadata["choices"]
     rows = []
     for precision in precisions:
-        flat = {"device": device} | ({"train__matmul_precision": precision} if precision else {})
+        flat = {"device": device, "train__matmul_precision": precision}
         nll = deviation(seeds=seeds, steps=steps, **flat)["largest"].iloc[0]
         for shape in hidden:
             width, depth = HIDDEN[shape]

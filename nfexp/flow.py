@@ -442,7 +442,7 @@ def build(arch: Architecture, *, masks: Sequence[str], seeds: Sequence[int], dat
     p, points = flow.params(), data.double().cpu()
     for e, (seed, schedule) in enumerate(zip(seeds, masks, strict=True)):
         own = points[e][~points[e].isnan().any(-1)]
-        mean, sd = own.mean(0), own.std(0, correction=0)
+        mean, var = own.mean(0), own.var(0, correction=0)
         draws, mask = stream(seed, "init"), draw_mask(schedule, arch.n_flows, arch.dim, stream(seed, "mask"))
         for name, value in p.items():
             last = f".net.{arch.hidden_depth}." in name
@@ -452,7 +452,7 @@ def build(arch: Architecture, *, masks: Sequence[str], seeds: Sequence[int], dat
         for i in range(arch.n_flows):
             p[f"coupling.{i}.mask"][e] = mask[i]
             if arch.init == "spread":
-                centre, unit = (0.0, 1.0) if arch.standardise == "moments" else (mean[:, None], sd[:, None])
+                centre, unit = (0.0, 1.0) if arch.standardise == "moments" else (mean[:, None], var.sqrt()[:, None])
                 weight, bias = (p[f"coupling.{i}.net.0.{kind}"][e] for kind in ("weight", "bias"))
                 passed = mask[i][:, None]  # (D, 1)
                 slope = FIRST_SLOPE.get(arch.activation, SMOOTH_SLOPE) / math.sqrt(max(float(passed.sum()), 1.0))
@@ -460,7 +460,7 @@ def build(arch: Architecture, *, masks: Sequence[str], seeds: Sequence[int], dat
                 bends = centre + unit * FIRST_REACH * _uniform(weight.shape, draws)
                 bias.copy_(-(passed * weight * bends).sum(1, keepdim=True))
         if arch.standardise == "moments":
-            p["standardise.mean"][e], p["standardise.var"][e] = mean, sd.square()
+            p["standardise.mean"][e], p["standardise.var"][e] = mean, var
     for name, value in p.items():
         if name.endswith(".log_scale"):
             value.fill_(math.log(INITIAL_SCALE))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import cases, children, contenders, ledger, sweeps, tables, training
+from benchmarks import cases, children, contenders, ledger, quality, sweeps, tables, training
 from benchmarks.cases import Case
 
 
@@ -34,6 +34,17 @@ def test_every_contender_trains(library):
     train = contenders.BUILDERS[library](Case(library=library, members=members, conditioner=conditioner, **TINY))
     first = train(1)
     assert train(40) < first - 0.01
+
+
+@pytest.mark.filterwarnings("ignore")  # of the peers and of what they import
+@pytest.mark.parametrize("library", ["zuko", "zuko_nsf", "normflows", "nflows"])
+def test_a_peer_is_scored_as_our_runs_are(library):
+    pytest.importorskip(library.partition("_")[0])
+    tiny = {"data__n_samples": 1024, "train__batch_size": 64, "train__warmup": 2, "flow__n_flows": 2}
+    few, more = (
+        quality.trained(library, "nfexp's", "moons", 0.1, 0, **tiny, train__steps=steps)["kl"] for steps in (2, 60)
+    )
+    assert 0 < more < few - 0.1
 
 
 def test_a_missing_peer_is_skipped_in_one_line(monkeypatch, capsys):

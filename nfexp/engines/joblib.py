@@ -135,7 +135,7 @@ class Joblib:
     def run(
         self, stacks: Sequence[list[int]], job: Callable[[int], Job], *, workers: int, **how: Any
     ) -> Iterator[list[int]]:
-        """Have the stacks worked off, as :meth:`nfexp.work.Pool.run` does.
+        """Have the stacks worked off, as :meth:`nfexp.work.pool.Pool.run` does.
 
         Stacks whose process died (by loky all that were in hand then) go on in the local pool, which finds the run
         that did it; all others stay with the backend.

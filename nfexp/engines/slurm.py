@@ -184,14 +184,14 @@ class Slurm:
     def run(
         self, stacks: Sequence[list[int]], job: Callable[[int], Job], *, workers: int, **how: Any
     ) -> Iterator[list[int]]:
-        """Have the stacks worked off, as :meth:`nfexp.work.Pool.run` does; without `wait` only submit them.
+        """Have the stacks worked off, as :meth:`nfexp.work.pool.Pool.run` does; without `wait` only submit them.
 
         The unfinished jobs of an element that is gone are tried again in halves, at last alone, then recorded as
         failed. Leaving the iteration early cancels what is queued and runs.
         """
         queue: list[list[int]] = [*stacks]
         running: dict[Any, tuple[list[int], list[Job]]] = {}
-        missed: Counter[Any] = Counter()  # looks at the queue that found an element gone
+        missed: Counter[Any] = Counter()  # looks at the queue, one after the other, that found an element gone
         deaths: Counter[int] = Counter()
         try:
             while queue or running:
@@ -205,7 +205,8 @@ class Slurm:
                     running.clear()
                     return
                 time.sleep(POLL_SECONDS)
-                missed.update(set(running) - self._alive([*running]))
+                alive = self._alive([*running])
+                missed = Counter({handle: missed[handle] + 1 for handle in running if handle not in alive})
                 for handle, (task, jobs) in [*running.items()]:
                     left = unfinished(jobs)
                     if left and missed[handle] < 2:

@@ -88,12 +88,15 @@ def following(root: str | None, led_by: str) -> Iterator[None]:
                 stop()
                 return
 
+    looking = threading.Thread(target=look, daemon=True)
     if root is not None and led_by:
-        threading.Thread(target=look, daemon=True).start()
+        looking.start()
     try:
         yield
     finally:
         done.set()
+        if looking.ident:
+            looking.join()
         _stop.clear()  # a cluster's process lives on
 
 
