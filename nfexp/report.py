@@ -90,7 +90,8 @@ def verdicts(found: pd.DataFrame) -> tuple[list[dict[str, Any]], int]:
                         **{k: row[k] for k in ("target", "verdict")},
                         "estimate": interval(row["estimate"], row["low"], row["high"]),
                         "tested": f"bootstrap [{number(row['boot_low'])}, {number(row['boot_high'])}], p = "
-                        f"{number(row['p_for'])} for, {number(row['p_against'])} against",
+                        f"{number(row['p_for'])} for, {number(row['p_against'])} against, "
+                        f"by signs {row['sign_verdict']}",
                         "n": f"{row['n']:.0f}",
                         "note": "" if row["note"] != row["note"] or row["note"] is None else row["note"],
                     }

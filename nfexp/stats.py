@@ -116,6 +116,22 @@ def share_tails(hits: Iterable[bool], margin: float) -> tuple[float, float]:
     return float(bdtrc(k - 1, n, margin)) if k else 1.0, float(bdtr(k, n, margin))
 
 
+def sign_tails(values: Iterable[float], margin: float) -> tuple[float, float]:
+    """p-values of "the median is at most `margin`" and of "at least" by the sign test: tails of :func:`share_tails`.
+
+    How far off a value is does not count. NaN for fewer than two values.
+
+    >>> print("{:.4f} {:.4f}".format(*sign_tails([0.1, 0.2, 0.3, 0.4, 90.0], 0.0)))
+    0.0312 1.0000
+    """
+    x = np.asarray(list(values), dtype=float)
+    x = x[~np.isnan(x)]
+    if len(x) < 2:
+        return math.nan, math.nan
+    off = x[x != margin]
+    return share_tails(off > margin, 0.5) if len(off) else (1.0, 1.0)
+
+
 def bootstrap_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
     """Ends of the percentile bootstrap interval of the mean (Efron 1979), the same for the same values.
 

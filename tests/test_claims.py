@@ -172,7 +172,7 @@ def test_one_seed_decides_nothing():
 def test_columns_and_rows(judged):
     assert [*judged] == [
         "claim", "source", "sentence", "target", "rows", "estimand", "n", "estimate", "low", "high", "boot_low",
-        "boot_high", "margin", "p_for", "p_against", "verdict", "note",
+        "boot_high", "margin", "p_for", "p_against", "verdict", "sign_verdict", "note",
     ]  # fmt: skip
     assert set(judged["verdict"]) <= {"supported", "contradicted", "inconclusive"}
     for claim in CLAIMS:
@@ -270,6 +270,16 @@ def test_runs_that_share_the_time_of_a_stack_are_one_measurement():
     runs = [(c, {"seconds": 1 + c["data.n_samples"] / 500 + 1e-6 * c["seed"]}, s) for c, _, s in full_batch()]
     row = row_of(runs, "K3a")
     assert row["verdict"] == "inconclusive" and row["n"] == 1 and "4 runs in 1 pairs of stacks" in row["note"]
+
+
+def test_one_run_that_is_far_off_hides_an_effect_from_the_mean_only():
+    runs = []
+    for seed in range(10):
+        for n, kl in ((1, 0.6), (6, 30.0 if seed == 3 else 0.1)):
+            own = {"data.name": "moons", "flow.n_flows": n, "seed": seed}
+            runs.append((own, {"kl": kl + 0.01 * seed}, "completed"))
+    row = row_of(runs, "K1a")
+    assert (row["verdict"], row["sign_verdict"]) == ("inconclusive", "supported")
 
 
 def test_nobody_diverged(moons_runs):

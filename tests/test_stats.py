@@ -22,6 +22,7 @@ from nfexp.stats import (
     mean_tails,
     share_interval,
     share_tails,
+    sign_tails,
     studies,
 )
 from nfexp.table import load_runs, load_sweep
@@ -271,3 +272,12 @@ def test_study_looks_cells_up(tmp_path):
             studies(lacking, centres)["moons"].values("kl", {"flow.n_flows": 3})
     lost = studies(runs.assign(status="diverged"), centres)["moons"]
     assert lost.values("kl", {}).empty  # no run completed: not the table's fault
+
+
+def test_signs_are_of_the_median_and_hold_their_level():
+    x = np.random.default_rng(0).lognormal(0, 2, (4000, 10)) - 1  # median 0, mean 6.4
+    above = np.array([sign_tails(row, 0.0)[0] for row in x])
+    assert (above <= 0.025).mean() == pytest.approx(11 / 1024, abs=0.006)
+    nine = [0.1] * 9
+    assert sign_tails([*nine, -90.0], 0.0) == pytest.approx((11 / 1024, 1023 / 1024))
+    assert sign_tails([0.5, 0.5], 0.5) == (1.0, 1.0) and np.isnan(sign_tails([1.0], 0.0)).all()

@@ -36,6 +36,10 @@ shown beside and decides nothing. t holds its level where like is compared with 
 are skewed it errs about three times as often as it says towards the short side (16% at ten values of log-sd 1;
 percentile 18, BCa 15): an interval that only just clears a margin is to be read with that.
 
+`sign_verdict` is the verdict that the sign test, which is of the median, would give instead of t, with the same
+margins and corrections. It decides nothing either, but says what a typical seed shows where one run in ten has a mean
+that a handful of test points of next to no density has carried off by tens of nats, and with it every interval.
+
 Divergence is never averaged away: it is counted in the note, and a claim that needs a cell that lost more than half
 of its seeds stays inconclusive. The exceptions: B1 and B2 are about divergence, and in K6a a majority of diverged
 runs under the fixed mask is itself the failure to converge that the paper speaks of. Everything comes from the table
@@ -67,19 +71,19 @@ def verdict(p_for: float, p_against: float) -> str:
     return "supported" if p_for <= ALPHA else "contradicted" if p_against <= ALPHA else "inconclusive"
 
 
-def p_values(contrast: Contrast, kind: str, margin: float) -> tuple[float, float]:
+def p_values(contrast: Contrast, kind: str, margin: float, *, signs: bool = False) -> tuple[float, float]:
     """The p-values of "the claim is false" and of "it is true" of one effect; 1 without data.
 
     >>> c = Contrast("", [-0.01, 0.0, 0.01])
     >>> [verdict(*p_values(c, kind, 0.05)) for kind in ("above", "below", "within")]
     ['contradicted', 'supported', 'supported']
     """
-    at_most, at_least = (1.0 if math.isnan(p) else p for p in contrast.tails(margin))
+    at_most, at_least = (1.0 if math.isnan(p) else p for p in contrast.tails(margin, signs=signs))
     if kind == "above":
         return at_most, at_least
     if kind == "below":
         return at_least, at_most
-    below, above = (1.0 if math.isnan(p) else p for p in contrast.tails(-margin))
+    below, above = (1.0 if math.isnan(p) else p for p in contrast.tails(-margin, signs=signs))
     return max(below, at_least), min(at_most, above)
 
 
@@ -95,16 +99,16 @@ class Finding:
     rows: str = ""
     note: str = ""
 
-    def each(self) -> list[tuple[float, float]]:
+    def each(self, *, signs: bool = False) -> list[tuple[float, float]]:
         """p_for and p_against of each contrast."""
         margins = [self.claim.margin if c.margin is None else c.margin for c in self.contrasts]
-        return [p_values(c, self.claim.kind, m) for c, m in zip(self.contrasts, margins, strict=True)]
+        return [p_values(c, self.claim.kind, m, signs=signs) for c, m in zip(self.contrasts, margins, strict=True)]
 
-    def p(self) -> tuple[float, float]:
+    def p(self, *, signs: bool = False) -> tuple[float, float]:
         """p_for and p_against of all contrasts together, before any correction over targets."""
         if self.lost or not self.contrasts:
             return 1.0, 1.0
-        found = self.each()
+        found = self.each(signs=signs)
         return max(p for p, _ in found), min(1.0, len(found) * min(p for _, p in found))
 
     def decisive(self) -> Contrast | None:
@@ -121,7 +125,8 @@ def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd
     `runs` is the table of :func:`nfexp.table.load_runs` or :func:`nfexp.table.read_runs`, `centres` the study's centre
     per target. Columns: claim, source, sentence, target, rows (the cells used), estimand, n (pairs of seeds; runs for
     shares), estimate, low, high (95%), boot_low, boot_high, margin, p_for, p_against (Holm), verdict (supported,
-    contradicted or inconclusive), note. Missing runs give an inconclusive row that says which, never an exception.
+    contradicted or inconclusive), sign_verdict, note. Missing runs give an inconclusive row that says which, never an
+    exception.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1],
     ...                      "flow.n_flows": [6, 6, 1, 1], "kl": [0.03, 0.04, 0.53, 0.54]})
@@ -183,16 +188,21 @@ def judge(claim: Claim, found: Sequence[Finding]) -> list[dict[str, Any]]:
     """The rows of one claim: one per target, Holm over those that vote, and one for all by the quantifier."""
     if claim.across or not found:
         alone = found[0] if found else Finding(claim, "all")
-        return [_row(alone, *alone.p())]
+        return [_row(alone, *alone.p(), verdict(*alone.p(signs=True)))]
     voting = [f for f in found if f.target in SIMPLE + HARD] or list(found)
     voting = [f for f in voting if f.applies] or voting
     others = [f for f in found if f not in voting]
-    k, raw = len(voting), [f.p() for f in voting]
-    yes, no = (holm(p) for p in zip(*raw, strict=True))
-    corrected = {f.target: (float(y), float(n)) for f, y, n in zip(voting, yes, no, strict=True)}
-    rows = [_row(f, *corrected.get(f.target, f.p())) for f in found]
+    k = len(voting)
     needed = {"every": k, "some": 1, "most": k // 2 + 1}[claim.quantifier]  # targets that the sentence needs
-    p_for, p_against = float(sorted(yes)[needed - 1]), float(sorted(no)[k - needed])
+
+    def weighed(signs: bool) -> tuple[dict[str, tuple[float, float]], tuple[float, float]]:
+        """p_for and p_against of every target that votes, and of all."""
+        yes, no = (holm(p) for p in zip(*(f.p(signs=signs) for f in voting), strict=True))
+        own = {f.target: (float(y), float(n)) for f, y, n in zip(voting, yes, no, strict=True)}
+        return own, (float(sorted(yes)[needed - 1]), float(sorted(no)[k - needed]))
+
+    (corrected, (p_for, p_against)), (by_signs, all_by_signs) = weighed(False), weighed(True)
+    rows = [_row(f, *corrected.get(f.target, f.p()), verdict(*by_signs.get(f.target, f.p(signs=True)))) for f in found]
     overall = verdict(p_for, p_against)
     side = int(overall == "contradicted")
     rank = k - needed if side else needed - 1
@@ -203,11 +213,11 @@ def judge(claim: Claim, found: Sequence[Finding]) -> list[dict[str, Any]]:
     )
     if others:
         note += f"; not counted: {', '.join(f.target for f in others)}"
-    row = _row(decides, p_for, p_against)
+    row = _row(decides, p_for, p_against, verdict(*all_by_signs))
     return [*rows, row | {"target": "all", "note": "; ".join(filter(None, [note, row["note"]]))}]
 
 
-def _row(finding: Finding, p_for: float, p_against: float) -> dict[str, Any]:
+def _row(finding: Finding, p_for: float, p_against: float, sign_verdict: str) -> dict[str, Any]:
     claim, shown = finding.claim, finding.decisive()
     estimate, low, high = shown.interval() if shown else (math.nan,) * 3
     boot_low, boot_high = shown.bootstrap() if shown else (math.nan,) * 2
@@ -219,5 +229,6 @@ def _row(finding: Finding, p_for: float, p_against: float) -> dict[str, Any]:
         "margin": claim.margin if shown is None or shown.margin is None else shown.margin,
         "p_for": p_for if shown else math.nan, "p_against": p_against if shown else math.nan,
         "verdict": verdict(p_for, p_against),
+        "sign_verdict": sign_verdict,
         "note": "; ".join(filter(None, [shown.label if shown else "", finding.note])),
     }  # fmt: skip

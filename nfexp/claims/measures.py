@@ -23,6 +23,7 @@ from nfexp.stats import (
     named,
     share_interval,
     share_tails,
+    sign_tails,
 )
 
 SIMPLE, HARD = ("moons", "spiral2"), ("circles", "spiral4")
@@ -47,9 +48,9 @@ class Contrast:
         """Estimate, low, high."""
         return (share_interval if self.share else mean_interval)(self.values, level)
 
-    def tails(self, margin: float) -> tuple[float, float]:
-        """p-values of "the effect is at most `margin`" and of "at least"; those of `interval`."""
-        return (share_tails if self.share else mean_tails)(self.values, margin)
+    def tails(self, margin: float, *, signs: bool = False) -> tuple[float, float]:
+        """p-values of "the effect is at most `margin`" and of "at least"; of the mean, or of the median by signs."""
+        return (share_tails if self.share else sign_tails if signs else mean_tails)(self.values, margin)
 
     def bootstrap(self, level: float = 0.95) -> tuple[float, float]:
         """Ends of the bootstrap interval, which decides nothing."""
