@@ -126,8 +126,13 @@ def claims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centr
     rows = []
     for claim, own in judged.groupby("claim", sort=False):
         row = own[own["target"] == "all"].iloc[0]
-        each = ", ".join(f"{r.target} {BADGES[r.verdict]}" for r in own.itertuples() if r.target != "all")
-        rows.append([f"{claim} ({row['study']})", row["sentence"], f"**{row['verdict']}**", each or "–",
+        each = ", ".join(
+            f"{r.target} {BADGES[r.verdict]}" + f" ({BADGES[r.sign_verdict]})" * (r.verdict != r.sign_verdict)
+            for r in own.itertuples()
+            if r.target != "all"
+        )
+        other = f" (by signs: {row['sign_verdict']})" * (row["verdict"] != row["sign_verdict"])
+        rows.append([f"{claim} ({row['study']})", row["sentence"], f"**{row['verdict']}**{other}", each or "–",
                      interval(row["estimate"], row["low"], row["high"]), number(row["n"]).split(".")[0],
                      f"{row['estimand']}"])  # fmt: skip
     return markdown(["claim", "sentence", "verdict", "by target", "estimate [95%]", "n", "what was estimated"], rows)
@@ -180,7 +185,9 @@ def evidence_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cen
         overall = own[own["target"] == "all"].iloc[0]
         each = own[own["target"] != "all"]
         found = overall["verdict"]
-        if len(each) and set(each["verdict"]) != {found}:
+        if found != overall["sign_verdict"]:
+            found += f" (by signs {overall['sign_verdict']})"
+        if len(each) and set(each["verdict"]) != {overall["verdict"]}:
             found += ": " + "; ".join(
                 f"{verdict} on {', '.join(part['target'])}" for verdict, part in each.groupby("verdict", sort=False)
             )

@@ -59,8 +59,8 @@ def test_the_page_says_what_the_tables_hold():
     assert "Not run yet." not in page
 
 
-def test_every_picture_of_the_docs_is_there():
+def test_every_file_that_the_docs_link_is_there():
     docs = reproduction.PAGE.parent
     for page in [*docs.glob("*.md"), docs.parent / "README.md"]:
-        for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text()):
+        for name in re.findall(r"\]\(([^)#:]+\.(?:png|gif|md|py))\)", page.read_text()):
             assert (page.parent / name).is_file(), f"{page.name}: {name}"
