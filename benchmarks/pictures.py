@@ -139,7 +139,9 @@ def blog(runs: pd.DataFrame, layers: pd.DataFrame, path: Path) -> None:
         left.minorticks_off()
         left.legend(title="normalisation", frameon=False, fontsize=8)
         right.set(yscale="log", xlabel="layers passed, from base to data",
-                  ylabel="least / greatest standard deviation", title="")  # fmt: skip
+                  ylabel="least / greatest standard deviation")  # fmt: skip
+        right.yaxis.set_major_formatter("{x:g}")
+        right.yaxis.set_minor_formatter("{x:g}")
         save(figure, path)
 
 
