@@ -231,14 +231,14 @@ def aims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres
     rows = []
     for (target, noise), (half, spline) in AIMS.items():
         own = fresh[(fresh["data.name"] == target) & (fresh["data.noise"] == noise)]
-        ours = own.loc[own["flow.conditioner"] == "shared", "kl"]
+        ours, plain_flow = (own.loc[own["flow.conditioner"] == kind, "kl"] for kind in ("shared", "separate"))
         peers = others[(others["data.name"] == target) & (others["data.noise"] == noise)]
         means = peers[peers["model"] != "zuko_nsf"].groupby(["model", "recipe"])["kl"].mean()
         nsf = peers[peers["model"] == "zuko_nsf"].groupby("recipe")["kl"].mean().min()
-        rows.append([f"{target} {noise:g}", mean(ours), f"{number(means.min())} ({' '.join(means.idxmin())})",
+        rows.append([f"{target} {noise:g}", mean(ours), mean(plain_flow), f"{number(means.min())} ({' '.join(means.idxmin())})",
                      *(f"{number(aim)} {'✓' if ours.mean() <= aim else '✗'}" for aim in (half, spline)),
                      number(nsf)])  # fmt: skip
-    head = ["target", "flow=tuned", "best RealNVP elsewhere, measured here", "aim: half the best peer's",
+    head = ["target", "flow=tuned", "flow=realnvp", "best RealNVP elsewhere, measured here", "aim: half the best peer's",
             "zuko NSF when the aim was set", "best zuko NSF, measured here"]  # fmt: skip
     return markdown(head, rows)
 
