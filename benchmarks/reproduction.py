@@ -373,7 +373,7 @@ def axes_tables(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centre
 CELL = {"data.name": "target", "data.noise": "noise", "data.n_samples": "points", "flow.n_flows": "flows",
         "flow.hidden_depth": "hidden layers", "flow.hidden_width": "width", "flow.activation": "activation",
         "seed": "seed"}  # fmt: skip
-STEPS, FULL = 300, 10_000
+STEPS, FULL = 150, 10_000
 
 
 def grid_tables(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
