@@ -75,7 +75,7 @@ def take(study: str, dirs: Sequence[str], data: Path = DATA, images: Path | None
     if study == "blog":
         write_csv(layer_table(found.runs), data / "blog_layers.csv")
     if len(fits := load_baselines(*dirs)):
-        write_csv(fits, data / BASELINES)
+        write_csv(fits.astype({"n_components": "Int64"}), data / BASELINES)
     if images and STUDIES[study]:
         images.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as name:
