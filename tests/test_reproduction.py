@@ -56,6 +56,7 @@ def test_the_page_says_what_the_tables_hold():
     page = reproduction.PAGE.read_text()
     assert reproduction.refreshed(page) == page, "run: make reproduction-docs"
     assert {*re.findall(r"<!-- (?!end)(\w+) -->", page)} == {*reproduction.BLOCKS}
+    assert "Not run yet." not in page
 
 
 def test_every_file_that_the_docs_link_is_there():
