@@ -75,9 +75,34 @@ def draw_mask(schedule: str, n_flows: int, dim: int, generator: torch.Generator)
     return (first ^ flip[:, None]).double()
 
 
+SOFT_BOUND = math.log(1000.0)  # of |s| where the scale is "soft": zuko's slope of 1e-3
+
+
+def _squash(scale: str, raw: Tensor) -> Tensor:
+    """What bounds the output of the network: tanh, r / (1 + |r| / 6.9) ("soft"), or nothing ("exp")."""
+    match scale:
+        case "exp":
+            return raw
+        case "soft":
+            return raw / (1 + raw.abs() / SOFT_BOUND)
+        case _:
+            return torch.tanh(raw)
+
+
+def _squash_backward(scale: str, grad: Tensor, inner: Tensor) -> Tensor:
+    """The gradient by r from that by inner = squash(r)."""
+    match scale:
+        case "exp":
+            return grad
+        case "soft":
+            return grad * (1 - inner.abs() / SOFT_BOUND).square()
+        case _:
+            return torch.ops.aten.tanh_backward(grad, inner)
+
+
 def _log_gain(scale: str, raw: Tensor, log_scale: Tensor | None, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """s = bound ⊙ inner, inner and bound: inner is tanh(raw), or raw where the scale is unbounded ("exp")."""
-    inner = raw if scale == "exp" else torch.tanh(raw)
+    """s = bound ⊙ inner, inner and bound."""
+    inner = _squash(scale, raw)
     bound = free if log_scale is None else torch.exp(log_scale).unsqueeze(-1) * free
     return inner * bound, inner, bound
 
@@ -108,7 +133,7 @@ class _Affine(torch.autograd.Function):
         grad_s = torch.addcmul(grad_log_det.unsqueeze(1), grad_x, x)
         grad_log_scale = (grad_s * s).sum(2) if ctx.needs_input_grad[2] else None
         grad_s.mul_(bound)
-        grad_raw_s = grad_s if ctx.scale == "exp" else torch.ops.aten.tanh_backward(grad_s, inner)
+        grad_raw_s = _squash_backward(ctx.scale, grad_s, inner)
         return grad_x, torch.cat([grad_raw_s, grad_z * free], 1), grad_log_scale, None, None
 
 
@@ -120,8 +145,9 @@ def alone(name: str, dim: int) -> Shapes:
 class Coupling:
     """A coupling layer: z = x ⊙ exp(s(b ⊙ x)) + t(b ⊙ x) where b = 0, z = x where b = 1.
 
-    s = exp(c) tanh(·) with a learned c per coordinate, or c = 0 ("tanh"), or the unbounded output of the network
-    ("exp"); the additive layer (NICE) has s = 0. Source: Dinh, Sohl-Dickstein, Bengio 2017, eq. 7-9.
+    s = exp(c) tanh(r) with a learned c per coordinate, or c = 0 ("tanh"), or r / (1 + |r| / 6.9), as in zuko ("soft"),
+    or r itself, unbounded ("exp"), for a network's output r; the additive layer (NICE) has s = 0. Source: Dinh,
+    Sohl-Dickstein, Bengio 2017, eq. 7-9.
     """
 
     def __init__(self, arch: Architecture, index: int) -> None:

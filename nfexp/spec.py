@@ -70,7 +70,7 @@ class Flow:
     mask: str = choice("alternating", "fixed", "random", "once", "half")
     coupling: str = choice("affine", "additive")
     conditioner: str = choice("separate", "shared")
-    scale: str = choice("learned", "tanh", "exp")
+    scale: str = choice("learned", "tanh", "soft", "exp")
     init: str = choice("spread", "identity", "random")
     standardise: str = choice("moments", "none")
     norm: str = choice("none", "batchnorm", "actnorm")

@@ -38,6 +38,7 @@ VARIANTS = {
     "additive shared": {"coupling": "additive", "conditioner": "shared"},
     "batchnorm": {"norm": "batchnorm"},
     "scale tanh": {"scale": "tanh"},
+    "scale soft": {"scale": "soft"},
     "scale exp, random start": {"scale": "exp", "init": "random"},
     "spread start": {"init": "spread"},
     "not standardised": {"standardise": "none"},

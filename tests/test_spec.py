@@ -26,7 +26,7 @@ BAD = {
     "unknown target": ({"data.name": "moon"}, "data.name: expected one of moons, circles, .*; got 'moon'"),
     "unknown activation": ({"flow.activation": "gelu"}, "flow.activation: expected one of relu, .*; got 'gelu'"),
     "unknown mask": ({"flow.mask": "checker"}, "flow.mask: expected one of alternating, .*; got 'checker'"),
-    "unknown scale": ({"flow.scale": "sigmoid"}, "flow.scale: expected one of learned, tanh, exp; got 'sigmoid'"),
+    "unknown scale": ({"flow.scale": "sigmoid"}, "flow.scale: expected one of learned, tanh, soft, exp; got 'sigmoid'"),
     "unknown init": ({"flow.init": "zero"}, "flow.init: expected one of spread, identity, random; got 'zero'"),
     "unknown standardise": ({"flow.standardise": True}, "flow.standardise: expected one of moments, none; got True"),
     "unknown coupling": ({"flow.coupling": "spline"}, "flow.coupling: expected one of affine, additive; got 'spline'"),
