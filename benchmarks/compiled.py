@@ -19,7 +19,8 @@ from torch import Tensor
 
 from benchmarks.cases import make_spec
 from nfexp import flow as flows
-from nfexp.flow import Architecture, build
+from nfexp.flow import Architecture
+from nfexp.init import build
 from nfexp.nn import mlp_shapes
 from nfexp.run import reuse_freed_memory
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from nfexp.flow import FlowStack, initialise_actnorm
+from nfexp.flow import FlowStack
+from nfexp.init import initialise_actnorm
 from nfexp.nn import base_sample, stream
 from nfexp.spec import CHUNK
 

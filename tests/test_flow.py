@@ -12,7 +12,8 @@ from torch import nn
 from torch.distributions import AffineTransform, Independent, Normal
 from torch.distributions import Transform as TorchTransform
 
-from nfexp.flow import Architecture, FlowStack, build, draw_mask, from_state, initialise_actnorm
+from nfexp.flow import Architecture, FlowStack, from_state
+from nfexp.init import build, draw_mask, initialise_actnorm
 from nfexp.nn import ACTIVATIONS, base_log_prob, base_sample, stream
 
 PLAIN = Architecture(

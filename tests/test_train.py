@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from nfexp import run, score
-from nfexp.flow import Architecture, build, from_state
+from nfexp.flow import Architecture, from_state
+from nfexp.init import build
 from nfexp.nn import stream
 from nfexp.run import CHECKPOINT, Interrupted, run_stack
 from nfexp.score import draws
