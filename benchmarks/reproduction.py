@@ -29,7 +29,7 @@ from nfexp.figures import draw as draw_figures
 from nfexp.figures import draw_all, swept
 from nfexp.figures.curves import draw_ablation, plain
 from nfexp.files import replacing
-from nfexp.report import BADGES, interval, number
+from nfexp.report.contents import BADGES, interval, number
 from nfexp.stats import mean_interval, share_interval, studies
 from nfexp.table import ReportError, collect, load_arrays, read_runs, write_csv
 from nfexp.table.baselines import BASELINES, MODELS, load_baselines

@@ -16,6 +16,7 @@ from sklearn.mixture import GaussianMixture
 
 from nfexp import baselines, report, stats, table
 from nfexp.data import make_target
+from nfexp.report.contents import interval
 from nfexp.score import draws
 from nfexp.spec import Data, from_mapping
 from nfexp.table.baselines import COLUMNS, MODELS, data_key, load_baselines
@@ -301,14 +302,14 @@ def test_the_report_shows_baselines_beside_the_flow(studied):
     rows = [line for line in (studied / "report.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     cells = {tuple(c.strip() for c in row.split("|")[1:3]): [c.strip() for c in row.split("|")[3:]] for row in rows}
     low, high = stats.mean_interval([1.2, 2.2])[1:]
-    mean = report.interval(1.7, low, high)
-    over = "+" + report.interval(*stats.mean_interval([0.7, 1.69]))
+    mean = interval(1.7, low, high)
+    over = "+" + interval(*stats.mean_interval([0.7, 1.69]))
     assert cells["moons", "flow"][1] == ""
     assert cells["", "Gaussian mixture (12–13 components)"][:2] == [mean, over]
     assert cells["", "kernel density (bandwidth 0.07 sd)"][0].startswith("4.700")
     assert cells["Gaussian mixture", mean], "below the axis of flows, at the centre's sample count"
-    assert cells["100, Gaussian mixture", report.interval(*stats.mean_interval([1.01, 2.01]))]
-    assert cells["Gaussian mixture", "100"][0] == report.interval(*stats.mean_interval([1.01, 2.01]))
+    assert cells["100, Gaussian mixture", interval(*stats.mean_interval([1.01, 2.01]))]
+    assert cells["Gaussian mixture", "100"][0] == interval(*stats.mean_interval([1.01, 2.01]))
     assert "| 4000" not in "\n".join(rows), "no run has these draws"
     assert page.count('class="baseline"') == 2 + 2 * 2 + 2 * 2 and "nfexp-baselines" not in page
     tex = (studied / "tables" / "baselines.tex").read_text()

@@ -524,7 +524,9 @@ def test_slurm_jobs_are_submitted_left_guarded_and_collected(cluster, by, sweep,
     log = "".join(p.read_text() for p in folder.glob(".submitit/*/*_log.out"))
     assert "Requeued job" in log and len(re.findall("Starting with JobEnvironment", log)) == 2
     subprocess.run(
-        [sys.executable, "-m", "nfexp.report", str(folder)], check=True, cwd=Path(engines.__file__).parents[2]
+        [sys.executable, "-c", "from nfexp.report import main; raise SystemExit(main())", str(folder)],
+        check=True,
+        cwd=Path(engines.__file__).parents[2],
     )
     whole = by(tmp_path / "local", *grid[:3])[2]
     pd.testing.assert_frame_equal(load_runs(folder)[COLUMNS], whole[COLUMNS])

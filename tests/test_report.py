@@ -6,6 +6,7 @@ import pytest
 from fake_sweep import centre, write_run, write_sweep
 
 from nfexp import figures, report, table
+from nfexp.report import contents, layouts
 
 HOSTILE = "<script>alert('x')</script> & 50%_a|b"
 STORED = {"record.samples": 40, "record.grid": 12, "record.walk": 60}
@@ -135,7 +136,7 @@ def test_tex_is_booktabs_that_pdflatex_reads(built):
 
 
 def test_long_tables_become_longtables():
-    text = report.to_tex(["a", "b"], [["[x", "*"]] * 41, about="c", label="d e")
+    text = layouts.to_tex(["a", "b"], [["[x", "*"]] * 41, about="c", label="d e")
     assert r"\begin{longtable}{ll}" in text and r"{}[x & {}*" in text and "tab:d-e" in text
 
 
@@ -144,7 +145,7 @@ def test_long_tables_become_longtables():
     [("é—ß 中", "e---? ?"), ("\\{}", r"\textbackslash{}\{\}"), ("1e-05 a-b", "1e-05 a-b"), ("x\n y", "x y")],
 )
 def test_tex(given, shown):
-    assert report.tex(given) == shown
+    assert layouts.tex(given) == shown
 
 
 def test_markdown_tables_are_whole_and_figures_exist(built):
@@ -233,6 +234,6 @@ def test_help_prints_the_usage(capsys):
 
 
 def test_numbers():
-    assert report.interval(0.04123, 0.0362, 0.0487) == "0.041 [0.036, 0.049]"
-    assert report.interval(0.04, float("nan"), float("nan")) == "0.040"
-    assert [report.duration(s) for s in (12.34, 270, 7560)] == ["12.3 s", "4.5 min", "2.1 h"]
+    assert contents.interval(0.04123, 0.0362, 0.0487) == "0.041 [0.036, 0.049]"
+    assert contents.interval(0.04, float("nan"), float("nan")) == "0.040"
+    assert [contents.duration(s) for s in (12.34, 270, 7560)] == ["12.3 s", "4.5 min", "2.1 h"]
