@@ -5,23 +5,30 @@ import re
 
 import pandas as pd
 import pytest
+import torch
+from conftest import small_spec
 from fake_sweep import ablation_sweep
 
-from benchmarks import reproduction
+from benchmarks.reproduction import PAGE, load, worst
+from benchmarks.reproduction.blocks import BLOCKS, RESTED_ON, judge
+from benchmarks.reproduction.page import refreshed
+from benchmarks.reproduction.taking import take, truth
 from nfexp import load_runs
 from nfexp.claims import CLAIMS
+from nfexp.score import draws, target_of
+from nfexp.spec import flatten
 
 
 @pytest.fixture
 def taken(tmp_path):
     sweep = ablation_sweep(tmp_path / "s")
-    reproduction.take("ablations", [str(sweep)], tmp_path / "data", images=None)
+    take("ablations", [str(sweep)], tmp_path / "data", images=None)
     return sweep, tmp_path / "data"
 
 
 def test_a_study_is_stored_without_the_machine_it_ran_on(taken):
     sweep, data = taken
-    frames, centres = reproduction.load(data)
+    frames, centres = load(data)
     runs = load_runs(sweep)
     assert len(frames["ablations"]) == len(runs) and set(centres["ablations"]) == set(runs["data.name"])
     assert frames["ablations"]["kl"].sum() == pytest.approx(runs["kl"].sum())
@@ -30,37 +37,71 @@ def test_a_study_is_stored_without_the_machine_it_ran_on(taken):
 
 def test_every_block_is_written_or_says_that_it_was_not_run(taken):
     _, data = taken
-    page = "".join(f"<!-- {name} -->\n<!-- end -->\n" for name in reproduction.BLOCKS)
-    text = reproduction.refreshed(page, data)
-    assert text.count("Not run yet.") == len(reproduction.BLOCKS) - 1  # claims need the blog's study too
-    frames, centres = reproduction.load(data)
-    judged = reproduction.judge(frames, centres)
+    page = "".join(f"<!-- {name} -->\n<!-- end -->\n" for name in BLOCKS)
+    text = refreshed(page, data)
+    assert text.count("Not run yet.") == len(BLOCKS) - 1  # claims need the blog's study too
+    frames, centres = load(data)
+    judged = judge(frames, centres)
     assert {"K1a", "K6a", "N1"} <= set(judged["claim"]) and not {"B1", "B2"} & set(judged["claim"])
     assert "| KL" not in text and "**flows** (`flow.n_flows`)" in text
 
 
 def test_a_changed_number_changes_the_page(taken):
     _, data = taken
-    page = reproduction.refreshed("<!-- axes -->\n<!-- end -->\n", data)
+    page = refreshed("<!-- axes -->\n<!-- end -->\n", data)
     runs = pd.read_csv(data / "ablations.csv.gz")
     runs["kl"] += 1
     runs.to_csv(data / "ablations.csv.gz", index=False)
-    assert reproduction.refreshed(page, data) != page
+    assert refreshed(page, data) != page
 
 
 def test_every_claim_says_what_it_rested_on():
-    assert set(reproduction.RESTED_ON) == {claim.id for claim in CLAIMS}
+    assert set(RESTED_ON) == {claim.id for claim in CLAIMS}
 
 
 def test_the_page_says_what_the_tables_hold():
-    page = reproduction.PAGE.read_text()
-    assert reproduction.refreshed(page) == page, "run: make reproduction-docs"
-    assert {*re.findall(r"<!-- (?!end)(\w+) -->", page)} == {*reproduction.BLOCKS}
+    page = PAGE.read_text()
+    assert refreshed(page) == page, "run: make reproduction-docs"
+    assert {*re.findall(r"<!-- (?!end)(\w+) -->", page)} == {*BLOCKS}
     assert "Not run yet." not in page
 
 
 def test_every_file_that_the_docs_link_is_there():
-    docs = reproduction.PAGE.parent
+    docs = PAGE.parent
     for page in [*docs.glob("*.md"), docs.parent / "README.md"]:
         for name in re.findall(r"\]\(([^)#:]+\.(?:png|gif|md|py))\)", page.read_text()):
             assert (page.parent / name).is_file(), f"{page.name}: {name}"
+
+
+def test_the_truth_of_a_split_is_of_the_points_that_its_nll_is_of():
+    spec = small_spec(data__name="circles", data__noise=0.1, data__n_samples=50, data__n_val=20, seed=3)
+    runs = pd.DataFrame([flatten(spec)] * 2)
+    for split in ("train", "val"):
+        (row,) = truth(runs, split).to_dict("records")
+        x = draws(spec, split)[0][:20]
+        assert row["true_nll"] == pytest.approx(-float(target_of(spec).log_prob(x).mean()))
+
+
+def test_the_worst_points_are_named_and_what_is_left_without_them(tmp_path, monkeypatch):
+    spec = small_spec(data__n_test=1000)
+    (tmp_path / "result.json").write_text(json.dumps({"config": flatten(spec)}))
+    x, log_p = draws(spec, "test")
+    loss = torch.full((1000,), 0.25)
+    loss[[7, 500]] = torch.tensor([4000.0, 90.0])
+
+    class Flow:
+        class stack:
+            theta = torch.zeros(1, dtype=torch.float64)
+
+        def log_prob(self, points):
+            return log_p - loss
+
+        def inverse(self, points):
+            return points
+
+    monkeypatch.setattr(worst, "load_flow", lambda run: Flow())
+    title, _, _, _, first, second, *_ = worst.worst(tmp_path).splitlines()
+    assert "mean KL 4.340 over 1000 points" in title
+    x0, y0, _, lost, _, rest = (float(cell.replace(",", "")) for cell in first.strip("|").split("|"))
+    assert (x0, y0) == pytest.approx(x[7].tolist(), rel=0.01) and lost == 4000 and rest == pytest.approx(0.34, abs=0.01)
+    assert float(second.strip("| ").split("|")[-1]) == 0.25

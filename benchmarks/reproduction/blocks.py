@@ -1,110 +1,25 @@
-"""python -m benchmarks.reproduction take STUDY DIR… | docs: the tables behind docs/reproduction.md, and the page.
-
-`take` stores the runs of a study as docs/reproduction/STUDY.csv.gz, what its layers did as STUDY_layers.csv, the
-baselines beside them as baselines.csv, and draws the pictures that need more than tables (point clouds, densities,
-walks, films) from what the runs recorded; `docs` writes the tables and all other pictures of the page anew from these
-files alone.
-"""
+"""The tables of docs/reproduction.md, each from stored tables alone."""
 
 from __future__ import annotations
 
-import argparse
-import gzip
-import json
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.children import ROOT
-from benchmarks.tables import markdown, rewritten
+from benchmarks.reproduction import DRAWS, Centres
+from benchmarks.tables import markdown
 from nfexp import claims, stats
 from nfexp.claims.measures import diverged
-from nfexp.figures import draw as draw_figures
-from nfexp.figures import draw_all, swept
-from nfexp.figures.curves import draw_ablation, plain
-from nfexp.files import replacing
+from nfexp.figures.curves import plain
 from nfexp.report.contents import BADGES, interval, number
 from nfexp.stats import mean_interval, share_interval, studies
-from nfexp.table import ReportError, collect, load_arrays, read_runs, write_csv
-from nfexp.table.baselines import BASELINES, MODELS, load_baselines
+from nfexp.table.baselines import MODELS
 
-PAGE, DATA = ROOT / "docs" / "reproduction.md", ROOT / "docs" / "reproduction"
-PICTURES = DATA / "img"
-STUDIES: dict[str, tuple[str, ...]] = {  # with the pictures that need what its runs recorded
-    "ablations": ("summary_centre", "gallery_*", "density_*", "walk_*", "gif_*_moons"),
-    "paper_original": ("gallery_*",),
-    "paper_grid": (),
-    "blog": ("walk_*",),
-    "peers": (),
-    "spiral4": ("density_*", "walk_*"),
-}
 OTHERS = "peers_others"  # of benchmarks.quality
-TRUTH = "train_truth"  # the targets' own NLL on training draws
-DRAWS = ("data.name", "data.noise", "data.n_samples", "seed")
-CENTRES = "centres.json"
-Centres = dict[str, dict[str, Any]]
-SHOWN = ("flows", "depth", "activation", "samples", "noise", "mask", "coupling", "norm", "lr")
+TRAINING, VALIDATION = "train_truth", "val_truth"  # the targets' own NLL on those draws
 Block = Callable[[Mapping[str, pd.DataFrame], Mapping[str, Centres]], str]
-
-
-# Taking over what sweeps left
-
-
-def take(study: str, dirs: Sequence[str], data: Path = DATA, images: Path | None = PICTURES) -> None:
-    """Store the table, the centres, the layers, the baselines and the recorded pictures of a study's sweeps."""
-    found = collect(*dirs)
-    data.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        plain = Path(name) / f"{study}.csv"
-        write_csv(found.runs.drop(columns="dir").sort_values(["data.name", "job"], kind="stable"), plain)
-        with replacing(data / f"{study}.csv.gz") as path:
-            path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
-    centres = json.loads((data / CENTRES).read_text()) if (data / CENTRES).exists() else {}
-    with replacing(data / CENTRES) as path:
-        path.write_text(json.dumps(centres | {study: found.sweep.centres}, indent=1, sort_keys=True) + "\n")
-    if study in ("paper_original", "paper_grid"):
-        path = data / f"{TRUTH}.csv"
-        parts = [pd.read_csv(path)] if path.exists() else []
-        write_csv(pd.concat([*parts, training_truth(found.runs)]).drop_duplicates([*DRAWS]), path)
-    if study == "blog":
-        write_csv(layer_table(found.runs), data / "blog_layers.csv")
-    if len(fits := load_baselines(*dirs)):
-        write_csv(fits.astype({"n_components": "Int64"}), data / BASELINES)
-    if images and STUDIES[study]:
-        images.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as name:
-            drawn = draw_all(Path(name), found.runs, found.sweep, {}, only=STUDIES[study])
-            for picture in drawn.values():
-                with replacing(images / f"{study}_{picture.name}") as path:
-                    path.write_bytes(picture.read_bytes())
-
-
-def layer_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """How flat every layer leaves the points, from stored walks: least over greatest standard deviation."""
-    rows = []
-    done = runs[runs["status"] == "completed"]
-    for run in done.to_dict("records"):
-        try:
-            arrays = load_arrays(run["dir"], only=("walk", "walk_names"))
-        except ReportError:
-            continue
-        if not {"walk", "walk_names"} <= arrays.keys() or not np.isfinite(arrays["walk"]).all():
-            continue
-        for position, (name, points) in enumerate(zip(arrays["walk_names"], arrays["walk"], strict=True)):
-            spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
-            own = {k: run[k] for k in ("data.name", "flow.norm", "flow.scale", "train.lr", "seed")}
-            flat = float(f"{spread[-1] / spread[0]:.4g}")
-            rows.append(own | {"position": position, "layer": str(name), "flattening": flat})
-    return pd.DataFrame(rows)
-
-
-# The page
 
 
 def mean(values: pd.Series) -> str:
@@ -244,6 +159,28 @@ def aims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres
     return markdown(head, rows)
 
 
+CHOSEN = {
+    "the centre": "the centre: soft, random, shared, Gaussian base",
+    "flow.norm=actnorm": "**flow.norm=actnorm**",
+}
+
+
+def search_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """What flow=tuned was chosen by: validation NLL above the target's own, one change at a time."""
+    cells: dict[str, dict[tuple[str, float], pd.Series]] = {}
+    for (target, noise), part in frames["search"].groupby(["data.name", "data.noise"]):
+        centre = {target: centres["search"][target] | {"data.noise": noise}}
+        for name, _, own in cell_rows(part, centre):
+            lost = excess(own, frames[VALIDATION], "val_nll").where(own["status"] == "completed", np.inf)
+            cells.setdefault(CHOSEN.get(name, name), {})[target, noise] = lost
+    rows = []
+    for name, own in cells.items():
+        met = sum(own[key].mean() <= half for key, (half, _) in AIMS.items())
+        product = np.exp(np.mean([np.log(own[key].mean()) for key in AIMS]))
+        rows.append([name, *(mean(own[key]) for key in AIMS), f"{met} of {len(AIMS)}", number(product)])
+    return markdown(["changed", *(f"{t} {s:g}" for t, s in AIMS), "aims met", "geometric mean"], rows)
+
+
 def spiral4_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """KL on spiral4 (two turns), one change at a time; explored, not corrected for the number of comparisons."""
     cells = cell_rows(frames["spiral4"], centres["spiral4"])
@@ -260,24 +197,10 @@ def spiral4_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
     return markdown(head, rows)
 
 
-def training_truth(runs: pd.DataFrame) -> pd.DataFrame:
-    """The target's own NLL on the points that each run's `train_nll` is of: its first draws, at most `data.n_val`."""
-    from nfexp.data import make_target
-    from nfexp.nn import stream
-
-    rows = []
-    for key, own in runs.groupby(list(DRAWS)):
-        (name, noise, n, seed), shown = key, int(own["data.n_val"].iloc[0])
-        target = make_target(name, noise=noise, text=None)
-        x = target.sample(int(n), stream(int(seed), "train"))[:shown]
-        rows.append(dict(zip(DRAWS, key, strict=True)) | {"true_nll": -float(target.log_prob(x).mean())})
-    return pd.DataFrame(rows)
-
-
-def excess(runs: pd.DataFrame, truth: pd.DataFrame) -> pd.Series:
-    """Training NLL above the target's own on the same points, by row of `runs`."""
+def excess(runs: pd.DataFrame, truth: pd.DataFrame, column: str = "train_nll") -> pd.Series:
+    """Training or validation NLL above the target's own on the same points, by row of `runs`."""
     own = truth.set_index(list(DRAWS))["true_nll"]
-    return runs["train_nll"] - own.reindex(pd.MultiIndex.from_frame(runs[list(DRAWS)])).to_numpy()
+    return runs[column] - own.reindex(pd.MultiIndex.from_frame(runs[list(DRAWS)])).to_numpy()
 
 
 def original_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
@@ -289,7 +212,7 @@ def original_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cen
         if (own["train.select"] == "val").all() and (own["train.schedule"] == "cosine").all():
             name = f"corrected: this project's recipe, {own['data.n_samples'].iloc[0]:.0f} points"
         lost = f" ({len(own) - len(done)} of {len(own)} lost)" if len(done) < len(own) else ""
-        text = f"{mean(excess(done, frames[TRUTH]))} → {mean(done['kl'])}{lost}" if len(done) else f"–{lost}"
+        text = f"{mean(excess(done, frames[TRAINING]))} → {mean(done['kl'])}{lost}" if len(done) else f"–{lost}"
         cells.setdefault(name.replace("the centre", "as in the report"), {})[target] = text
     return markdown(["changed", *targets], [[n, *(own.get(t, "–") for t in targets)] for n, own in cells.items()])
 
@@ -378,9 +301,22 @@ CELL = {"data.name": "target", "data.noise": "noise", "data.n_samples": "points"
 def grid_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """The cells of the paper's grid that were drawn and trained."""
     runs = stats.distinct(frames["paper_grid"]).sort_values([*CELL])
-    runs = runs.assign(excess=excess(runs, frames[TRUTH]))
+    runs = runs.assign(excess=excess(runs, frames[TRAINING]))
     rows = [[*(plain(r[k]) for k in CELL), number(r["excess"]), number(r["kl"])] for r in runs.to_dict("records")]
     return markdown([*CELL.values(), "training NLL − truth", "held-out KL"], rows)
+
+
+def corner_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """The same cells of the paper's grid at a small budget and at theirs."""
+    runs = stats.distinct(frames["paper_corner"])
+    runs = runs.assign(excess=excess(runs, frames[TRAINING]))
+    key, budgets = ["data.name", "data.noise", "seed"], sorted(runs["train.steps"].unique())
+    rows = []
+    for cell, own in runs.groupby(key):
+        at = own.set_index("train.steps")
+        rows.append([*map(plain, cell), *(number(at.loc[n, c]) for c in ("excess", "kl") for n in budgets)])
+    head = [f"{c}, {n:,.0f} steps" for c in ("training NLL − truth", "held-out KL") for n in budgets]
+    return markdown(["target", "noise", "seed", *head], rows)
 
 
 BLOCKS: dict[str, tuple[tuple[str, ...], Block]] = {
@@ -388,66 +324,13 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Block]] = {
     "axes": (("ablations",), axes_tables),
     "baselines": (("ablations", "baselines"), baselines_table),
     "evidence": (("ablations", "blog"), evidence_table),
-    "original": (("paper_original", TRUTH), original_table),
-    "grid": (("paper_grid", TRUTH), grid_table),
+    "original": (("paper_original", TRAINING), original_table),
+    "grid": (("paper_grid", TRAINING), grid_table),
+    "corner": (("paper_corner", TRAINING), corner_table),
     "blog": (("blog",), blog_table),
     "layers": (("blog_layers",), layers_table),
     "quality": (("peers", OTHERS), quality_table),
     "aims": (("peers", OTHERS), aims_table),
+    "search": (("search", VALIDATION), search_table),
     "spiral4": (("spiral4",), spiral4_table),
 }
-
-
-def load(data: Path = DATA) -> tuple[dict[str, pd.DataFrame], dict[str, Centres]]:
-    """The stored tables by name, and the centres of each study."""
-    frames = {p.name.removesuffix(".csv.gz"): read_runs(p) for p in sorted(data.glob("*.csv.gz"))}
-    frames |= {p.stem: pd.read_csv(p) for p in sorted(data.glob("*_*.csv"))}
-    if (data / BASELINES).exists():
-        frames["baselines"] = load_baselines(data)
-    return frames, json.loads((data / CENTRES).read_text())
-
-
-def refreshed(page: str, data: Path = DATA) -> str:
-    """The page with what stands between each `<!-- name -->` and `<!-- end -->` written anew."""
-    frames, centres = load(data)
-
-    def text(name: str) -> str:
-        needs, write = BLOCKS[name]
-        return write(frames, centres) if set(needs) <= frames.keys() else "Not run yet."
-
-    return rewritten(page, text)
-
-
-def draw(data: Path = DATA, images: Path = PICTURES) -> None:
-    """The pictures that tables suffice for: the axes of the ablations, the blog's study."""
-    from benchmarks import pictures
-
-    frames, centres = load(data)
-    images.mkdir(parents=True, exist_ok=True)
-    if "ablations" in frames:
-        tables = stats.ablations(frames["ablations"], centres["ablations"])
-        tasks = {f"ablation_{axis}": partial(draw_ablation, t, swept(t)) for axis, t in tables.items() if axis in SHOWN}
-        with tempfile.TemporaryDirectory() as name:
-            draw_figures(Path(name), tasks)
-            for picture in Path(name).glob("*.png"):
-                with replacing(images / picture.name) as path:
-                    path.write_bytes(picture.read_bytes())
-    if {"blog", "blog_layers"} <= frames.keys():
-        pictures.blog(frames["blog"], frames["blog_layers"], images / "blog.png")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduction", description=__doc__)
-    parser.add_argument("what", choices=["take", "docs"])
-    parser.add_argument("study", nargs="?", choices=[*STUDIES])
-    parser.add_argument("dirs", nargs="*")
-    arguments = parser.parse_args()
-    if arguments.what == "take":
-        take(arguments.study, arguments.dirs)
-    else:
-        PAGE.write_text(refreshed(PAGE.read_text()))
-        draw()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,43 @@
+"""The page docs/reproduction.md and the pictures that its tables suffice for."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from benchmarks import pictures
+from benchmarks.reproduction import DATA, PICTURES, load
+from benchmarks.reproduction.blocks import BLOCKS
+from benchmarks.reproduction.taking import copied
+from benchmarks.tables import rewritten
+from nfexp import stats
+from nfexp.figures import draw as draw_figures
+from nfexp.figures import swept
+from nfexp.figures.curves import draw_ablation
+
+SHOWN = ("flows", "depth", "activation", "samples", "noise", "mask", "coupling", "norm", "lr")
+
+
+def refreshed(page: str, data: Path = DATA) -> str:
+    """The page with what stands between each `<!-- name -->` and `<!-- end -->` written anew."""
+    frames, centres = load(data)
+
+    def text(name: str) -> str:
+        needs, write = BLOCKS[name]
+        return write(frames, centres) if set(needs) <= frames.keys() else "Not run yet."
+
+    return rewritten(page, text)
+
+
+def draw(data: Path = DATA, images: Path = PICTURES) -> None:
+    """The pictures that tables suffice for: the axes of the ablations, the blog's study."""
+    frames, centres = load(data)
+    if "ablations" in frames:
+        tables = stats.ablations(frames["ablations"], centres["ablations"])
+        tasks = {f"ablation_{axis}": partial(draw_ablation, t, swept(t)) for axis, t in tables.items() if axis in SHOWN}
+        with tempfile.TemporaryDirectory() as name:
+            draw_figures(Path(name), tasks)
+            copied(Path(name).glob("*.png"), images)
+    if {"blog", "blog_layers"} <= frames.keys():
+        pictures.blog(frames["blog"], frames["blog_layers"], images / "blog.png")

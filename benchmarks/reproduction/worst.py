@@ -1,0 +1,39 @@
+"""The test points on which a run loses most: a mean can be theirs alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from benchmarks.tables import columns
+from nfexp.record import load_flow
+from nfexp.score import draws
+from nfexp.spec import unflatten
+
+TOP = 20
+
+
+def worst(run: str | os.PathLike[str]) -> str:
+    """The `TOP` test points with the greatest log p - log q of a finished run, and the mean KL without them.
+
+    A table in Markdown: the point in data units, its log p, what it loses in nats, its greatest |z| at the base, the
+    KL over all points that lose less.
+    """
+    spec = unflatten(json.loads((Path(run) / "result.json").read_text())["config"])
+    flow, (x, log_p) = load_flow(run), draws(spec, "test")
+    points = x.to(flow.stack.theta)
+    with torch.no_grad():
+        lost = log_p - flow.log_prob(points).double()
+        far = flow.inverse(points).abs().amax(1)
+    lost, order = lost.sort(descending=True)
+    rest = (lost.sum() - lost.cumsum(0)) / (len(lost) - torch.arange(1, len(lost) + 1))
+    top = order[:TOP]
+    table = pd.DataFrame({
+        "x": x[top, 0], "y": x[top, 1], "log p": log_p[top], "lost": lost[:TOP], "|z|": far[top], "KL": rest[:TOP],
+    })  # fmt: skip
+    title = f"{spec.data.name}, seed {spec.seed}: mean KL {lost.mean():.3f} over {len(lost)} points\n\n"
+    return title + columns(table, {c: c for c in table} | {"KL": "KL without it and those above"})
