@@ -147,7 +147,7 @@ def aims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres
     for (target, noise), (half, spline) in AIMS.items():
         own = fresh[(fresh["data.name"] == target) & (fresh["data.noise"] == noise)]
         ours, plain_flow = (own.loc[own["flow.conditioner"] == kind, "kl"] for kind in ("shared", "separate"))
-        peers = others[(others["data.name"] == target) & (others["data.noise"] == noise)]
+        peers = others[(others["data.name"] == target) & (others["data.noise"] == noise)].fillna({"kl": np.inf})
         means = peers[peers["model"] != "zuko_nsf"].groupby(["model", "recipe"])["kl"].mean()
         nsf = peers[peers["model"] == "zuko_nsf"].groupby("recipe")["kl"].mean().min()
         best = f"{number(means.min())} ({' '.join(means.idxmin())})"
