@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import make_spec
-from nfexp import flow as flows
-from nfexp.flow import Architecture
+from nfexp import layers
 from nfexp.init import build
+from nfexp.layers import Architecture
 from nfexp.nn import mlp_shapes
 from nfexp.run import reuse_freed_memory
 
@@ -61,18 +61,18 @@ def measure(members: int) -> dict[str, float]:
         return torch.autograd.grad(of(theta), theta)[0]
 
     compiled = torch.compile(loss)
-    with patch.object(flows, "mlp", plain_mlp), patch.object(flows, "_Affine", PlainAffine):
+    with patch.object(layers, "mlp", plain_mlp), patch.object(layers, "_Affine", PlainAffine):
         begun = time.perf_counter()
         found = gradient(compiled)
         took = time.perf_counter() - begun
         torch.testing.assert_close(gradient(loss), found, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(gradient(loss), found, rtol=1e-3, atol=1e-4)
-    ways = {"written out": (loss, flows.mlp, flows._Affine), "autograd": (loss, plain_mlp, PlainAffine),
+    ways = {"written out": (loss, layers.mlp, layers._Affine), "autograd": (loss, plain_mlp, PlainAffine),
             "compiled": (compiled, plain_mlp, PlainAffine)}  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, (of, network, tail) in ways.items():
-            with patch.object(flows, "mlp", network), patch.object(flows, "_Affine", tail):
+            with patch.object(layers, "mlp", network), patch.object(layers, "_Affine", tail):
                 count, begun = 0, time.process_time()
                 while time.process_time() - begun < SECONDS:
                     gradient(of)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nfexp.flow import Architecture, FlowStack
+from nfexp.flow import FlowStack
+from nfexp.layers import Architecture
 from nfexp.nn import stream
 
 INITIAL_SCALE = 2.0  # exp(c): the largest |s| a fresh coupling can reach

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch is loaded only where a flow is: outcomes are read wit
 
     from nfexp.flow import FlowStack
     from nfexp.run import Result
+    from nfexp.spec import Spec
 
 LARGEST_RECORD = 2**20  # bytes of a result.json that is read
 LARGEST_MODEL = 2**31  # bytes
@@ -141,10 +142,10 @@ def write_run(folder: Path, result: Result) -> None:
 
 
 class TrainedFlow:
-    """A trained flow read back from its run directory; made by :func:`load_flow`."""
+    """A trained flow, and the run that it was trained by, read back from a run directory by :func:`load_flow`."""
 
-    def __init__(self, stack: FlowStack) -> None:
-        self.stack = stack
+    def __init__(self, spec: Spec, stack: FlowStack) -> None:
+        self.spec, self.stack = spec, stack
         self.dim = stack.arch.dim
 
     def _points(self, x: object, name: str) -> Tensor:
@@ -190,7 +191,8 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from nfexp.flow import Architecture, from_state
+    from nfexp.flow import from_state
+    from nfexp.layers import Architecture
 
     folder = Path(run_dir)
     for name in ("result.json", "model.safetensors"):
@@ -206,4 +208,5 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
         raise ValueError(f"{folder}: expected a record of schema_version {SCHEMA_VERSION}; got {got!r:.60}")
     if odd := [f"{name} of {t.dtype}" for name, t in state.items() if not t.is_floating_point()]:
         raise ValueError(f"{folder}: expected floating-point weights; got {odd[0]:.60}")
-    return TrainedFlow(from_state(Architecture.of(unflatten(record["config"])), state))
+    spec = unflatten(record["config"])
+    return TrainedFlow(spec, from_state(Architecture.of(spec), state))

@@ -18,8 +18,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nfexp.files import replacing
-from nfexp.flow import Architecture, FlowStack
+from nfexp.flow import FlowStack
 from nfexp.init import build
+from nfexp.layers import Architecture
 from nfexp.score import Result, draws, score, target_of
 from nfexp.spec import Spec, SpecError, batch_points, run_id, stack_key, training_cost
 from nfexp.train import Batches, Recipe, State, advance, begin, outcome

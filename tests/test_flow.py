@@ -12,8 +12,9 @@ from torch import nn
 from torch.distributions import AffineTransform, Independent, Normal
 from torch.distributions import Transform as TorchTransform
 
-from nfexp.flow import Architecture, FlowStack, from_state
+from nfexp.flow import FlowStack, from_state
 from nfexp.init import build, draw_mask, initialise_actnorm
+from nfexp.layers import Architecture
 from nfexp.nn import ACTIVATIONS, base_log_prob, base_sample, stream
 
 PLAIN = Architecture(
@@ -298,8 +299,9 @@ def linear(weight, bias, like: nn.Linear) -> nn.Linear:
     return like
 
 
-def test_log_prob_equals_zuko_with_the_same_weights():
-    flow = random_flow(1, masks=["alternating"], conditioner="shared", n_flows=3).member(0)
+@pytest.mark.parametrize("kind", ["learned", "soft"])
+def test_log_prob_equals_zuko_with_the_same_weights(kind):
+    flow = random_flow(1, masks=["alternating"], conditioner="shared", n_flows=3, scale=kind).member(0)
     p = {k: v[0] for k, v in flow.params().items()}
 
     def bounded(scale):
@@ -312,8 +314,11 @@ def test_log_prob_equals_zuko_with_the_same_weights():
     for i in range(3):
         passed = p[f"coupling.{i}.mask"][0].bool()
         free = int(torch.nonzero(~passed))
-        scale = p[f"coupling.{i}.log_scale"][0, free].exp()
-        t = zuko.flows.GeneralCouplingTransform(2, mask=passed, univariate=bounded(scale), hidden_features=(8, 8))
+        if kind == "soft":
+            univariate = lambda raw_s, t: zuko.transforms.MonotonicAffineTransform(t, raw_s)  # noqa: E731
+        else:
+            univariate = bounded(p[f"coupling.{i}.log_scale"][0, free].exp())
+        t = zuko.flows.GeneralCouplingTransform(2, mask=passed, univariate=univariate, hidden_features=(8, 8))
         t.double()
         layers = [m for m in t.hyper if hasattr(m, "weight")]
         weights = [(p[f"coupling.{i}.net.{k}.weight"][0], p[f"coupling.{i}.net.{k}.bias"][0]) for k in range(3)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "nfexp"
 STEPS = (
-    "files spec nn data flow init train score run record work engines sweep table stats claims figures report "
-    "baselines cli __main__"
+    "files spec nn data layers flow init train score run record work engines sweep table stats claims figures "
+    "report baselines cli __main__"
 )
 ORDER = tuple(STEPS.split(" "))
 
@@ -34,7 +34,7 @@ def test_imports_go_one_way():
 
 
 def test_the_numeric_core_knows_nothing_of_hydra_or_pandas():
-    for step in ("nn", "data", "flow", "init", "train", "score", "run"):
+    for step in ("nn", "data", "layers", "flow", "init", "train", "score", "run"):
         roots = {name.split(".")[0] for name in imported(PACKAGE / f"{step}.py")}
         assert not roots & {"hydra", "omegaconf", "pandas"}
 

@@ -82,14 +82,15 @@ def test_the_truth_of_a_split_is_of_the_points_that_its_nll_is_of():
         assert row["true_nll"] == pytest.approx(-float(target_of(spec).log_prob(x).mean()))
 
 
-def test_the_worst_points_are_named_and_what_is_left_without_them(tmp_path, monkeypatch):
-    spec = small_spec(data__n_test=1000)
-    (tmp_path / "result.json").write_text(json.dumps({"config": flatten(spec)}))
-    x, log_p = draws(spec, "test")
+def test_the_worst_points_are_named_and_what_is_left_without_them(monkeypatch):
+    own = small_spec(data__n_test=1000)
+    x, log_p = draws(own, "test")
     loss = torch.full((1000,), 0.25)
     loss[[7, 500]] = torch.tensor([4000.0, 90.0])
 
     class Flow:
+        spec = own
+
         class stack:
             theta = torch.zeros(1, dtype=torch.float64)
 
@@ -100,7 +101,7 @@ def test_the_worst_points_are_named_and_what_is_left_without_them(tmp_path, monk
             return points
 
     monkeypatch.setattr(worst, "load_flow", lambda run: Flow())
-    title, _, _, _, first, second, *_ = worst.worst(tmp_path).splitlines()
+    title, _, _, _, first, second, *_ = worst.worst("run").splitlines()
     assert "mean KL 4.340 over 1000 points" in title
     x0, y0, _, lost, _, rest = (float(cell.replace(",", "")) for cell in first.strip("|").split("|"))
     assert (x0, y0) == pytest.approx(x[7].tolist(), rel=0.01) and lost == 4000 and rest == pytest.approx(0.34, abs=0.01)

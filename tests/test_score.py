@@ -9,8 +9,8 @@ import torch
 from scipy.stats import ks_2samp, wasserstein_distance
 
 from nfexp.data import make_target
-from nfexp.flow import Architecture
 from nfexp.init import build
+from nfexp.layers import Architecture
 from nfexp.nn import stream
 from nfexp.run import run_stack
 from nfexp.score import DIRECTIONS, _batch_gap, _sample_metrics, _slices, _walk_metrics, draws

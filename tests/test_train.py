@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from nfexp import run, score
-from nfexp.flow import Architecture, from_state
+from nfexp.flow import from_state
 from nfexp.init import build
+from nfexp.layers import Architecture
 from nfexp.nn import stream
 from nfexp.run import CHECKPOINT, Interrupted, run_stack
 from nfexp.score import draws

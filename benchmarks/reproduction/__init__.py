@@ -21,6 +21,7 @@ STUDIES: dict[str, tuple[str, ...]] = {  # with the pictures that need what its 
     "paper_corner": (),
     "blog": ("walk_*",),
     "peers": (),
+    "peers_first": (),
     "search": (),
     "spiral4": ("density_*", "walk_*"),
 }

@@ -129,13 +129,17 @@ def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
         text = text or f"{n:,.0f} fixed points"
         parts[f"nfexp, flow=tuned, {text}"] = runs[tuned & fixed]
         parts[f"nfexp, flow=realnvp, {text}"] = runs[~tuned & fixed]
+    first = frames["peers_first"]
+    parts["nfexp, the first choice, fresh draws"] = first
+    parts["of these the first five seeds"] = first[first["seed"] < 5]
     for (model, recipe), own in others.groupby(["model", "recipe"], sort=False):
         parts[f"{KIND[model]}, {recipe}, fresh draws"] = own
     rows = []
     for name, own in parts.items():
         cells = [own.loc[(own["data.name"] == t) & (own["data.noise"] == s), "kl"] for t, s in columns]
         lost = sum(int((~np.isfinite(kl)).sum()) for kl in cells)
-        rows.append([name, f"{max(map(len, cells))}" + f" ({lost} runs not finite)" * bool(lost), *map(mean, cells)])
+        seeds = f"{max(map(len, cells))}" + f" (not finite: {lost})" * bool(lost)
+        rows.append([name, seeds, *map(mean, cells)])
     return markdown(["flow and recipe", "seeds", *(f"{t} {s:g}" for t, s in columns)], rows)
 
 
@@ -221,7 +225,8 @@ def layer_name(run: pd.Series) -> str:
     """Where a run diverged: the name of the layer on the way from data to base."""
     import torch
 
-    from nfexp.flow import Architecture, FlowStack
+    from nfexp.flow import FlowStack
+    from nfexp.layers import Architecture
 
     shape = {f.name: run[f"flow.{f.name}"] for f in fields(Architecture) if f.name != "dim"}
     shape = {k: v if isinstance(v, str) else int(v) for k, v in shape.items()}
@@ -329,7 +334,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Block]] = {
     "corner": (("paper_corner", TRAINING), corner_table),
     "blog": (("blog",), blog_table),
     "layers": (("blog_layers",), layers_table),
-    "quality": (("peers", OTHERS), quality_table),
+    "quality": (("peers", "peers_first", OTHERS), quality_table),
     "aims": (("peers", OTHERS), aims_table),
     "search": (("search", VALIDATION), search_table),
     "spiral4": (("spiral4",), spiral4_table),

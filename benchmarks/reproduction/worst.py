@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -12,7 +10,6 @@ import torch
 from benchmarks.tables import columns
 from nfexp.record import load_flow
 from nfexp.score import draws
-from nfexp.spec import unflatten
 
 TOP = 20
 
@@ -23,8 +20,8 @@ def worst(run: str | os.PathLike[str]) -> str:
     A table in Markdown: the point in data units, its log p, what it loses in nats, its greatest |z| at the base, the
     KL over all points that lose less.
     """
-    spec = unflatten(json.loads((Path(run) / "result.json").read_text())["config"])
-    flow, (x, log_p) = load_flow(run), draws(spec, "test")
+    flow = load_flow(run)
+    x, log_p = draws(flow.spec, "test")
     points = x.to(flow.stack.theta)
     with torch.no_grad():
         lost = log_p - flow.log_prob(points).double()
@@ -35,5 +32,5 @@ def worst(run: str | os.PathLike[str]) -> str:
     table = pd.DataFrame({
         "x": x[top, 0], "y": x[top, 1], "log p": log_p[top], "lost": lost[:TOP], "|z|": far[top], "KL": rest[:TOP],
     })  # fmt: skip
-    title = f"{spec.data.name}, seed {spec.seed}: mean KL {lost.mean():.3f} over {len(lost)} points\n\n"
+    title = f"{flow.spec.data.name}, seed {flow.spec.seed}: mean KL {lost.mean():.3f} over {len(lost)} points\n\n"
     return title + columns(table, {c: c for c in table} | {"KL": "KL without it and those above"})
