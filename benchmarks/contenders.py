@@ -23,22 +23,23 @@ LR = 1e-3
 def points(seed: int, n: int = 2048) -> Tensor:
     """Training draws of nfexp's moons, standardised; (n, 2)."""
     from nfexp.data import make_target
-    from nfexp.nn import stream
+    from nfexp.streams import stream
 
     x = make_target("moons", noise=0.05, text=None).sample(n, stream(seed, "train"))
     return ((x - x.mean(0)) / x.std(0)).float()
 
 
 def nfexp(case: Case) -> Train:
-    from nfexp.run import prepare
+    from nfexp.run import prepare_runs
     from nfexp.train import advance, begin, mean_nll
 
-    flow, data, recipe = prepare(stack_of(case, train__steps=10**8))
-    state, seen = begin(flow, data, recipe), data.train[:, : case.batch]
+    training = prepare_runs(stack_of(case, train__steps=10**8))
+    state = begin(training)
+    seen = training.train[:, : case.batch]
 
     def train(steps: int) -> float:
-        advance(state, flow, data, recipe, until=state.step + steps)
-        return float(mean_nll(flow.with_rows(state.theta, state.fixed), seen).max())
+        advance(training, state, until=state.step + steps)
+        return float(mean_nll(training.fresh.with_rows(state.theta, state.fixed), seen).max())
 
     return train
 

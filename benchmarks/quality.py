@@ -35,7 +35,7 @@ def trained(library: str, recipe: str, target: str, noise: float, seed: int, **f
     import torch
 
     from benchmarks.contenders import MODELS
-    from nfexp.score import draws
+    from nfexp.data import load
     from nfexp.train import lr_factor
 
     torch.set_num_threads(1)
@@ -44,7 +44,8 @@ def trained(library: str, recipe: str, target: str, noise: float, seed: int, **f
         f"data={target}", **{"data__n_samples": 512_000, "data__noise": noise, "seed": seed, "device": "cpu"} | flat
     )
     steps, size = spec.train.steps, int(spec.train.batch_size)
-    x = draws(spec, "train")[0][: steps * size]
+    dataset = load(spec)
+    x = dataset.train[: steps * size]
     shift, scale = x.mean(0), x.std(0)
     batches = ((x - shift) / scale).float().split(size)
     ours = recipe == OURS
@@ -62,7 +63,7 @@ def trained(library: str, recipe: str, target: str, noise: float, seed: int, **f
         if ours:
             torch.nn.utils.clip_grad_norm_(module.parameters(), spec.train.grad_clip)
         optimizer.step()
-    test, log_p = draws(spec, "test")
+    test, log_p = dataset.test, dataset.true_log_prob()
     with torch.no_grad():
         nll = mean_nll(((test - shift) / scale).float()).item() + scale.log().sum().item()
     return {"model": library, "recipe": recipe, "data.name": target, "data.noise": noise, "seed": seed,

@@ -24,8 +24,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 from threadpoolctl import threadpool_limits
 
-from nfexp.data import make_target
-from nfexp.nn import stream
+from nfexp.data import load_data
 from nfexp.spec import Data, from_mapping
 from nfexp.table import ReportError, collect, printable, write_csv
 from nfexp.table.baselines import BASELINES, COLUMNS, DATA, MODELS, data_key, load_baselines
@@ -117,21 +116,28 @@ def fit(x: np.ndarray, model: str, seed: int) -> Baseline:
 def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, Any]]:
     """Fit `models` to the training draws of a seed, score them on its test draws: rows of baselines.csv.
 
-    The draws are those of :func:`nfexp.score.draws`; the test draws choose nothing. `seconds` are those of choosing and
+    The draws are those of :func:`nfexp.data.load`; the test draws choose nothing. `seconds` are those of choosing and
     fitting.
     """
-    target = make_target(data.name, noise=data.noise, text=data.text)
-    train = target.sample(data.n_samples, stream(seed, "train")).numpy()
-    test = target.sample(data.n_test, stream(seed, "test"))
-    log_p, rows = target.log_prob(test).numpy(), []
+    dataset = load_data(data, seed)
+    train = dataset.train.numpy()
+    test = dataset.test.numpy()
+    log_p = dataset.true_log_prob()
+    rows = []
     for model in models:
         begun = time.perf_counter()
         baseline = fit(train, model, seed)
         seconds = time.perf_counter() - begun
-        log_q = baseline.log_prob(test.numpy())
-        kl = log_p - log_q
-        scores = {"test_nll": -log_q.mean(), "true_nll": -log_p.mean(), "kl": kl.mean(),
-                  "kl_se": kl.std(ddof=1) / math.sqrt(len(kl)), "seconds": seconds}  # fmt: skip
+        log_q = baseline.log_prob(test)
+        scores: dict[str, float | None] = {"test_nll": -log_q.mean(), "true_nll": None, "kl": None, "kl_se": None}
+        if log_p is not None:
+            kl = log_p.numpy() - log_q
+            scores |= {
+                "true_nll": -log_p.numpy().mean(),
+                "kl": kl.mean(),
+                "kl_se": kl.std(ddof=1) / math.sqrt(len(kl)),
+            }
+        scores["seconds"] = seconds
         own = {k: getattr(data, k.removeprefix("data.")) for k in DATA}
         rows.append(own | {"seed": seed, "model": model} | baseline.facts | scores)
     return rows

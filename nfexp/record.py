@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nfexp.files import parse_json, read_plain, replacing
-from nfexp.spec import SCHEMA_VERSION, SpecError, Words, flatten, run_id, unflatten
+from nfexp.spec import SCHEMA_VERSION, SpecError, Words, event_shape, flatten, run_id, unflatten
 
 if TYPE_CHECKING:  # torch is loaded only where a flow is: outcomes are read without it
     from torch import Tensor
 
-    from nfexp.flow import FlowStack
+    from nfexp.flows.stack import FlowStack
     from nfexp.run import Result
     from nfexp.spec import Spec
 
@@ -108,7 +108,7 @@ def write_run(folder: Path, result: Result) -> None:
     import numpy as np
     from safetensors.numpy import save
 
-    from nfexp.run import CHECKPOINT
+    from nfexp.checkpoint import CHECKPOINT
 
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"history.csv": result.history, "samples.npz": result.arrays, "model.safetensors": result.state}
@@ -146,7 +146,7 @@ class TrainedFlow:
 
     def __init__(self, spec: Spec, stack: FlowStack) -> None:
         self.spec, self.stack = spec, stack
-        self.dim = stack.arch.dim
+        self.dim = stack.dim
 
     def _points(self, x: object, name: str) -> Tensor:
         import torch
@@ -170,7 +170,7 @@ class TrainedFlow:
 
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """`n` draws, (n, D), the same for the same seed."""
-        from nfexp.nn import stream
+        from nfexp.streams import stream
 
         return self.stack.sample(n, [stream(seed, "sample")])[0]
 
@@ -191,8 +191,7 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from nfexp.flow import from_state
-    from nfexp.layers import Architecture
+    from nfexp.flows.stack import from_state
 
     folder = Path(run_dir)
     for name in ("result.json", "model.safetensors"):
@@ -209,4 +208,4 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
     if odd := [f"{name} of {t.dtype}" for name, t in state.items() if not t.is_floating_point()]:
         raise ValueError(f"{folder}: expected floating-point weights; got {odd[0]:.60}")
     spec = unflatten(record["config"])
-    return TrainedFlow(spec, from_state(Architecture.of(spec), state))
+    return TrainedFlow(spec, from_state(spec.flow, math.prod(event_shape(spec)), state))

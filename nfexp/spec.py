@@ -12,17 +12,6 @@ from functools import cache
 from typing import Any, get_type_hints
 
 SCHEMA_VERSION = 1  # of result.json and sweep.json
-TARGETS = (
-    "moons",
-    "circles",
-    "spiral2",
-    "spiral4",
-    "banana",
-    "gaussians8",
-    "pinwheel",
-    "checkerboard",
-    "text",
-)
 
 
 class SpecError(ValueError):
@@ -47,11 +36,11 @@ def within(low: float, high: float = math.inf, *, exclusive: bool = False, words
     return field(metadata={"low": low, "high": high, "exclusive": exclusive, "words": words})
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """What is learned from: the target, and how many points are drawn from it."""
 
-    name: str = choice(*TARGETS)
+    name: str  # of a target; `nfexp.data` knows which there are
     n_samples: int = within(2, 10_000_000)
     noise: float = within(0, 1e6, exclusive=True)
     n_val: int = within(2, 10_000_000)
@@ -59,7 +48,7 @@ class Data:
     text: str | None
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Flow:
     """The architecture: RealNVP and its variants."""
 
@@ -77,8 +66,18 @@ class Flow:
     norm_every: int = within(1, 1000)
     base: str = choice("normal", "logistic", "laplace", "student_t", "mixture")
 
+    @property
+    def heads(self) -> int:
+        """Numbers that the networks give per coordinate: s and t, or t alone (NICE)."""
+        return 2 if self.coupling == "affine" else 1
 
-@dataclass(kw_only=True)
+    @property
+    def nets(self) -> int:
+        """Networks of each coupling layer: one for each of s and t, or one that they share."""
+        return self.heads if self.conditioner == "separate" else 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """The recipe: Adam, one learning rate and one gradient clip per member of a stack."""
 
@@ -94,7 +93,7 @@ class Train:
     matmul_precision: str = choice("highest", "high")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """How much a run keeps for its figures; none of it changes a number of the run."""
 
@@ -104,7 +103,7 @@ class Record:
     walk: int = within(0, 1_000_000)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """One run. Build it with :func:`from_mapping`, which checks every value."""
 
@@ -219,6 +218,11 @@ def run_id(spec: Spec) -> str:
     return hashlib.sha256(json.dumps(relevant(spec), sort_keys=True).encode()).hexdigest()[:16]
 
 
+def event_shape(spec: Spec) -> tuple[int, ...]:
+    """The shape of one point of the data: (D,) for a vector. Every target here is planar."""
+    return (2,)
+
+
 def batch_points(spec: Spec) -> int:
     """Points per training step."""
     return spec.data.n_samples if spec.train.batch_size == "full" else int(spec.train.batch_size)
@@ -232,51 +236,9 @@ PER_MEMBER = frozenset(
 
 
 def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
-    """What must agree inside a stack: architecture, batch shape, steps, evaluation sizes, device and recording."""
-    flat = flatten(spec) | {"batch_points": batch_points(spec)}
-    return tuple((k, v) for k, v in flat.items() if k not in PER_MEMBER and k != "name")
-
-
-PASS_COST = 330.0  # moving one hidden activation through a training step, in floating-point operations
-
-
-def networks(spec: Spec) -> tuple[int, int]:
-    """Outputs per coordinate (s and t, or t alone) and networks of each coupling layer."""
-    heads = 2 if spec.flow.coupling == "affine" else 1
-    return heads, heads if spec.flow.conditioner == "separate" else 1
-
-
-def training_flop(spec: Spec, dim: int = 2) -> float:
-    """Floating-point operations of all matrix products of training one run, forward and backward."""
-    f, (heads, nets) = spec.flow, networks(spec)
-    products = 6 * ((f.hidden_depth - 1) * f.hidden_width**2 * nets + f.hidden_width * dim * (nets + heads))
-    return float(spec.train.steps) * batch_points(spec) * f.n_flows * products
-
-
-def training_cost(spec: Spec, dim: int = 2) -> float:
-    """Estimated work of training one run, in floating-point operations: matrix products and passes over memory."""
-    f, (_, nets) = spec.flow, networks(spec)
-    passes = PASS_COST * f.hidden_depth * f.hidden_width * nets
-    return training_flop(spec, dim) + float(spec.train.steps) * batch_points(spec) * f.n_flows * passes
-
-
-CHUNK = 500  # points that a trained flow is evaluated at in one go
-
-
-def member_bytes(spec: Spec, dim: int = 2) -> float:
-    """Estimated peak memory of training and scoring one run in a stack, in bytes: four a number and a fifth to spare.
-
-    What is held: the points, the weights with their moments, gradients and copies, the activations of one training
-    step of all layers, and what the run records.
-    """
-    f, d, r = spec.flow, spec.data, spec.record
-    heads, nets = networks(spec)
-    learned = (
-        f.n_flows * nets * ((f.hidden_depth - 1) * f.hidden_width**2 + f.hidden_width * (dim * 2 + f.hidden_depth))
-    )
-    hidden = nets * f.hidden_width * (2 if f.activation == "silu" else 1)
-    step = batch_points(spec) * (f.n_flows * (hidden * f.hidden_depth + 12 * dim * heads) + 3 * hidden)
-    scoring = CHUNK * (hidden * (f.hidden_depth + 1) + 12 * dim * heads)
-    kept = dim * (r.samples * (r.snapshots + 3) + r.walk * (2 * f.n_flows + 4)) + 6 * r.grid**2
-    points = dim * 4 * (d.n_samples + d.n_val + d.n_test)
-    return 5.0 * (12 * learned + max(step, scoring) + 2 * kept + points)
+    """What must agree in a stack: shape of a point, architecture, batch, steps, evaluation sizes, device, recording."""
+    shared = {"event_shape": event_shape(spec), "batch_points": batch_points(spec)}
+    for key, value in flatten(spec).items():
+        if key not in PER_MEMBER and key != "name":
+            shared[key] = value
+    return tuple(shared.items())

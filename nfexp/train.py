@@ -1,4 +1,7 @@
-"""Maximum-likelihood training of a stack: a state, and functions that begin it, carry it on and read its outcome."""
+"""Maximum-likelihood training of a stack: begin, step, evaluate, finish.
+
+What stays is a :class:`Training`, what changes a :class:`State`; both have one row or entry per member.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +13,128 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from nfexp.flow import FlowStack
-from nfexp.init import initialise_actnorm
-from nfexp.nn import base_sample, stream
-from nfexp.spec import CHUNK
+from nfexp.data import Dataset
+from nfexp.flows.cost import CHUNK
+from nfexp.flows.layers import Batch
+from nfexp.flows.stack import FlowStack, build, initialise_actnorm
+from nfexp.spec import Spec, batch_points
+from nfexp.streams import stream
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam (Kingma and Ba 2015)
+CURVES = ("train_nll", "val_nll", "grad_norm", "lr")  # what an evaluation notes
+ALIVE = -1  # in `diverged_at` and `diverged_in`
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batches:
-    """What the members of a stack learn from; every list has one entry per member.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Training:
+    """What a stack learns from, how, and what it starts as.
 
-    `train` and `val` are padded with NaN rows to (E, N, D); `sizes` says how many training rows are real.
+    `train` and `val` are (E, N, D), padded with NaN rows; `sizes` says how many training rows of each member are real.
+    Steps, batch size and schedule are those of every spec; learning rate, clip, weight decay and selection each
+    member's own.
     """
 
+    specs: Sequence[Spec]
+    fresh: FlowStack
     train: Tensor
     val: Tensor
-    sizes: list[int]
-    seeds: list[int]
+    sizes: Sequence[int]
+
+    @property
+    def lead(self) -> Spec:
+        """A spec to ask for what all members share."""
+        return self.specs[0]
+
+    def evaluation_steps(self) -> list[int]:
+        """The steps after which the stack is evaluated: logarithmically spaced, the last one included."""
+        return log_spaced(self.lead.train.steps, self.lead.train.n_evals)
+
+    def snapshot_steps(self) -> list[int]:
+        """The evaluations that also record samples: evenly spread over all of them, counted from the last."""
+        steps = self.evaluation_steps()
+        last = len(steps) - 1
+        n = self.lead.record.snapshots
+        chosen = set()
+        for i in range(n):
+            chosen.add(steps[last - round(i * last / max(n - 1, 1))])
+        return sorted(chosen)
+
+    def snapshot_base(self) -> Tensor:
+        """The base draws that every snapshot shows, (E, M, D): the same for all flows of one seed."""
+        generators = [stream(spec.seed, "base") for spec in self.specs]
+        return self.fresh.base_draws(self.lead.record.samples, generators)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a stack is trained; per member are `lr`, `grad_clip` (inf for none), `weight_decay` and `select`."""
+def prepare(specs: Sequence[Spec], datasets: Sequence[Dataset], device: torch.device, dtype: torch.dtype) -> Training:
+    """A fresh stack for these runs, and their points on a device."""
+    train = _padded([dataset.train for dataset in datasets])
+    val = _padded([dataset.val for dataset in datasets])
+    fresh = build(
+        specs[0].flow,
+        masks=[spec.flow.mask for spec in specs],
+        seeds=[spec.seed for spec in specs],
+        data=train,
+    )
+    return Training(
+        specs=specs,
+        fresh=fresh.to(device, dtype),
+        train=train.to(device, dtype),
+        val=val.to(device, dtype),
+        sizes=[len(dataset.train) for dataset in datasets],
+    )
 
-    steps: int
-    batch_points: int
-    schedule: str
-    warmup: int
-    lr: list[float]
-    grad_clip: list[float]
-    weight_decay: list[float]
-    select: list[str]
-    n_evals: int
-    n_snapshots: int
-    snapshot_points: int
+
+def _padded(parts: Sequence[Tensor]) -> Tensor:
+    """Stack (n_e, D) tensors to (E, max n_e, D), missing rows NaN."""
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=math.nan)
+
+
+@dataclass(kw_only=True)
+class State:
+    """Where the training of a stack stands after `step` steps; row e of every tensor is member e, whole.
+
+    `theta`, `fixed` and the moments `first`, `second` (E, ·); the kept weights `best_theta`, `best_fixed`, their
+    `best_score` and `best_step`; `diverged_at` and `diverged_in`, -1 while alive; `grad_norm` of the last step;
+    `curves` (E, S, 4) and `snapshots` (E, K, M, D), NaN where not yet reached.
+    """
+
+    step: int
+    theta: Tensor
+    fixed: Tensor
+    first: Tensor
+    second: Tensor
+    best_theta: Tensor
+    best_fixed: Tensor
+    best_score: Tensor
+    best_step: Tensor
+    diverged_at: Tensor
+    diverged_in: Tensor
+    grad_norm: Tensor
+    curves: Tensor
+    snapshots: Tensor
+
+    @property
+    def alive(self) -> Tensor:
+        """Which members have not diverged, (E,)."""
+        return self.diverged_at == ALIVE
+
+    def members(self) -> list[dict[str, Tensor]]:
+        """Each member's own tensors, on the CPU: with :meth:`join` the way into and out of a checkpoint."""
+        members: list[dict[str, Tensor]] = [{} for _ in range(len(self.theta))]
+        for f in fields(self):
+            if f.name != "step":
+                value = getattr(self, f.name).cpu()
+                for e, own in enumerate(members):
+                    own[f.name] = value[e]
+        return members
+
+    @classmethod
+    def join(cls, step: int, members: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> State:
+        """The state of a stack of these members, which all stand after `step` steps."""
+        tensors = {}
+        for name in members[0]:
+            tensors[name] = torch.stack([member[name] for member in members]).to(device)
+        return cls(step=step, **tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +142,7 @@ class History:
     """What a training saw, per member and evaluation (E, S), NaN once a member diverged; `snapshots` (E, K, M, D).
 
     `diverged_in` is the position of the layer where the first non-finite number arose, see
-    :meth:`nfexp.flow.FlowStack.first_nonfinite`.
+    :meth:`nfexp.flows.stack.FlowStack.first_nonfinite`.
     """
 
     steps: list[int]
@@ -90,7 +181,8 @@ def lr_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
 def mean_nll(flow: FlowStack, x: Tensor, chunk: int = CHUNK) -> Tensor:
     """Mean −log q over the real (non-NaN) rows of x (E, N, D), in nats per point; shape (E,), float64."""
     with torch.no_grad():
-        values = torch.cat([flow.log_prob(part).double() for part in x.split(chunk, dim=1)], dim=1)
+        parts = [flow.log_prob(part).double() for part in x.split(chunk, dim=1)]
+    values = torch.cat(parts, dim=1)
     real = ~x.isnan().any(-1)
     total = torch.where(real, -values, 0.0).sum(1)  # an overflow in a real row stays visible
     return total / real.sum(1)
@@ -107,202 +199,226 @@ class Order:
     """
 
     def __init__(self, *, n: int, batch: int, seed: int) -> None:
-        self.n, self.batch, self.seed = n, batch, seed
-        self.known: dict[int, Tensor] = {}
+        self.n = n
+        self.batch = batch
+        self.seed = seed
+        self.known: dict[int, Tensor] = {}  # the passes of the last step
 
     def at(self, step: int) -> Tensor:
         """The positions of the points of `step` (1, 2, …), shape (batch,)."""
-        begin, end = (step - 1) * self.batch, step * self.batch
-        passes = range(begin // self.n, (end - 1) // self.n + 1)
-        self.known = {
-            k: self.known[k] if k in self.known else torch.randperm(self.n, generator=stream(self.seed, f"batches/{k}"))
-            for k in passes
-        }
-        whole = torch.cat(list(self.known.values())) if len(passes) > 1 else self.known[passes[0]]
-        return whole[begin - passes[0] * self.n : end - passes[0] * self.n]
+        begin = (step - 1) * self.batch
+        end = step * self.batch
+        first_pass = begin // self.n
+        last_pass = (end - 1) // self.n
+        passes = {}
+        for k in range(first_pass, last_pass + 1):
+            passes[k] = self.known[k] if k in self.known else self._permutation(k)
+        self.known = passes
+        whole = torch.cat(list(passes.values())) if len(passes) > 1 else passes[first_pass]
+        offset = first_pass * self.n
+        return whole[begin - offset : end - offset]
+
+    def _permutation(self, k: int) -> Tensor:
+        return torch.randperm(self.n, generator=stream(self.seed, f"batches/{k}"))
 
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam (Kingma and Ba 2015)
-CURVES = ("train_nll", "val_nll", "grad_norm", "lr")
-
-
-@dataclass(kw_only=True)
-class State:
-    """Where the training of a stack stands after `step` steps; row e of every tensor is member e, whole.
-
-    `theta`, `fixed` and the moments `first`, `second` (E, ·); the kept weights `best_theta`, `best_fixed`, their
-    `best_score` and `best_step`; `diverged_at` and `diverged_in`, -1 while alive; `grad_norm` of the last step;
-    `curves` (E, S, 4) and `snapshots` (E, K, M, D), NaN where not yet reached.
-    """
-
-    step: int
-    theta: Tensor
-    fixed: Tensor
-    first: Tensor
-    second: Tensor
-    best_theta: Tensor
-    best_fixed: Tensor
-    best_score: Tensor
-    best_step: Tensor
-    diverged_at: Tensor
-    diverged_in: Tensor
-    grad_norm: Tensor
-    curves: Tensor
-    snapshots: Tensor
-
-    def members(self) -> list[dict[str, Tensor]]:
-        """Each member's own tensors, on the CPU: with :meth:`join` the way into and out of a checkpoint."""
-        named = {f.name: getattr(self, f.name).cpu() for f in fields(self) if f.name != "step"}
-        return [{k: v[e] for k, v in named.items()} for e in range(len(self.theta))]
-
-    @classmethod
-    def join(cls, step: int, members: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> State:
-        """The state of a stack of these members, which all stand after `step` steps."""
-        return cls(step=step, **{k: torch.stack([m[k] for m in members]).to(device) for k in members[0]})
-
-
-def evaluation_steps(recipe: Recipe) -> tuple[list[int], list[int]]:
-    """The steps at which a training is evaluated, and those of them at which it draws a snapshot."""
-    steps = log_spaced(recipe.steps, recipe.n_evals)
-    last, k = len(steps) - 1, recipe.n_snapshots
-    return steps, sorted({steps[last - round(i * last / max(k - 1, 1))] for i in range(k)})
-
-
-def snapshot_base(flow: FlowStack, data: Batches, recipe: Recipe) -> Tensor:
-    """The base draws that every snapshot shows, (E, M, D): the same for all flows of one seed."""
-    shape = (recipe.snapshot_points, flow.arch.dim)
-    return torch.stack([base_sample(flow.arch.base, shape, stream(s, "base")) for s in data.seeds]).to(flow.theta)
-
-
-def begin(flow: FlowStack, data: Batches, recipe: Recipe) -> State:
-    """The state before the first step; the matrices of `flow` are copied."""
-    n, like = flow.n_members, flow.theta
-    steps, snapshot_steps = evaluation_steps(recipe)
-    whole = {"dtype": torch.long, "device": like.device}
+def begin(training: Training) -> State:
+    """The state before the first step; the matrices of the fresh stack are copied."""
+    fresh = training.fresh
+    n, like, device = fresh.n_members, fresh.theta, fresh.theta.device
+    record = training.lead.record
+    n_evaluations = len(training.evaluation_steps())
+    n_snapshots = len(training.snapshot_steps())
     return State(
         step=0,
-        theta=flow.theta.clone(), fixed=flow.fixed.clone(),
-        first=torch.zeros_like(like), second=torch.zeros_like(like),
-        best_theta=flow.theta.clone(), best_fixed=flow.fixed.clone(),
-        best_score=torch.full((n,), math.inf, dtype=torch.float64, device=like.device),
-        best_step=torch.zeros(n, **whole),
-        diverged_at=torch.full((n,), -1, **whole), diverged_in=torch.full((n,), -1, **whole),
+        theta=fresh.theta.clone(),
+        fixed=fresh.fixed.clone(),
+        first=torch.zeros_like(like),
+        second=torch.zeros_like(like),
+        best_theta=fresh.theta.clone(),
+        best_fixed=fresh.fixed.clone(),
+        best_score=torch.full((n,), math.inf, dtype=torch.float64, device=device),
+        best_step=torch.zeros(n, dtype=torch.long, device=device),
+        diverged_at=torch.full((n,), ALIVE, dtype=torch.long, device=device),
+        diverged_in=torch.full((n,), ALIVE, dtype=torch.long, device=device),
         grad_norm=like.new_full((n, 1), math.nan),
-        curves=torch.full((n, len(steps), len(CURVES)), math.nan, dtype=torch.float64, device=like.device),
-        snapshots=like.new_full((n, len(snapshot_steps), recipe.snapshot_points, flow.arch.dim), math.nan),
-    )  # fmt: skip
+        curves=torch.full((n, n_evaluations, len(CURVES)), math.nan, dtype=torch.float64, device=device),
+        snapshots=like.new_full((n, n_snapshots, record.samples, fresh.dim), math.nan),
+    )
 
 
-def advance(state: State, flow: FlowStack, data: Batches, recipe: Recipe, *, until: int) -> None:
+def advance(training: Training, state: State, *, until: int) -> None:
     """Carry a training on, in place, to step `until`, or until every member has diverged.
 
-    Adam on each member's own mini-batches. A member whose loss, gradient or validation NLL turns non-finite is frozen
-    and its step and layer noted in `diverged_at` and `diverged_in`; its mates never notice. Stopping in between
-    changes no number.
+    A member whose loss, gradient or validation NLL turns non-finite is frozen and its step and layer noted in
+    `diverged_at` and `diverged_in`; its mates never notice. Stopping in between changes no number.
     """
-    device, (eval_steps, snapshot_steps) = flow.theta.device, evaluation_steps(recipe)
-    theta, fixed = state.theta.detach().requires_grad_(), state.fixed
-    matrices = (state.theta, state.first, state.second)
-    rows = list(zip(*(m.unbind(0) for m in matrices), strict=True))
-    clip = torch.tensor(recipe.grad_clip, device=device, dtype=theta.dtype)[:, None]
-    member = torch.arange(flow.n_members, device=device)[:, None]
-    orders = [Order(n=n, batch=recipe.batch_points, seed=seed) for n, seed in zip(data.sizes, data.seeds, strict=True)]
-    base, seen = snapshot_base(flow, data, recipe), data.train[:, : data.val.shape[1]]
+    stepper = _Stepper(training, state)
+    evaluation_steps = set(training.evaluation_steps())
+    while stepper.groups and state.step < until:
+        stepper.step()
+        if state.step in evaluation_steps:
+            stepper.evaluate()
 
-    def alike() -> dict[tuple[float, float], list[int]]:
-        """The members still alive, by learning rate and weight decay."""
+
+class _Stepper:
+    """The steps of a training: Adam on each member's own mini-batches. Holds what is worth computing once."""
+
+    def __init__(self, training: Training, state: State) -> None:
+        self.training = training
+        self.state = state
+        lead = training.lead
+        device = state.theta.device
+        self.theta = state.theta.detach().requires_grad_()  # the same memory
+        self.n_steps = lead.train.steps
+        clips = [math.inf if s.train.grad_clip is None else s.train.grad_clip for s in training.specs]
+        self.clip = torch.tensor(clips, device=device, dtype=state.theta.dtype)[:, None]
+        self.member = torch.arange(len(training.specs), device=device)[:, None]
+        self.orders = []
+        for n, spec in zip(training.sizes, training.specs, strict=True):
+            self.orders.append(Order(n=n, batch=batch_points(lead), seed=spec.seed))
+        # Each member's row of the weights and their moments, for an optimiser that takes a list of tensors
+        self.weights = state.theta.unbind(0)
+        self.first = state.first.unbind(0)
+        self.second = state.second.unbind(0)
+        self.groups = self._alike()
+
+    def _flow(self, theta: Tensor) -> FlowStack:
+        return self.training.fresh.with_rows(theta, self.state.fixed)
+
+    def _alike(self) -> dict[tuple[float, float], list[int]]:
+        """The members still alive, by learning rate and weight decay: one call of Adam serves a group."""
         groups: dict[tuple[float, float], list[int]] = {}
-        for e, (at, *key) in enumerate(zip(state.diverged_at.tolist(), recipe.lr, recipe.weight_decay, strict=True)):
-            if at < 0:
-                groups.setdefault((key[0], key[1]), []).append(e)
+        for e, is_alive in enumerate(self.state.alive.tolist()):
+            if is_alive:
+                recipe = self.training.specs[e].train
+                groups.setdefault((recipe.lr, recipe.weight_decay), []).append(e)
         return groups
 
-    def note_divergence(finite: Tensor, x: Tensor, batch: dict[str, Tensor] | None = None) -> bool:
-        lost = ~finite & (state.diverged_at < 0)
-        if not bool(lost.any()):
-            return False
-        state.diverged_at[lost] = state.step
-        state.diverged_in[lost] = flow.with_rows(state.theta[lost], fixed[lost]).first_nonfinite(x[lost], batch=batch)
-        return True
+    def _lr_factor(self) -> float:
+        recipe = self.training.lead.train
+        return lr_factor(self.state.step, steps=recipe.steps, warmup=recipe.warmup, schedule=recipe.schedule)
 
-    groups = alike()
-    while groups and state.step < until:
-        state.step = step = state.step + 1
-        x = data.train[member, torch.stack([order.at(step) for order in orders]).to(device)]
-        if step == 1:
-            initialise_actnorm(flow.with_rows(state.theta, fixed), x)
-        running: dict[str, Tensor] = {}
-        loss = -flow.with_rows(theta, fixed).log_prob(x, batch=running).mean(1)
-        (grad,) = torch.autograd.grad(loss.sum(), theta)
+    def step(self) -> None:
+        """One step of every member that is alive."""
+        state = self.state
+        state.step += 1
+        positions = torch.stack([order.at(state.step) for order in self.orders])
+        x = self.training.train[self.member, positions.to(state.theta.device)]
+        if state.step == 1:
+            initialise_actnorm(self._flow(state.theta), x)
+        batch = Batch()
+        loss = -self._flow(self.theta).log_prob(x, batch=batch).mean(1)
+        (grad,) = torch.autograd.grad(loss.sum(), self.theta)  # member e's loss depends on row e alone
         with torch.no_grad():
             norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
-            if note_divergence(torch.isfinite(loss) & torch.isfinite(norm[:, 0]), x, batch={}):
-                groups = alike()
+            finite = torch.isfinite(loss) & torch.isfinite(norm[:, 0])
+            self._freeze_lost(finite, x, Batch())
             state.grad_norm = norm
-            grad.mul_((clip / norm).clamp_(max=1.0))
-            factor = lr_factor(step, steps=recipe.steps, warmup=recipe.warmup, schedule=recipe.schedule)
-            gradients, taken = grad.unbind(0), torch.tensor(float(step - 1), device=device)
-            for (peak, decay), alive in groups.items():
-                adamw(
-                    *([rows[e][0] for e in alive], [gradients[e] for e in alive]),
-                    *([rows[e][1] for e in alive], [rows[e][2] for e in alive]),
-                    [], [taken.clone() for _ in alive],
-                    fused=True, amsgrad=False, maximize=False, beta1=BETA1, beta2=BETA2, eps=EPSILON,
-                    lr=peak * factor, weight_decay=decay,
-                )  # fmt: skip
-            if running:
-                going, blocks = (state.diverged_at < 0)[:, None], flow.fixed_layout.blocks(fixed)
-                for name, value in running.items():
-                    blocks[name].copy_(torch.where(going, value, blocks[name]))
-        if step in eval_steps:
-            now = flow.with_rows(state.theta, fixed)
-            scores = {"train": mean_nll(now, seen), "val": mean_nll(now, data.val)}
-            if note_divergence(torch.isfinite(scores["val"]), data.val):
-                groups = alike()
-            alive, always = state.diverged_at < 0, torch.full_like(scores["val"], -math.inf)
-            score = torch.stack([scores.get(kind, always)[e] for e, kind in enumerate(recipe.select)])
-            better = alive & ((score < state.best_score) | torch.isneginf(score))
-            for best, value in (("best_score", score), ("best_theta", state.theta), ("best_fixed", fixed)):
-                getattr(state, best)[better] = value[better]
-            state.best_step[better] = step
-            rates = torch.tensor(recipe.lr, device=device, dtype=torch.float64) * factor
-            row = torch.stack([scores["train"], scores["val"], norm[:, 0].double(), rates], 1)
-            state.curves[:, eval_steps.index(step)] = torch.where(alive[:, None], row, math.nan)
-            if step in snapshot_steps and recipe.snapshot_points:
-                with torch.no_grad():
-                    state.snapshots[:, snapshot_steps.index(step)] = now.forward(base)[0]
+            grad.mul_((self.clip / norm).clamp_(max=1.0))
+            self._adam(grad)
+            self._keep_statistics(batch)
+
+    def _adam(self, grad: Tensor) -> None:
+        """Adam with decoupled weight decay, in place, on the members alive."""
+        factor = self._lr_factor()
+        gradients = grad.unbind(0)
+        taken = torch.tensor(float(self.state.step - 1), device=grad.device)
+        for (lr, decay), members in self.groups.items():
+            adamw(
+                [self.weights[e] for e in members],
+                [gradients[e] for e in members],
+                [self.first[e] for e in members],
+                [self.second[e] for e in members],
+                [],
+                [taken.clone() for _ in members],
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                beta1=BETA1,
+                beta2=BETA2,
+                eps=EPSILON,
+                lr=lr * factor,
+                weight_decay=decay,
+            )
+
+    def _keep_statistics(self, batch: Batch) -> None:
+        """Store the running statistics that layers left in a batch, but not those of a diverged member."""
+        if not batch.updates:
+            return
+        alive = self.state.alive[:, None]
+        blocks = self.training.fresh.fixed_layout.blocks(self.state.fixed)
+        for name, value in batch.updates.items():
+            blocks[name].copy_(torch.where(alive, value, blocks[name]))
+
+    def _freeze_lost(self, finite: Tensor, x: Tensor, batch: Batch | None) -> None:
+        """Note which members just diverged, and in which layer; `finite` (E,), x the points that showed it."""
+        state = self.state
+        lost = ~finite & state.alive
+        if not bool(lost.any()):
+            return
+        flow = self.training.fresh.with_rows(state.theta[lost], state.fixed[lost])
+        state.diverged_at[lost] = state.step
+        state.diverged_in[lost] = flow.first_nonfinite(x[lost], batch=batch)
+        self.groups = self._alike()
+
+    def evaluate(self) -> None:
+        """Note the curves, keep the weights where they are the best so far, and draw a snapshot if one is due."""
+        state, training = self.state, self.training
+        now = self._flow(state.theta)
+        train_nll = mean_nll(now, training.train[:, : training.val.shape[1]])
+        val_nll = mean_nll(now, training.val)
+        self._freeze_lost(torch.isfinite(val_nll), training.val, None)
+        alive = state.alive
+        score = self._scores(train_nll, val_nll)
+        better = alive & ((score < state.best_score) | torch.isneginf(score))
+        state.best_score[better] = score[better]
+        state.best_theta[better] = state.theta[better]
+        state.best_fixed[better] = state.fixed[better]
+        state.best_step[better] = state.step
+        peaks = [spec.train.lr for spec in training.specs]
+        rates = torch.tensor(peaks, device=alive.device, dtype=torch.float64) * self._lr_factor()
+        row = torch.stack([train_nll, val_nll, state.grad_norm[:, 0].double(), rates], 1)
+        position = training.evaluation_steps().index(state.step)
+        state.curves[:, position] = torch.where(alive[:, None], row, math.nan)
+        snapshot_steps = training.snapshot_steps()
+        if state.step in snapshot_steps and training.lead.record.samples:
+            with torch.no_grad():
+                state.snapshots[:, snapshot_steps.index(state.step)] = now.forward(training.snapshot_base())[0]
+
+    def _scores(self, train_nll: Tensor, val_nll: Tensor) -> Tensor:
+        """What each member keeps its weights by, the lower the better: −∞, always better, for `select` "last"."""
+        by_select = {"train": train_nll, "val": val_nll, "last": torch.full_like(val_nll, -math.inf)}
+        return torch.stack([by_select[spec.train.select][e] for e, spec in enumerate(self.training.specs)])
 
 
-def outcome(state: State, flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, History]:
+def _or_none(steps: Tensor) -> list[int | None]:
+    return [None if step == ALIVE else step for step in steps.tolist()]
+
+
+def finish(training: Training, state: State) -> tuple[FlowStack, History]:
     """The kept weights of a training, and what was seen on the way; every number in nats per point.
 
     Kept are, per member, the weights with the lowest validation or training NLL among the evaluations before it
     diverged (`select` "val" or "train"), or the last ones. The training NLL is that of the first points, as many as
     there are validation points.
     """
-    steps, snapshot_steps = evaluation_steps(recipe)
     curves = dict(zip(CURVES, state.curves.unbind(2), strict=True))
-    lost = {k: [s if s >= 0 else None for s in getattr(state, k).tolist()] for k in ("diverged_at", "diverged_in")}
     history = History(
-        steps=steps, **curves,
-        best_step=state.best_step.tolist(), **lost,
-        base=snapshot_base(flow, data, recipe), snapshots=state.snapshots, snapshot_steps=snapshot_steps,
-    )  # fmt: skip
-    return flow.with_rows(state.best_theta, state.best_fixed), history
+        steps=training.evaluation_steps(),
+        **curves,
+        best_step=state.best_step.tolist(),
+        diverged_at=_or_none(state.diverged_at),
+        diverged_in=_or_none(state.diverged_in),
+        base=training.snapshot_base(),
+        snapshots=state.snapshots,
+        snapshot_steps=training.snapshot_steps(),
+    )
+    return training.fresh.with_rows(state.best_theta, state.best_fixed), history
 
 
-def fit(flow: FlowStack, data: Batches, recipe: Recipe) -> tuple[FlowStack, History]:
-    """Train a stack from its first step to its last: :func:`begin`, :func:`advance`, :func:`outcome`.
-
-    Parameters
-    ----------
-    flow
-        The initial stack; its matrices are not changed.
-    data
-        Training and validation points, on the device and in the dtype of the flow.
-    recipe
-        Steps, batch size, learning rates, clipping, evaluations.
-    """
-    state = begin(flow, data, recipe)
-    advance(state, flow, data, recipe, until=recipe.steps)
-    return outcome(state, flow, data, recipe)
+def fit(training: Training) -> tuple[FlowStack, History]:
+    """Train a stack from its first step to its last: :func:`begin`, :func:`advance`, :func:`finish`."""
+    state = begin(training)
+    advance(training, state, until=training.lead.train.steps)
+    return finish(training, state)

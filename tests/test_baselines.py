@@ -15,9 +15,8 @@ from fake_sweep import centre, write_sweep
 from sklearn.mixture import GaussianMixture
 
 from nfexp import baselines, report, stats, table
-from nfexp.data import make_target
+from nfexp.data import load, make_target
 from nfexp.report.contents import interval
-from nfexp.score import draws
 from nfexp.spec import Data, from_mapping
 from nfexp.table.baselines import COLUMNS, MODELS, data_key, load_baselines
 
@@ -114,8 +113,9 @@ def test_the_draws_are_those_of_the_runs(make_spec, monkeypatch, name):
     fit, seen = baselines.fit, []
     monkeypatch.setattr(baselines, "fit", lambda x, *how: seen.append(x) or fit(x, *how))
     (row,) = baselines.fit_draws(spec.data, 7, ["gaussian"])
-    test, log_p = draws(spec, "test")
-    assert np.array_equal(seen[0], draws(spec, "train")[0].numpy())
+    dataset = load(spec)
+    test, log_p = dataset.test, dataset.true_log_prob()
+    assert np.array_equal(seen[0], dataset.train.numpy())
     kl = log_p - torch.from_numpy(fit(seen[0], "gaussian", 7).log_prob(test.numpy()))
     assert row["true_nll"] == pytest.approx(-log_p.mean().item(), abs=1e-12)
     assert row["kl"] == pytest.approx(kl.mean().item(), abs=1e-12)

@@ -11,8 +11,8 @@ from scipy import stats
 from scipy.special import logsumexp
 from sklearn.datasets import make_circles, make_moons
 
-from nfexp import data
-from nfexp.data import TARGET_NAMES, make_target
+from nfexp.data import densities as data
+from nfexp.data.densities import TARGET_NAMES, make_target
 
 DEFAULT_NOISE = {
     "moons": 0.05,
@@ -401,7 +401,7 @@ def test_letters_are_upright():
 
 # -- errors
 
-NAME, NOISE = "data.name: expected one of moons circles ", "data.noise: expected a finite number > 0; got "
+NAME, NOISE = "data.name: expected one of moons, circles, ", "data.noise: expected a finite number > 0; got "
 TEXT = "data.text: expected 1 to 40 printable characters with ink, all in DejaVu Sans Bold; got "
 ERRORS = {
     "name": (("ring", 0.1), NAME),

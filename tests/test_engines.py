@@ -20,10 +20,10 @@ import pytest
 from test_work import patched
 
 from nfexp import engines, load_runs
+from nfexp.checkpoint import CHECKPOINT
 from nfexp.engines import slurm
 from nfexp.engines.slurm import Slurm, resources
 from nfexp.record import outcome
-from nfexp.run import CHECKPOINT
 from nfexp.spec import SpecError
 from nfexp.work import Job, work
 from nfexp.work.pool import Pool

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import faults
 from nfexp import run
+from nfexp.checkpoint import CHECKPOINT, Checkpoint
 from nfexp.record import outcome
 from nfexp.work import Job, work
 
@@ -64,8 +65,11 @@ def test_a_sweep_whose_folder_is_gone_is_not_begun_anew(make_spec, tmp_path, mon
 def test_a_checkpoint_that_breaks_a_run_is_left_behind(make_spec, tmp_path, monkeypatch, caplog):
     job = Job(spec=make_spec(**QUICK), folder=str(tmp_path / "0"))
     (tmp_path / "0").mkdir()
-    (tmp_path / "0" / run.CHECKPOINT).write_bytes(b"")
-    monkeypatch.setattr(run, "_read_checkpoint", lambda place, tag: (1, 0.0, {}) if (place / run.CHECKPOINT).exists()
-                        else (0, 0.0, {}))  # fmt: skip
+    (tmp_path / "0" / CHECKPOINT).write_bytes(b"")
+
+    def broken_while_it_is_there(folder, tag):
+        return Checkpoint(step=1) if (folder / CHECKPOINT).exists() else Checkpoint()
+
+    monkeypatch.setattr(run, "read_checkpoint", broken_while_it_is_there)
     work([job])
     assert outcome(job.folder).status == "completed" and "it is begun again" in caplog.text

@@ -12,17 +12,19 @@ from torch import nn
 from torch.distributions import AffineTransform, Independent, Normal
 from torch.distributions import Transform as TorchTransform
 
-from nfexp.flow import FlowStack, from_state
-from nfexp.init import build, draw_mask, initialise_actnorm
-from nfexp.layers import Architecture
-from nfexp.nn import ACTIVATIONS, base_log_prob, base_sample, stream
+from nfexp.flows.bases import base_log_prob, base_sample
+from nfexp.flows.layers import Batch, draw_mask
+from nfexp.flows.nn import ACTIVATIONS
+from nfexp.flows.stack import FlowStack, build, from_state, initialise_actnorm
+from nfexp.spec import Flow
+from nfexp.streams import stream
 
-PLAIN = Architecture(
-    dim=2,
+PLAIN = Flow(
     n_flows=4,
     hidden_depth=2,
     hidden_width=8,
     activation="relu",
+    mask="alternating",
     coupling="affine",
     conditioner="separate",
     scale="learned",
@@ -53,11 +55,11 @@ VARIANTS = {
 MASKS = ("alternating", "fixed", "random", "once", "half")
 
 
-def random_flow(n_members=2, *, masks=None, seed=0, **changes) -> FlowStack:
+def random_flow(n_members=2, *, masks=None, seed=0, dim=2, **changes) -> FlowStack:
     """A float64 stack whose every number is away from its initial value."""
     arch = dataclasses.replace(PLAIN, **changes)
     g = torch.Generator().manual_seed(seed)
-    data = torch.randn(n_members, 50, arch.dim, generator=g, dtype=torch.float64) * 1.5 + 0.5
+    data = torch.randn(n_members, 50, dim, generator=g, dtype=torch.float64) * 1.5 + 0.5
     masks = masks or [MASKS[e % len(MASKS)] for e in range(n_members)]
     flow = build(arch, masks=masks, seeds=[seed + e for e in range(n_members)], data=data)
     flow.theta.add_(0.3 * torch.randn(flow.theta.shape, generator=g, dtype=torch.float64))
@@ -69,7 +71,7 @@ def random_flow(n_members=2, *, masks=None, seed=0, **changes) -> FlowStack:
 
 def points(flow: FlowStack, n: int, seed: int = 1) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(flow.n_members, n, flow.arch.dim, generator=g, dtype=torch.float64)
+    return torch.randn(flow.n_members, n, flow.dim, generator=g, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -93,7 +95,7 @@ def test_log_det_equals_autodiff(changes):
 def test_gradients_equal_finite_differences(changes):
     flow = random_flow(2, **{"hidden_width": 4, "n_flows": 2, "norm_every": 1} | changes)
     x = points(flow, 3).requires_grad_()
-    batch = {} if flow.arch.norm == "batchnorm" else None
+    batch = Batch() if flow.flow.norm == "batchnorm" else None
     log_prob = lambda theta, x: flow.with_rows(theta, flow.fixed).log_prob(x, batch=batch)  # noqa: E731
     assert torch.autograd.gradcheck(log_prob, (flow.theta.requires_grad_(), x))
 
@@ -174,12 +176,13 @@ def test_training_statistics_of_batchnorm_standardise_and_update():
     for name, value in flow.learned_layout.views(flow.theta).items():
         if name.startswith("norm."):
             value.zero_()
-    batch: dict[str, torch.Tensor] = {}
+    batch = Batch()
     z, _ = flow.inverse(points(flow, 400) * 3, batch=batch)
     torch.testing.assert_close(z.mean(1), torch.zeros(2, 2, dtype=torch.float64), rtol=0, atol=1e-9)
     torch.testing.assert_close(z.var(1, correction=0), torch.ones(2, 2, dtype=torch.float64), rtol=1e-3, atol=0)
     before = flow.fixed_layout.views(flow.fixed)["norm.0.mean"]
-    assert set(batch) == {"norm.0.mean", "norm.0.var"} and not torch.equal(batch["norm.0.mean"], before)
+    assert set(batch.updates) == {"norm.0.mean", "norm.0.var"}
+    assert not torch.equal(batch.updates["norm.0.mean"], before)
 
 
 def test_actnorm_starts_standardised():
@@ -219,8 +222,8 @@ def test_a_random_start_draws_the_last_layer_as_the_others():
 @pytest.mark.parametrize("dim, activation, slope", [(2, "relu", 1), (2, "silu", 3), (6, "relu", 1)])
 def test_a_spread_start_bends_all_over_the_data(dim, activation, slope):
     data = torch.randn(1, 50, dim, dtype=torch.float64)
-    arch = dataclasses.replace(PLAIN, dim=dim, init="spread", hidden_width=500, activation=activation)
-    p = build(arch, masks=["alternating"], seeds=[0], data=data).params()
+    arch = dataclasses.replace(PLAIN, init="spread", hidden_width=500, activation=activation)
+    p = build(arch, masks=["alternating"], seeds=[0], data=data).tensors()
     passed = p["coupling.1.mask"][0, 0].bool()
     w, b = p["coupling.1.net.0.weight"][0][:, passed], p["coupling.1.net.0.bias"][0]  # (G, d, H), (G, 1, H)
     largest = slope / math.sqrt(passed.sum())
@@ -235,7 +238,7 @@ def test_a_spread_start_follows_raw_data():
     data = 5 + 10 * torch.randn(1, 400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     arch = dataclasses.replace(PLAIN, init="spread", hidden_width=500)
     raw, scaled = (
-        build(dataclasses.replace(arch, standardise=s), masks=["fixed"], seeds=[0], data=data).params()
+        build(dataclasses.replace(arch, standardise=s), masks=["fixed"], seeds=[0], data=data).tensors()
         for s in ("none", "moments")
     )
     x = data[0, :, :1]
@@ -249,7 +252,7 @@ def test_a_spread_start_follows_raw_data():
 
 def test_an_unbounded_scale_is_the_output_of_its_network():
     flow = random_flow(1, masks=["half"], scale="exp", n_flows=1)
-    x, p = points(flow, 9), flow.params()
+    x, p = points(flow, 9), flow.tensors()
     mean, sd, mask = p["standardise.mean"], p["standardise.var"].sqrt(), p["coupling.0.mask"][0]
     y = (x[0] - mean[0]) / sd[0]
     h = (y * mask).expand(2, -1, -1)  # both networks
@@ -275,12 +278,12 @@ def test_first_nonfinite_names_the_layer():
 def test_state_round_trip_and_its_errors():
     flow = random_flow(3, norm="batchnorm")
     state = flow.state(1)
-    again = from_state(flow.arch, state)
+    again = from_state(flow.flow, flow.dim, state)
     torch.testing.assert_close(again.log_prob(points(flow, 5)[1:2]), flow.log_prob(points(flow, 5))[1:2])
     with pytest.raises(ValueError, match=r"expected coupling\.0\.mask of shape .*; got nothing"):
-        from_state(flow.arch, {k: v for k, v in state.items() if k != "coupling.0.mask"})
+        from_state(flow.flow, flow.dim, {k: v for k, v in state.items() if k != "coupling.0.mask"})
     with pytest.raises(ValueError, match="unknown one, extra"):
-        from_state(flow.arch, state | {"extra": torch.zeros(1)})
+        from_state(flow.flow, flow.dim, state | {"extra": torch.zeros(1)})
 
 
 def test_n_parameters_counts_what_the_mask_lets_act():
@@ -302,7 +305,7 @@ def linear(weight, bias, like: nn.Linear) -> nn.Linear:
 @pytest.mark.parametrize("kind", ["learned", "soft"])
 def test_log_prob_equals_zuko_with_the_same_weights(kind):
     flow = random_flow(1, masks=["alternating"], conditioner="shared", n_flows=3, scale=kind).member(0)
-    p = {k: v[0] for k, v in flow.params().items()}
+    p = {k: v[0] for k, v in flow.tensors().items()}
 
     def bounded(scale):
         def univariate(raw_s, t) -> TorchTransform:
@@ -340,7 +343,7 @@ def test_log_prob_equals_zuko_with_the_same_weights(kind):
 
 def test_log_prob_equals_normflows_with_the_same_weights():
     flow = random_flow(1, masks=["alternating"], n_flows=4).member(0)
-    p = {k: v[0] for k, v in flow.params().items()}
+    p = {k: v[0] for k, v in flow.tensors().items()}
 
     class Net(nn.Module):
         def __init__(self, i: int, g: int, scale: torch.Tensor | None):

@@ -15,7 +15,8 @@ from benchmarks.reproduction.page import refreshed
 from benchmarks.reproduction.taking import take, truth
 from nfexp import load_runs
 from nfexp.claims import CLAIMS
-from nfexp.score import draws, target_of
+from nfexp.data import density_of
+from nfexp.data import load as load_dataset
 from nfexp.spec import flatten
 
 
@@ -78,13 +79,13 @@ def test_the_truth_of_a_split_is_of_the_points_that_its_nll_is_of():
     runs = pd.DataFrame([flatten(spec)] * 2)
     for split in ("train", "val"):
         (row,) = truth(runs, split).to_dict("records")
-        x = draws(spec, split)[0][:20]
-        assert row["true_nll"] == pytest.approx(-float(target_of(spec).log_prob(x).mean()))
+        x = getattr(load_dataset(spec), split)[:20]
+        assert row["true_nll"] == pytest.approx(-float(density_of(spec.data).log_prob(x).mean()))
 
 
 def test_the_worst_points_are_named_and_what_is_left_without_them(monkeypatch):
     own = small_spec(data__n_test=1000)
-    x, log_p = draws(own, "test")
+    x, log_p = load_dataset(own).test, load_dataset(own).true_log_prob()
     loss = torch.full((1000,), 0.25)
     loss[[7, 500]] = torch.tensor([4000.0, 90.0])
 

@@ -8,26 +8,26 @@ import pytest
 import torch
 from scipy.stats import ks_2samp, wasserstein_distance
 
-from nfexp.data import make_target
-from nfexp.init import build
-from nfexp.layers import Architecture
-from nfexp.nn import stream
+from nfexp.data import load, make_target
+from nfexp.flows.layers import Batch
+from nfexp.flows.stack import build
 from nfexp.run import run_stack
-from nfexp.score import DIRECTIONS, _batch_gap, _sample_metrics, _slices, _walk_metrics, draws
+from nfexp.score import DIRECTIONS, _batch_gaps, _sample_metrics, _slices, _walk_metrics
+from nfexp.streams import stream
 
 
 def standard_normal(spec, **changes):
     """A flow that is its base, the standard normal, in float64."""
     spec = dataclasses.replace(spec, flow=dataclasses.replace(spec.flow, standardise="none", **changes))
-    x = draws(spec, "train")[0][None]
-    return spec, build(Architecture.of(spec), masks=[spec.flow.mask], seeds=[spec.seed], data=x)
+    x = load(spec).train[None]
+    return spec, build(spec.flow, masks=[spec.flow.mask], seeds=[spec.seed], data=x)
 
 
 @pytest.mark.parametrize("wider", [1.0, 2.0, 0.5])
 def test_coverage_of_a_normal_flow_has_a_closed_form(make_spec, wider):
     spec, flow = standard_normal(make_spec())
     x = wider * torch.randn(1, 40_000, 2, generator=stream(0, "x"), dtype=torch.float64)
-    found = _sample_metrics([spec], flow, flow.log_prob(x))[0]
+    found = _sample_metrics([spec], [load(spec)], flow, flow.log_prob(x))[0]
     # the region of mass m is |x|² < −2 log(1 − m), and |x / wider|² is chi-squared with 2 degrees of freedom
     for mass in (50, 90):
         expected = 1 - (1 - mass / 100) ** (1 / wider**2)
@@ -39,7 +39,7 @@ def test_coverage_of_a_normal_flow_has_a_closed_form(make_spec, wider):
 
 def test_sliced_distances_are_means_of_wasserstein_distances(make_spec):
     spec, flow = standard_normal(make_spec())
-    found = _sample_metrics([spec], flow, torch.zeros(1, 10))[0]
+    found = _sample_metrics([spec], [load(spec)], flow, torch.zeros(1, 10))[0]
     target = make_target("moons", noise=spec.data.noise)
     normal, other = (np.random.default_rng(seed).standard_normal((2000, 2)) for seed in (0, 1))
     angles = np.arange(DIRECTIONS) * math.pi / DIRECTIONS
@@ -73,15 +73,15 @@ def test_couplings_move_what_their_mask_says(make_spec):
 
 def test_batch_gap_is_nothing_where_the_running_statistics_are_the_batch(make_spec):
     spec, flow = standard_normal(make_spec(), norm="batchnorm", norm_every=1)
-    x = draws(spec, "train")[0][None, :32]
-    assert _batch_gap([spec], flow)[0] < -0.01  # its own statistics suit a batch better
+    x = load(spec).train[None, :32]
+    assert _batch_gaps([spec], [load(spec)], flow)[0] < -0.01  # its own statistics suit a batch better
     for _ in range(400):  # the running statistics come ever closer
-        batch: dict[str, torch.Tensor] = {}
+        batch = Batch()
         flow.log_prob(x, batch=batch)
-        for name, value in batch.items():
+        for name, value in batch.updates.items():
             flow.fixed_layout.blocks(flow.fixed)[name].copy_(value)
-    assert _batch_gap([spec], flow)[0] == pytest.approx(0, abs=1e-9)
-    assert _batch_gap([spec], standard_normal(make_spec())[1]) == [None]
+    assert _batch_gaps([spec], [load(spec)], flow)[0] == pytest.approx(0, abs=1e-9)
+    assert _batch_gaps([spec], [load(spec)], standard_normal(make_spec())[1]) == [None]
 
 
 def test_a_diverged_run_names_the_layer(make_spec):

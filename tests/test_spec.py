@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
 from nfexp import spec as specs
-from nfexp.data import TARGET_NAMES
-from nfexp.nn import ACTIVATIONS
+from nfexp.cli import conf_dir
+from nfexp.data.densities import TARGET_NAMES
+from nfexp.flows.bases import BASES
+from nfexp.flows.nn import ACTIVATIONS
 
 BAD = {
     "unknown key": ({"flow.n_layers": 3}, "flow.n_layers: expected one of the keys n_flows, .*; got an unknown key"),
@@ -23,7 +26,6 @@ BAD = {
     "noise not a number": ({"data.noise": float("nan")}, "data.noise: expected a number > 0 .*; got nan"),
     "infinite rate": ({"train.lr": float("inf")}, "train.lr: expected a number > 0 .*; got inf"),
     "one sample": ({"data.n_samples": 1}, "data.n_samples: expected an integer >= 2 .*; got 1"),
-    "unknown target": ({"data.name": "moon"}, "data.name: expected one of moons, circles, .*; got 'moon'"),
     "unknown activation": ({"flow.activation": "gelu"}, "flow.activation: expected one of relu, .*; got 'gelu'"),
     "unknown mask": ({"flow.mask": "checker"}, "flow.mask: expected one of alternating, .*; got 'checker'"),
     "unknown scale": ({"flow.scale": "sigmoid"}, "flow.scale: expected one of learned, tanh, soft, exp; got 'sigmoid'"),
@@ -101,4 +103,6 @@ def test_full_batches_stack_by_sample_count(make_spec):
 def test_choices_name_what_exists():
     choices = {f.name: f.metadata["choices"] for f in fields(specs.Flow) if "choices" in f.metadata}
     assert tuple(ACTIVATIONS) == choices["activation"]
-    assert specs.TARGETS == TARGET_NAMES
+    assert tuple(BASES) == choices["base"]
+    options = {path.stem for path in (Path(conf_dir()) / "data").glob("*.yaml")}
+    assert options == set(TARGET_NAMES)

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from nfexp import run, score
-from nfexp.flow import from_state
-from nfexp.init import build
-from nfexp.layers import Architecture
-from nfexp.nn import stream
-from nfexp.run import CHECKPOINT, Interrupted, run_stack
-from nfexp.score import draws
-from nfexp.spec import SpecError, flatten, member_bytes
-from nfexp.train import Batches, Order, Recipe, advance, fit, log_spaced, lr_factor, mean_nll
+from nfexp.checkpoint import CHECKPOINT
+from nfexp.data import load
+from nfexp.flows.cost import member_bytes
+from nfexp.flows.stack import from_state
+from nfexp.run import Interrupted, prepare_runs, run_stack
+from nfexp.spec import SpecError, flatten
+from nfexp.streams import stream
+from nfexp.train import Order, advance, fit, log_spaced, lr_factor, mean_nll
 
 
 def metrics(spec, **kwargs):
@@ -112,15 +112,15 @@ def test_selection_keeps_what_it_says(make_spec):
 def test_kept_weights_give_the_recorded_numbers(make_spec):
     spec = make_spec(train__schedule="constant")
     result = run_stack([spec])[0]
-    flow = from_state(Architecture.of(spec), result.state)
+    flow = from_state(spec.flow, 2, result.state)
     for split in ("val", "test"):
-        x = draws(spec, split)[0].float()[None]
+        x = getattr(load(spec), split).float()[None]
         assert mean_nll(flow, x).item() == pytest.approx(result.metrics[f"{split}_nll"], abs=1e-5)
 
 
 def test_padding_and_chunks_do_not_change_the_mean(make_spec):
     flow = run_stack([make_spec()])[0]
-    flow = from_state(Architecture.of(make_spec()), flow.state)
+    flow = from_state(make_spec().flow, 2, flow.state)
     x = torch.randn(1, 90, 2, generator=stream(0, "x"))
     padded = torch.cat([x, torch.full((1, 33, 2), math.nan)], 1)
     assert mean_nll(flow, padded, chunk=7).item() == pytest.approx(mean_nll(flow, x).item(), abs=1e-6)
@@ -138,9 +138,9 @@ def test_batches_are_passes_without_replacement():
 def test_splits_are_fresh_and_paired_over_architectures(make_spec):
     a, b = make_spec(), make_spec(flow__n_flows=1, train__lr=1e-4)
     for split in ("train", "val", "test"):
-        assert torch.equal(draws(a, split)[0], draws(b, split)[0])
-    assert not torch.equal(draws(a, "train")[0][:50], draws(a, "val")[0][:50])
-    assert not torch.equal(draws(a, "train")[0], draws(make_spec(seed=1), "train")[0])
+        assert torch.equal(getattr(load(a), split), getattr(load(b), split))
+    assert not torch.equal(load(a).train[:50], load(a).val[:50])
+    assert not torch.equal(load(a).train, load(make_spec(seed=1)).train)
 
 
 def test_schedules():
@@ -163,16 +163,12 @@ def test_an_absent_device_is_said(make_spec, monkeypatch):
 
 
 def test_fit_leaves_its_input_alone(make_spec):
-    x = torch.randn(1, 50, 2, generator=stream(0, "x"))
-    flow = build(Architecture.of(make_spec()), masks=["alternating"], seeds=[0], data=x)
-    before = flow.theta.clone()
-    recipe = Recipe(
-        steps=3, batch_points=10, schedule="constant", warmup=0, lr=[1e-3], grad_clip=[math.inf], weight_decay=[0.0],
-        select=["last"], n_evals=3, n_snapshots=3, snapshot_points=4,
-    )  # fmt: skip
-    kept, history = fit(flow, Batches(train=x, val=x, sizes=[50], seeds=[0]), recipe)
-    assert torch.equal(flow.theta, before) and not torch.equal(kept.theta, before)
-    assert history.snapshots.shape == (1, 3, 4, 2) and history.steps == [1, 2, 3]
+    training = prepare_runs([make_spec(train__steps=3, train__n_evals=3, train__warmup=0, record__samples=4)])
+    before = training.fresh.theta.clone()
+    kept, history = fit(training)
+    assert torch.equal(training.fresh.theta, before) and not torch.equal(kept.theta, before)
+    assert history.steps == [1, 2, 3] == history.snapshot_steps
+    assert history.snapshots.shape == (1, 3, 4, 2)
 
 
 @pytest.mark.parametrize("norm", ["none", "batchnorm"])

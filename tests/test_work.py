@@ -24,8 +24,9 @@ from hydra_plugins.nfexp.compose import Composer
 from nfexp import load_runs, run
 from nfexp import work as work_module
 from nfexp.cli import conf_dir
+from nfexp.flows.cost import member_bytes
 from nfexp.record import outcome
-from nfexp.spec import member_bytes, stack_key
+from nfexp.spec import stack_key
 from nfexp.work import HOLDER, Job, following, leader, stopping, train, work
 from nfexp.work.planning import Machine, budget, plan
 from nfexp.work.pool import Pool

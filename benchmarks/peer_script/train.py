@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from nfexp.data import make_target
-from nfexp.nn import stream
+from nfexp.streams import stream
 
 
 def build(n_flows: int, hidden: list[int]) -> nf.NormalizingFlow:

@@ -223,15 +223,12 @@ def original_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cen
 
 def layer_name(run: pd.Series) -> str:
     """Where a run diverged: the name of the layer on the way from data to base."""
-    import torch
+    from nfexp.flows.stack import without_numbers
+    from nfexp.spec import Flow
 
-    from nfexp.flow import FlowStack
-    from nfexp.layers import Architecture
-
-    shape = {f.name: run[f"flow.{f.name}"] for f in fields(Architecture) if f.name != "dim"}
+    shape = {f.name: run[f"flow.{f.name}"] for f in fields(Flow)}
     shape = {k: v if isinstance(v, str) else int(v) for k, v in shape.items()}
-    flow = FlowStack(Architecture(dim=2, **shape), torch.empty(1, 0), torch.empty(1, 0))
-    return flow.layer_name(int(run["diverged_layer"]))
+    return without_numbers(Flow(**shape), dim=2).layer_name(int(run["diverged_layer"]))
 
 
 def blog_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:

@@ -13,9 +13,9 @@ import pandas as pd
 
 from benchmarks.cases import make_spec
 from benchmarks.reproduction import CENTRES, DATA, DRAWS, PICTURES, STUDIES, TRUTHS
+from nfexp.data import density_of, load
 from nfexp.figures import draw_all
 from nfexp.files import replacing
-from nfexp.score import draws, target_of
 from nfexp.table import ReportError, collect, load_arrays, write_csv
 from nfexp.table.baselines import BASELINES, load_baselines
 
@@ -79,6 +79,6 @@ def truth(runs: pd.DataFrame, split: str) -> pd.DataFrame:
     for key, own in runs.groupby([*DRAWS]):
         (name, noise, n, seed), shown = key, int(own["data.n_val"].iloc[0])
         spec = make_spec(data__name=name, data__noise=noise, data__n_samples=int(n), data__n_val=shown, seed=int(seed))
-        x = draws(spec, split)[0][:shown]
-        rows.append(dict(zip(DRAWS, key, strict=True)) | {"true_nll": -float(target_of(spec).log_prob(x).mean())})
+        x = getattr(load(spec), split)[:shown]
+        rows.append(dict(zip(DRAWS, key, strict=True)) | {"true_nll": -float(density_of(spec.data).log_prob(x).mean())})
     return pd.DataFrame(rows)

@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 from benchmarks.tables import columns
+from nfexp.data import load
 from nfexp.record import load_flow
-from nfexp.score import draws
 
 TOP = 20
 
@@ -21,7 +21,8 @@ def worst(run: str | os.PathLike[str]) -> str:
     KL over all points that lose less.
     """
     flow = load_flow(run)
-    x, log_p = draws(flow.spec, "test")
+    dataset = load(flow.spec)
+    x, log_p = dataset.test, dataset.true_log_prob()
     points = x.to(flow.stack.theta)
     with torch.no_grad():
         lost = log_p - flow.log_prob(points).double()

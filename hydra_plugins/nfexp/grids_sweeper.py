@@ -361,7 +361,8 @@ class GridsSweeper(Sweeper):
         return returns
 
     def _plan_text(self, step: Step, call: Callable[..., Any], dropped: str) -> str:
-        from nfexp.spec import batch_points, member_bytes, training_cost, training_flop
+        from nfexp.flows.cost import member_bytes, training_cost, training_flop
+        from nfexp.spec import batch_points
         from nfexp.work.planning import training_rate
 
         specs = [spec for k, spec in step.specs.items() if k not in step.finished]

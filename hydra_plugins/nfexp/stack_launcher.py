@@ -110,8 +110,9 @@ class StackLauncher(Launcher):
         return found, min(at_once, len(found)), room
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from nfexp.flows.cost import training_cost
         from nfexp.record import outcome
-        from nfexp.spec import SpecError, Words, run_id, training_cost
+        from nfexp.spec import SpecError, Words, run_id
         from nfexp.sweep import locked
         from nfexp.work import Job
 

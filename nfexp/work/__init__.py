@@ -151,6 +151,7 @@ def train(
         If a checkpoint cannot be written.
     """
     from nfexp import run
+    from nfexp.checkpoint import CHECKPOINT
 
     def stop() -> bool:
         check_there(root)
@@ -160,7 +161,7 @@ def train(
     pending = deque([list(range(len(specs)))])
     while pending:
         part = pending.popleft()
-        carried_on = [path for i in part if (path := Path(folders[i]) / run.CHECKPOINT).exists()]
+        carried_on = [path for i in part if (path := Path(folders[i]) / CHECKPOINT).exists()]
         try:
             how = {"folders": [Path(folders[i]) for i in part], "code": code_version(), "stop": stop}
             results, trouble = run.run_stack([specs[i] for i in part], **how), None
@@ -257,5 +258,6 @@ def check_all(specs: Sequence[Spec]) -> None:
     """Raise for the first run that could not be set up, before anything is trained or written."""
     from nfexp.run import check
 
-    for spec in {(s.data.name, s.data.noise, s.data.text, s.device): s for s in specs}.values():
+    distinct = {(s.data.name, s.data.noise, s.data.text, s.device): s for s in specs}
+    for spec in distinct.values():
         check(spec)

@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nfexp.spec import Spec, member_bytes, stack_key, training_cost
+from nfexp.flows.cost import member_bytes, training_cost
+from nfexp.spec import Spec, stack_key
 
 SHARE = 0.8  # of the memory that is free, unless a budget is given
 LARGEST = {"cpu": 32, "cuda": 512}  # runs per stack; beyond that a stack gains nothing
@@ -96,7 +97,7 @@ def plan(
 
 
 def training_rate(spec: Spec, workers: int) -> float:
-    """What this many workers together do of :func:`nfexp.spec.training_cost` in a second, by a short real training."""
+    """What so many workers together do of :func:`nfexp.flows.cost.training_cost` in a second, by a real training."""
     import torch
 
     from nfexp import run

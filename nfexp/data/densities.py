@@ -377,7 +377,7 @@ def make_target(name: str, *, noise: float, text: str | None = None) -> Target:
         (-1.5, 2.5, -1.75, 2.25)
     """
     if name not in _BUILDERS:
-        raise ValueError(f"data.name: expected one of {' '.join(TARGET_NAMES)}; got {name!r}")
+        raise ValueError(f"data.name: expected one of {', '.join(TARGET_NAMES)}; got {name!r}")
     number = isinstance(noise, int | float) and not isinstance(noise, bool)
     if not number or not math.isfinite(noise) or noise <= 0:
         raise ValueError(f"data.noise: expected a finite number > 0; got {noise!r}")

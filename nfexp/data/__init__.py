@@ -1,0 +1,77 @@
+"""What is learned: a `Dataset` of points in three splits, with their exact density where one is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import Tensor
+
+from nfexp.data.densities import Target, make_target
+from nfexp.spec import Data, Spec
+from nfexp.streams import stream
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """The points of one run, (N, *event_shape) in float64, data units, and what is known of where they come from.
+
+    Nothing that works with a dataset asks for more than its event shape, whether it has a `log_prob`, and its
+    `levels`. `density` can draw fresh points, too; `true_log_prob` gives its log-density at the test points (N,),
+    nats, or None. `levels` is the number of values of a pixel, None where points are not images.
+    """
+
+    event_shape: tuple[int, ...]
+    train: Tensor
+    val: Tensor
+    test: Tensor
+    density: Target | None = None
+    true_log_prob: Callable[[], Tensor | None] = lambda: None
+    levels: int | None = None
+
+    @property
+    def log_prob(self) -> Callable[[Tensor], Tensor] | None:
+        """The exact log-density, (N, *event_shape) to (N,), nats; None where it is not known."""
+        return None if self.density is None else self.density.log_prob
+
+
+def density_of(data: Data) -> Target:
+    """The target that points are drawn from.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, a noise that is too small or a text that cannot be drawn; the message names the key.
+    """
+    return make_target(data.name, noise=data.noise, text=data.text)
+
+
+@lru_cache(maxsize=1024)
+def _draw(name: str, noise: float, text: str | None, seed: int, split: str, n: int) -> Tensor:
+    target = make_target(name, noise=noise, text=text)
+    return target.sample(n, stream(seed, split))
+
+
+@lru_cache(maxsize=1024)
+def _log_prob_of_test(name: str, noise: float, text: str | None, seed: int, n: int) -> Tensor:
+    target = make_target(name, noise=noise, text=text)
+    return target.log_prob(_draw(name, noise, text, seed, "test", n))
+
+
+def load_data(data: Data, seed: int) -> Dataset:
+    """Fresh draws of a target for each split; the same for every run with this target, noise, size and seed."""
+    what = data.name, data.noise, data.text, seed
+    return Dataset(
+        event_shape=(Target.dim,),
+        train=_draw(*what, "train", data.n_samples),
+        val=_draw(*what, "val", data.n_val),
+        test=_draw(*what, "test", data.n_test),
+        density=density_of(data),
+        true_log_prob=lambda: _log_prob_of_test(*what, data.n_test),
+    )
+
+
+def load(spec: Spec) -> Dataset:
+    """The dataset of a run."""
+    return load_data(spec.data, spec.seed)

@@ -1,0 +1,399 @@
+"""The layers of a flow over E members: couplings with their derivative written out, and elementwise affine layers.
+
+`inverse` maps data to base (the direction of training), `forward` base to data; points are (E, D, N), and the
+log-det that comes with them is (E, N), (E, 1) or a number. A layer names the tensors it needs, and sets the first
+values of one member's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.autograd.function import once_differentiable
+
+from nfexp.flows.nn import mlp, mlp_shapes
+from nfexp.spec import Flow
+
+Tensors = Mapping[str, Tensor]
+Shapes = dict[str, dict[str, tuple[int, ...]]]  # block → the tensors in it; a block is (E, size) in a layer's hands
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Says that the points are a training batch; without one, layers use what they have stored.
+
+    Batch norm normalises by the batch's own statistics. With `initialise`, actnorm sets itself by them. What a layer
+    wants to be stored it leaves in `updates`, by the name of the block.
+    """
+
+    initialise: bool = False
+    updates: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """What one member's layers may know of its training points: mean and variance of each coordinate, (D,)."""
+
+    mean: Tensor
+    var: Tensor
+
+
+class Layer:
+    """A bijection with a name; without tensors of its own unless a subclass says so."""
+
+    def __init__(self, name: str, dim: int) -> None:
+        self.name = name
+        self.dim = dim
+
+    def learned_shapes(self) -> Shapes:
+        """The tensors that training changes."""
+        return {}
+
+    def fixed_shapes(self) -> Shapes:
+        """The tensors that training leaves alone, or that follow the batches."""
+        return {}
+
+    def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
+        """Set the first values of one member, in place; `own` holds its tensors, without the stack axis."""
+
+    def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _per_coordinate(self, *keys: str) -> Shapes:
+        """One block of one tensor (1, D) for each key."""
+        shapes: Shapes = {}
+        for key in keys:
+            name = f"{self.name}.{key}"
+            shapes[name] = {name: (1, self.dim)}
+        return shapes
+
+
+# --- Coupling layers -------------------------------------------------------------------------------------------------
+
+SOFT_BOUND = math.log(1000.0)  # of |s| where the scale is "soft": zuko's slope of 1e-3
+INITIAL_SCALE = 2.0  # exp(c): the largest |s| a fresh coupling with a learned scale can reach
+FIRST_REACH = 2.5  # of `init` "spread": how far from the centre units of the first layer bend, standard deviations
+FIRST_SLOPE = {"relu": 1.0, "leaky_relu": 1.0}  # the largest slope of such a unit; where σ bends smoothly:
+SMOOTH_SLOPE = 3.0  # the bend is as wide as the slope is gentle, and a gentle one blurs a sharp target
+
+
+def _identity(r: Tensor) -> Tensor:
+    return r
+
+
+def _identity_backward(grad: Tensor, y: Tensor) -> Tensor:
+    return grad
+
+
+def _soft(r: Tensor) -> Tensor:
+    return r / (1 + r.abs() / SOFT_BOUND)
+
+
+def _soft_backward(grad: Tensor, y: Tensor) -> Tensor:
+    # y = r / (1 + |r|/B) gives 1 + |r|/B = 1 / (1 - |y|/B), and dy/dr = (1 + |r|/B)^-2
+    return grad * (1 - y.abs() / SOFT_BOUND).square()
+
+
+Squash = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
+_TANH: Squash = (torch.tanh, torch.ops.aten.tanh_backward)
+SQUASH: dict[str, Squash] = {  # by `scale`: y = squash(r) of a network's output r; ∂L/∂r from (∂L/∂y, y)
+    "learned": _TANH,
+    "tanh": _TANH,
+    "soft": (_soft, _soft_backward),
+    "exp": (_identity, _identity_backward),
+}
+
+
+@dataclass(frozen=True)
+class LogScale:
+    """s = y ⊙ bound with y = squash(r); all (E, D, N) but the bound, (E, D, 1). s = 0 where a coordinate passes."""
+
+    s: Tensor
+    squashed: Tensor
+    bound: Tensor
+
+
+def _log_scale(scale: str, raw: Tensor, log_bound: Tensor | None, free: Tensor) -> LogScale:
+    """The log-scale s from a network's output `raw`; its bound is free ⊙ exp(c), or `free` without a learned c."""
+    squash, _ = SQUASH[scale]
+    squashed = squash(raw)
+    bound = free if log_bound is None else torch.exp(log_bound).unsqueeze(-1) * free
+    return LogScale(squashed * bound, squashed, bound)
+
+
+class _Affine(torch.autograd.Function):
+    """z = x ⊙ exp(s) + t with s as of :func:`_log_scale` and t = free ⊙ raw t; also Σ_d s_d. Differentiable once.
+
+    Shapes: x (E, D, N), raw (E, 2 D, N), c (E, D) or None, free (E, D, 1); to (E, D, N) and (E, N).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, raw: Tensor, log_bound: Tensor | None, free: Tensor, scale: str
+    ) -> tuple[Tensor, Tensor]:
+        raw_s, raw_t = raw.chunk(2, 1)
+        log_scale = _log_scale(scale, raw_s, log_bound, free)
+        gain = torch.exp(log_scale.s)
+        ctx.scale = scale
+        ctx.save_for_backward(x, log_scale.s, log_scale.squashed, gain, log_scale.bound, free)
+        return torch.addcmul(raw_t * free, x, gain), log_scale.s.sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_z: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+        x, s, squashed, gain, bound, free = ctx.saved_tensors
+        _, squash_backward = SQUASH[ctx.scale]
+        grad_x = grad_z * gain  # ∂z/∂x = exp(s)
+        grad_s = torch.addcmul(grad_log_det.unsqueeze(1), grad_x, x)  # ∂z/∂s = x exp(s), and the log-det is Σ s
+        grad_log_bound = None
+        if ctx.needs_input_grad[2]:
+            grad_log_bound = (grad_s * s).sum(2)  # s = exp(c) · …, so ∂s/∂c = s
+        grad_s.mul_(bound)
+        grad_raw = torch.cat([squash_backward(grad_s, squashed), grad_z * free], 1)
+        return grad_x, grad_raw, grad_log_bound, None, None
+
+
+class Coupling(Layer):
+    """A coupling layer: z = x ⊙ exp(s(b ⊙ x)) + t(b ⊙ x) where b = 0, z = x where b = 1.
+
+    s = exp(c) tanh(r) with a learned c per coordinate, or c = 0 ("tanh"), or r / (1 + |r| / 6.9), as in zuko ("soft"),
+    or r itself, unbounded ("exp"), for a network's output r; the additive layer (NICE) has s = 0. Source: Dinh,
+    Sohl-Dickstein, Bengio 2017, eq. 7-9.
+    """
+
+    def __init__(self, flow: Flow, index: int, dim: int) -> None:
+        super().__init__(f"coupling.{index}", dim)
+        self.flow = flow
+        self.heads = flow.heads
+        self.nets = flow.nets
+        self.learned_scale = self.heads == 2 and flow.scale == "learned"
+        self.widths = (dim, *[flow.hidden_width] * flow.hidden_depth, dim * self.heads // self.nets)
+
+    def learned_shapes(self) -> Shapes:
+        names = []
+        for i in range(len(self.widths) - 1):
+            names += [f"{self.name}.net.{i}.weight", f"{self.name}.net.{i}.bias"]
+        shapes: Shapes = {f"{self.name}.net": dict(zip(names, mlp_shapes(self.widths, self.nets), strict=True))}
+        if self.learned_scale:
+            shapes |= self._per_coordinate("log_scale")
+        return shapes
+
+    def fixed_shapes(self) -> Shapes:
+        return self._per_coordinate("mask")
+
+    def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
+        """Weights and biases uniform in ±1/√fan_in; the last layer zero unless `init` is "random".
+
+        A zero last layer makes every coupling start as the identity. The mask is set before.
+        """
+        depth = self.flow.hidden_depth
+        layers = depth + 1 if self.flow.init == "random" else depth
+        for i in range(layers):
+            weight = own[f"{self.name}.net.{i}.weight"]
+            bias = own[f"{self.name}.net.{i}.bias"]
+            largest = math.sqrt(weight.shape[1])
+            weight.copy_(_uniform(weight.shape, draws) / largest)
+            bias.copy_(_uniform(bias.shape, draws) / largest)
+        if self.learned_scale:
+            own[f"{self.name}.log_scale"].fill_(math.log(INITIAL_SCALE))
+
+    def spread_bends(self, own: Tensors, points: Points, draws: Generator) -> None:
+        """Draw the first layer anew so that each of its units, σ(wᵀ(x − k)), bends at a point k of its own.
+
+        k is uniform over ±2.5 standard deviations of the data; the usual biases bunch the bends near the centre. w is
+        uniform in ±slope/√(coordinates that pass), the slope 1 or, where σ bends smoothly, 3.
+        """
+        weight = own[f"{self.name}.net.0.weight"]
+        bias = own[f"{self.name}.net.0.bias"]
+        passed = own[f"{self.name}.mask"].T  # (D, 1)
+        centre: Tensor | float = 0.0
+        unit: Tensor | float = 1.0
+        if self.flow.standardise == "none":  # the coupling then sees the raw points
+            centre = points.mean[:, None]
+            unit = points.var.sqrt()[:, None]
+        slope = FIRST_SLOPE.get(self.flow.activation, SMOOTH_SLOPE) / math.sqrt(max(float(passed.sum()), 1.0))
+        weight.copy_(slope / unit * _uniform(weight.shape, draws))
+        bends = centre + unit * FIRST_REACH * _uniform(weight.shape, draws)
+        bias.copy_(-(passed * weight * bends).sum(1, keepdim=True))
+
+    def _conditioned(self, p: Tensors, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the networks say of b ⊙ x, (E, heads D, N), and 1 − b, the coordinates that move, (E, D, 1)."""
+        mask = p[f"{self.name}.mask"].unsqueeze(-1)
+        weights = p[f"{self.name}.net"]
+        raw = mlp(x * mask, weights, self.widths, nets=self.nets, activation=self.flow.activation)
+        return raw, 1 - mask
+
+    def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
+        raw, free = self._conditioned(p, x)
+        if self.heads == 1:
+            return torch.addcmul(x, raw, free), x.new_zeros(())
+        z, log_det = _Affine.apply(x, raw, p.get(f"{self.name}.log_scale"), free, self.flow.scale)
+        return z, log_det
+
+    def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
+        raw, free = self._conditioned(p, z)  # z and x agree where the networks look
+        if self.heads == 1:
+            return torch.addcmul(z, raw, free, value=-1), z.new_zeros(())
+        raw_s, raw_t = raw.chunk(2, 1)
+        s = _log_scale(self.flow.scale, raw_s, p.get(f"{self.name}.log_scale"), free).s
+        return (z - raw_t * free) * torch.exp(-s), -s.sum(1)
+
+    def dead_parameters(self, passed: int) -> int:
+        """Learned numbers that a mask passing so many coordinates keeps from acting: inputs and outputs of zero."""
+        dead_inputs = self.nets * self.flow.hidden_width * (self.dim - passed)
+        dead_outputs = passed * self.heads * (self.flow.hidden_width + 1)
+        dead_scales = passed if self.learned_scale else 0
+        return dead_inputs + dead_outputs + dead_scales
+
+
+def _uniform(shape: tuple[int, ...], draws: Generator) -> Tensor:
+    """Uniform in ±1, float64."""
+    return 2 * torch.rand(tuple(shape), generator=draws, dtype=torch.float64) - 1
+
+
+def draw_mask(schedule: str, n_flows: int, dim: int, generator: Generator) -> Tensor:
+    """Masks of all coupling layers in data → base order; 1 marks a coordinate that passes unchanged.
+
+    `alternating` even and odd coordinates in turn; `fixed` the same every time; `once` switches one time half-way;
+    `random` a random half per layer; `half` first and second half in turn.
+
+    Returns shape (n_flows, dim), float64.
+
+    >>> draw_mask("once", 4, 2, torch.Generator())[:, 0].tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    coordinate = torch.arange(dim)
+    layer = torch.arange(n_flows)
+    if schedule == "random":
+        orders = [torch.randperm(dim, generator=generator) for _ in range(n_flows)]
+        return (torch.stack(orders) < dim // 2).double()
+    first = coordinate % 2 == 0
+    if schedule == "half":
+        first = coordinate < dim // 2
+    flipped = {
+        "fixed": torch.zeros(n_flows, dtype=torch.bool),
+        "once": layer >= (n_flows + 1) // 2,
+        "alternating": layer % 2 == 1,
+        "half": layer % 2 == 1,
+    }[schedule]
+    return (first ^ flipped[:, None]).double()
+
+
+# --- Elementwise affine layers ---------------------------------------------------------------------------------------
+
+
+class Elementwise(Layer):
+    """z = (x − m) exp(l) + h, coordinate by coordinate; what m, l and h are, each subclass says."""
+
+    epsilon = 1e-5  # added to a variance before it divides
+
+    def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
+        """m, l and h; tensors are (E, D, 1)."""
+        raise NotImplementedError
+
+    def _own(self, p: Tensors, key: str) -> Tensor:
+        """A tensor of this layer as (E, D, 1)."""
+        return p[f"{self.name}.{key}"].unsqueeze(-1)
+
+    def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
+        m, log_gain, h = self._coefficients(p)
+        return (x - m) * torch.exp(log_gain) + h, log_gain.sum(1)
+
+    def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
+        m, log_gain, h = self._coefficients(p)
+        return (z - h) * torch.exp(-log_gain) + m, -log_gain.sum(1)
+
+
+class Standardise(Elementwise):
+    """z = (x − m) / σ by the moments of the training points, or the identity if `standardise` is "none"."""
+
+    def __init__(self, flow: Flow, dim: int) -> None:
+        super().__init__("standardise", dim)
+        self.by_moments = flow.standardise == "moments"
+
+    def fixed_shapes(self) -> Shapes:
+        return self._per_coordinate("mean", "var")
+
+    def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
+        own[f"{self.name}.var"].fill_(1.0)
+        if self.by_moments:
+            own[f"{self.name}.mean"].copy_(points.mean)
+            own[f"{self.name}.var"].copy_(points.var)
+
+    def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
+        return self._own(p, "mean"), -0.5 * torch.log(self._own(p, "var")), 0.0
+
+
+class ActNorm(Elementwise):
+    """z = x exp(γ) + h, both learned, set so that the first batch comes out standardised (Kingma, Dhariwal 2018)."""
+
+    def learned_shapes(self) -> Shapes:
+        return self._per_coordinate("log_gain", "shift")
+
+    def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
+        if batch is not None and batch.initialise:
+            log_gain = -0.5 * torch.log(x.var(2, correction=0) + self.epsilon)
+            from_batch = {
+                f"{self.name}.log_gain": log_gain,
+                f"{self.name}.shift": -x.mean(2) * torch.exp(log_gain),
+            }
+            batch.updates |= from_batch
+            p = {**p, **from_batch}
+        return super().inverse(p, x, batch)
+
+    def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
+        return 0.0, self._own(p, "log_gain"), self._own(p, "shift")
+
+
+class BatchNorm(Elementwise):
+    """z = (x − m) / √(v + ε) · exp(γ) + h with learned γ and h (Dinh et al. 2017, sec. 3.7).
+
+    m and v are those of the batch while training, and running averages of them otherwise.
+    """
+
+    momentum = 0.1  # share of a batch in the running averages
+
+    def learned_shapes(self) -> Shapes:
+        return self._per_coordinate("log_gain", "shift")
+
+    def fixed_shapes(self) -> Shapes:
+        return self._per_coordinate("mean", "var")
+
+    def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
+        own[f"{self.name}.var"].fill_(1.0)
+
+    def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
+        if batch is not None:
+            from_batch = {
+                f"{self.name}.mean": x.mean(2),
+                f"{self.name}.var": x.var(2, correction=0),
+            }
+            for name, value in from_batch.items():
+                batch.updates[name] = torch.lerp(p[name], value.detach(), self.momentum)
+            p = {**p, **from_batch}
+        return super().inverse(p, x, batch)
+
+    def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
+        log_gain = self._own(p, "log_gain") - 0.5 * torch.log(self._own(p, "var") + self.epsilon)
+        return self._own(p, "mean"), log_gain, self._own(p, "shift")
+
+
+class Diagonal(Elementwise):
+    """z = x exp(γ) with learned γ: the last layer of NICE, whose couplings cannot scale (Dinh et al. 2015)."""
+
+    def learned_shapes(self) -> Shapes:
+        return self._per_coordinate("log_gain")
+
+    def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
+        return 0.0, self._own(p, "log_gain"), 0.0
+
+
+NORMS: dict[str, type[Elementwise]] = {"actnorm": ActNorm, "batchnorm": BatchNorm}

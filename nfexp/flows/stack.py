@@ -1,0 +1,299 @@
+"""RealNVP over stacks: E flows of one architecture as one batched program.
+
+`forward` maps base to data, `inverse` maps data to base (the direction of training). The weights of a stack are one
+matrix `theta` of shape (E, P) and its fixed numbers (masks, standardisation, running statistics) one matrix `fixed`
+of shape (E, S): row e is member e, whole, so that selecting, freezing, clipping and copying members are row
+operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from nfexp.flows.bases import base_log_prob, base_sample
+from nfexp.flows.layers import NORMS, Batch, Coupling, Diagonal, Layer, Points, Shapes, Standardise, Tensors, draw_mask
+from nfexp.spec import Flow
+from nfexp.streams import stream
+
+
+class Layout:
+    """Where blocks of named tensors (E, …) lie in the columns of a matrix (E, P)."""
+
+    def __init__(self, blocks: Shapes) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of every tensor
+        self.sizes: dict[str, int] = {}  # of every block
+        for block, shapes in blocks.items():
+            self.shapes |= shapes
+            self.sizes[block] = sum(math.prod(shape) for shape in shapes.values())
+        self.width = sum(self.sizes.values())
+
+    def blocks(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Each block as (E, size): what the layers compute with."""
+        parts = torch.split(matrix, list(self.sizes.values()), dim=1)
+        return dict(zip(self.sizes, parts, strict=True))
+
+    def views(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Each named tensor as (E, …): what is initialised and stored."""
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        views = {}
+        for name, part in zip(self.shapes, torch.split(matrix, sizes, dim=1), strict=True):
+            views[name] = part.view(-1, *self.shapes[name])
+        return views
+
+
+@lru_cache(maxsize=64)
+def _architecture(flow: Flow, dim: int) -> tuple[list[Layer], Layout, Layout]:
+    """The layers in data → base order, and where their learned and their fixed tensors lie."""
+    layers: list[Layer] = [Standardise(flow, dim)]
+    for i in range(flow.n_flows):
+        layers.append(Coupling(flow, i, dim))
+        if flow.norm != "none" and (i + 1) % flow.norm_every == 0:
+            layers.append(NORMS[flow.norm](f"norm.{i}", dim))
+    if flow.coupling == "additive":
+        layers.append(Diagonal("diagonal", dim))
+    learned: Shapes = {}
+    fixed: Shapes = {}
+    for layer in layers:
+        learned |= layer.learned_shapes()
+        fixed |= layer.fixed_shapes()
+    return layers, Layout(learned), Layout(fixed)
+
+
+class FlowStack:
+    """E RealNVP flows of one architecture.
+
+    Parameters
+    ----------
+    flow
+        The shared architecture; its `mask` says nothing here, for masks are among the fixed numbers.
+    dim
+        D, the numbers in a point.
+    theta
+        Learned numbers, shape (E, P).
+    fixed
+        Masks, standardisation and running statistics, shape (E, S).
+
+    Examples
+    --------
+    >>> architecture = Flow(n_flows=4, hidden_depth=2, hidden_width=8, activation="relu", mask="alternating",
+    ...                     coupling="affine", conditioner="separate", scale="learned", init="identity",
+    ...                     standardise="moments", norm="none", norm_every=2, base="normal")
+    >>> stack = build(architecture, masks=["alternating", "fixed"], seeds=[0, 1], data=torch.randn(2, 100, 3))
+    >>> stack.log_prob(torch.zeros(2, 5, 3)).shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(self, flow: Flow, dim: int, theta: Tensor, fixed: Tensor) -> None:
+        self.flow = flow
+        self.dim = dim
+        self.theta = theta
+        self.fixed = fixed
+        self.layers, self.learned_layout, self.fixed_layout = _architecture(flow, dim)
+
+    @property
+    def n_members(self) -> int:
+        return self.theta.shape[0]
+
+    def with_rows(self, theta: Tensor, fixed: Tensor) -> FlowStack:
+        """The same architecture with other numbers."""
+        return FlowStack(self.flow, self.dim, theta, fixed)
+
+    def member(self, e: int) -> FlowStack:
+        """Member `e` as a stack of one."""
+        return self.with_rows(self.theta[e : e + 1], self.fixed[e : e + 1])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> FlowStack:
+        """The same flows with both matrices on this device and of this dtype."""
+        return self.with_rows(self.theta.to(device, dtype), self.fixed.to(device, dtype))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every named tensor, shape (E, …): views of the two matrices."""
+        return self.learned_layout.views(self.theta) | self.fixed_layout.views(self.fixed)
+
+    def _blocks(self) -> Tensors:
+        return self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
+
+    def _inverse_steps(self, x: Tensor, batch: Batch | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """From data (E, N, D) to base: the points (E, D, N) after each layer, and its log-det."""
+        p = self._blocks()
+        x = x.mT.contiguous()  # points along the last axis from here on
+        for layer in self.layers:
+            x, log_det = layer.inverse(p, x, batch)
+            yield x, log_det
+
+    def _forward_steps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """From base (E, N, D) to data, as :meth:`_inverse_steps`."""
+        p = self._blocks()
+        z = z.mT.contiguous()
+        for layer in reversed(self.layers):
+            z, log_det = layer.forward(p, z)
+            yield z, log_det
+
+    def inverse(self, x: Tensor, *, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
+        """Data to base: z and log|det ∂z/∂x|.
+
+        Shapes: (E, N, D) to (E, N, D) and (E, N). With a `batch` the points are one to train on, see
+        :class:`nfexp.flows.layers.Batch`.
+        """
+        z = x.mT
+        total = x.new_zeros(x.shape[:-1])
+        for z, log_det in self._inverse_steps(x, batch):  # noqa: B007 (the last z is what is asked for)
+            total = total + log_det
+        return z.mT, total
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Base to data: x and log|det ∂x/∂z|, shapes as in :meth:`inverse`."""
+        x = z.mT
+        total = z.new_zeros(z.shape[:-1])
+        for x, log_det in self._forward_steps(z):  # noqa: B007
+            total = total + log_det
+        return x.mT, total
+
+    def walk(self, z: Tensor) -> list[tuple[str, Tensor]]:
+        """The points after every layer on the way from base to data, with the layer's name.
+
+        Returns pairs of a name ("base", "coupling 5", …, "data") and points (E, N, D).
+        """
+        frames = [("base", z)]
+        for layer, (x, _) in zip(reversed(self.layers), self._forward_steps(z), strict=True):
+            first = layer is self.layers[0]  # the last one on this way
+            frames.append(("data" if first else layer.name.replace(".", " "), x.mT))
+        return frames
+
+    def first_nonfinite(self, x: Tensor, *, batch: Batch | None = None) -> Tensor:
+        """Which layer, on the way from data to base, first puts out a number that is not finite; its log-det counts.
+
+        Returns the position in `layers`, shape (E,), or their number where every layer's output is finite.
+        """
+        total = x.new_zeros(x.shape[:-1])
+        first = torch.full((len(x),), len(self.layers), device=x.device)
+        for i, (z, log_det) in enumerate(self._inverse_steps(x, batch)):
+            total = total + log_det
+            lost = ~(z.sum(1) + total).isfinite().all(1)
+            first = torch.where(lost & (first == len(self.layers)), i, first)
+        return first
+
+    def layer_name(self, position: int) -> str:
+        """What stands at a position of `layers`, such as "coupling.0", or behind them all."""
+        return self.layers[position].name if position < len(self.layers) else "the base density or the gradient"
+
+    def log_prob(self, x: Tensor, *, batch: Batch | None = None) -> Tensor:
+        """log q(x) = log p(z) + log|det ∂z/∂x|, in nats; shapes (E, N, D) to (E, N)."""
+        z, log_det = self.inverse(x, batch=batch)
+        return base_log_prob(self.flow.base, z) + log_det
+
+    def base_draws(self, n: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """`n` points of the base per member, (E, n, D), each member's from its own CPU generator."""
+        draws = [base_sample(self.flow.base, (n, self.dim), generator) for generator in generators]
+        return torch.stack(draws).to(self.theta)
+
+    def sample(self, n: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw `n` points per member, each with its own CPU generator; shape (E, n, D)."""
+        return self.forward(self.base_draws(n, generators))[0]
+
+    def n_parameters(self) -> list[int]:
+        """Learned numbers per member that its mask lets act (a masked input or output has none)."""
+        total = [self.learned_layout.width] * self.n_members
+        tensors = self.fixed_layout.views(self.fixed)
+        for layer in self.layers:
+            if isinstance(layer, Coupling):
+                passed = tensors[f"{layer.name}.mask"].sum((1, 2)).long().tolist()
+                for e in range(self.n_members):
+                    total[e] -= layer.dead_parameters(passed[e])
+        return total
+
+    def state(self, e: int) -> dict[str, Tensor]:
+        """The named tensors of member `e`, without the stack axis, ready to be stored."""
+        return {name: value[e].detach().cpu().contiguous() for name, value in self.tensors().items()}
+
+
+def without_numbers(flow: Flow, dim: int) -> FlowStack:
+    """A stack of one without numbers: it knows the layers and where their tensors lie."""
+    return FlowStack(flow, dim, torch.empty(1, 0), torch.empty(1, 0))
+
+
+def from_state(flow: Flow, dim: int, state: Mapping[str, Tensor]) -> FlowStack:
+    """A stack of one from the tensors of :meth:`FlowStack.state`.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, unknown or of another shape.
+    """
+    empty = without_numbers(flow, dim)
+    expected = empty.learned_layout.shapes | empty.fixed_layout.shapes
+    unknown = sorted(set(state) - set(expected))
+    if unknown:
+        raise ValueError(f"weights: expected the tensors of this architecture; got an unknown one, {unknown[0]}")
+    for name, shape in expected.items():
+        got = tuple(state[name].shape) if name in state else "nothing"
+        if got != shape:
+            raise ValueError(f"weights: expected {name} of shape {shape}; got {got}")
+    rows = []
+    for layout in (empty.learned_layout, empty.fixed_layout):
+        parts = [state[name].reshape(-1) for name in layout.shapes]
+        rows.append(torch.cat(parts)[None])
+    theta, fixed = rows
+    return empty.with_rows(theta, fixed)
+
+
+def build(flow: Flow, *, masks: Sequence[str], seeds: Sequence[int], data: Tensor) -> FlowStack:
+    """A fresh stack, each member initialised from its own seed and standardised by its own training points.
+
+    What a layer starts as, its own `initialise` says.
+
+    Parameters
+    ----------
+    flow
+        The shared architecture.
+    masks, seeds
+        One mask schedule and one seed per member.
+    data
+        Training points, shape (E, N, D); NaN rows are padding. dtype and device of the stack are those of `data`.
+    """
+    dim = data.shape[-1]
+    empty = without_numbers(flow, dim)
+    n_members = len(seeds)
+    stack = empty.with_rows(
+        torch.zeros(n_members, empty.learned_layout.width, dtype=torch.float64),
+        torch.zeros(n_members, empty.fixed_layout.width, dtype=torch.float64),
+    )
+    tensors = stack.tensors()
+    points = data.double().cpu()
+    for e in range(n_members):
+        own = {name: value[e] for name, value in tensors.items()}
+        real = points[e][~points[e].isnan().any(-1)]
+        moments = Points(mean=real.mean(0), var=real.var(0, correction=0))
+        _initialise_member(stack.layers, own, moments, mask=masks[e], seed=seeds[e])
+    return stack.to(data.device, data.dtype)
+
+
+def _initialise_member(layers: Sequence[Layer], own: Tensors, points: Points, *, mask: str, seed: int) -> None:
+    couplings = [layer for layer in layers if isinstance(layer, Coupling)]
+    rows = draw_mask(mask, len(couplings), len(points.mean), stream(seed, "mask"))
+    for coupling, row in zip(couplings, rows, strict=True):
+        own[f"{coupling.name}.mask"].copy_(row)
+    draws = stream(seed, "init")
+    for layer in layers:
+        layer.initialise(own, points, draws)
+    # A second round, not part of the first: the order of the draws is part of a run's identity.
+    for coupling in couplings:
+        if coupling.flow.init == "spread":
+            coupling.spread_bends(own, points, draws)
+
+
+def initialise_actnorm(stack: FlowStack, x: Tensor) -> None:
+    """Set every actnorm layer in place so that the batch `x` (E, N, D) leaves it with mean 0 and variance 1."""
+    if stack.flow.norm != "actnorm":
+        return
+    first = Batch(initialise=True)
+    with torch.no_grad():
+        stack.inverse(x, batch=first)
+        blocks = stack.learned_layout.blocks(stack.theta)
+        for name, value in first.updates.items():
+            blocks[name].copy_(value)
