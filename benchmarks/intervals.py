@@ -1,4 +1,4 @@
-"""Which interval holds its level at few seeds: ``python -m benchmarks.intervals``, the table of nfexp.claims.
+"""Which interval holds its level at few seeds: ``python -m benchmarks.intervals``, the table of nfexp.analysis.claims.
 
 Samples of n paired differences with a known mean; how often each 95% interval misses it, by side. No torch, no runs.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-from nfexp.stats import t_interval
+from nfexp.analysis.statistics import t_interval
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 DIFFERENCES: dict[str, Draw] = {  # all with mean 0

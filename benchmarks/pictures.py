@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from nfexp.stats import share_interval
+from nfexp.analysis.statistics import share_interval
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # colour-blind safe
 KINDS = {"products": ("s", BLUE), "thin products": ("D", GREEN), "pointwise": ("^", PINK), "optimiser": ("v", ORANGE)}

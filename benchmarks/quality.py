@@ -19,7 +19,7 @@ import pandas as pd
 
 from benchmarks.cases import Case, make_spec
 from benchmarks.children import ROOT
-from nfexp.table import write_csv
+from nfexp.analysis.table import write_csv
 
 OURS = "nfexp's"  # the recipe of conf/train/default.yaml; the other one: Adam at a constant rate, as in zuko's examples
 EXAMPLES_LR = 1e-3

@@ -23,11 +23,11 @@ sys.path.insert(0, str(HOME / "tests"))
 
 from fake_sweep import ablation_runs, centre, grid_runs, write_run, write_sweep  # noqa: E402
 
-from nfexp.table import CACHE  # noqa: E402
+from nfexp.analysis.table import CACHE  # noqa: E402
 
 TIMES = "import os, sys; t = os.times(); print(t.user + t.system, t.children_user + t.children_system, file=sys.stderr)"
 REPORT = f"import sys; from nfexp.report import main; code = main(sys.argv[1:]); {TIMES}; sys.exit(code)"
-TABLE = f"""import sys; from nfexp.table import collect, write_csv
+TABLE = f"""import sys; from nfexp.analysis.table import collect, write_csv
 runs = collect(sys.argv[1], cache=sys.argv[1]).runs; write_csv(runs.drop(columns="dir"), sys.argv[1] + "/runs.csv")
 {TIMES}"""
 

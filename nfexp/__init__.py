@@ -5,7 +5,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 __all__ = ["load_flow", "load_runs", "read_runs"]
 
-_HOMES = {"load_flow": "nfexp.record", "load_runs": "nfexp.table", "read_runs": "nfexp.table"}
+_HOMES = {"load_flow": "nfexp.record", "load_runs": "nfexp.analysis.table", "read_runs": "nfexp.analysis.table"}
 
 
 def __getattr__(name: str) -> object:

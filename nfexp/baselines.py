@@ -24,11 +24,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 from threadpoolctl import threadpool_limits
 
+from nfexp.analysis.table import ReportError, collect, printable, write_csv
+from nfexp.analysis.table.baselines import BASELINES, COLUMNS, DATA, MODELS, data_key, load_baselines
 from nfexp.data import load_data
 from nfexp.spec import Data, from_mapping
-from nfexp.table import ReportError, collect, printable, write_csv
-from nfexp.table.baselines import BASELINES, COLUMNS, DATA, MODELS, data_key, load_baselines
-from nfexp.work.planning import cores
+from nfexp.sweep.planning import cores
 
 USED = 20_000  # points that a mixture and a kernel estimate are fitted to, at most: the first ones
 COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Ctrl-C keeps what is finished; given again, the command goes on from there.
     """
-    from nfexp.figures import arguments
+    from nfexp.report.figures import arguments
 
     try:
         folders, options = arguments(argv, "nfexp-baselines", {"workers": "N"})

@@ -19,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nfexp.record import Outcome, outcome
 from nfexp.spec import Spec, SpecError, Words, from_mapping, run_id
-from nfexp.sweep import REDO, read_plan
-from nfexp.work import check_all, keep, train
+from nfexp.sweep.folder import REDO, read_plan
+from nfexp.sweep.worker import check_all, keep, train
 
 log = logging.getLogger(__name__)
 

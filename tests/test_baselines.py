@@ -14,11 +14,13 @@ import torch
 from fake_sweep import centre, write_sweep
 from sklearn.mixture import GaussianMixture
 
-from nfexp import baselines, report, stats, table
+from nfexp import baselines, report
+from nfexp.analysis import statistics as stats
+from nfexp.analysis import table
+from nfexp.analysis.table.baselines import COLUMNS, MODELS, data_key, load_baselines
 from nfexp.data import load, make_target
 from nfexp.report.contents import interval
 from nfexp.spec import Data, from_mapping
-from nfexp.table.baselines import COLUMNS, MODELS, data_key, load_baselines
 
 SMALL = {"data.n_samples": 60, "data.n_test": 200}
 

@@ -19,14 +19,15 @@ import pandas as pd
 import pytest
 from test_work import patched
 
-from nfexp import engines, load_runs
+from nfexp import load_runs
 from nfexp.checkpoint import CHECKPOINT
-from nfexp.engines import slurm
-from nfexp.engines.slurm import Slurm, resources
 from nfexp.record import outcome
 from nfexp.spec import SpecError
-from nfexp.work import Job, work
-from nfexp.work.pool import Pool
+from nfexp.sweep import executors as engines
+from nfexp.sweep.executors import slurm
+from nfexp.sweep.pool import Pool
+from nfexp.sweep.slurm import Slurm, resources
+from nfexp.sweep.worker import Job, work
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 QUIET = {

@@ -9,7 +9,7 @@ from benchmarks import faults
 from nfexp import run
 from nfexp.checkpoint import CHECKPOINT, Checkpoint
 from nfexp.record import outcome
-from nfexp.work import Job, work
+from nfexp.sweep.worker import Job, work
 
 QUICK = {"train__steps": 2, "train__warmup": 0}
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")

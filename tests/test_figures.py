@@ -11,12 +11,14 @@ from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 from PIL import Image
 
-from nfexp import figures, stats, table
-from nfexp.figures.clouds import QUADRANTS, draw_density, draw_gallery, draw_walk
-from nfexp.figures.curves import draw_ablation, plain
-from nfexp.figures.films import film_training, film_walk
-from nfexp.figures.frames import centre_scores, exemplar, learning_curves
-from nfexp.figures.summary import draw_summary
+from nfexp.analysis import statistics as stats
+from nfexp.analysis import table
+from nfexp.report import figures
+from nfexp.report.figures.clouds import QUADRANTS, draw_density, draw_gallery, draw_walk
+from nfexp.report.figures.curves import draw_ablation, plain
+from nfexp.report.figures.films import film_training, film_walk
+from nfexp.report.figures.frames import centre_scores, exemplar, learning_curves
+from nfexp.report.figures.summary import draw_summary
 
 STORED = {"record.samples": 60, "record.grid": 16, "record.walk": 80}
 
@@ -420,7 +422,7 @@ def test_bad_input_is_one_line_and_code_2(case, sweep_dir, tmp_path, capsys):
 
 def test_importing_leaves_torch_and_the_backend_alone():
     code = (
-        "import sys, nfexp.report, nfexp.figures\n"
+        "import sys, nfexp.report, nfexp.report.figures\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules), 'too much imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(figures.__file__).parents[2])

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from fake_sweep import write_sweep
 
-from nfexp import cli, figures, report
-from nfexp.sweep import Plan
+from nfexp import cli, report
+from nfexp.report import figures
+from nfexp.sweep.folder import Plan
 
 COMMANDS = {"nfexp": (cli.main, 1), "nfexp-resume": (cli.resume, 1), "nfexp-report": (report.main, 2),
             "nfexp-plot": (figures.main, 2)}  # fmt: skip

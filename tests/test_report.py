@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from fake_sweep import centre, write_run, write_sweep
 
-from nfexp import figures, report, table
-from nfexp.report import contents, layouts
+from nfexp import report
+from nfexp.analysis import table
+from nfexp.report import contents, figures, layouts
 
 HOSTILE = "<script>alert('x')</script> & 50%_a|b"
 STORED = {"record.samples": 40, "record.grid": 12, "record.walk": 60}

@@ -14,7 +14,7 @@ from benchmarks.reproduction.blocks import BLOCKS, RESTED_ON, judge
 from benchmarks.reproduction.page import refreshed
 from benchmarks.reproduction.taking import take, truth
 from nfexp import load_runs
-from nfexp.claims import CLAIMS
+from nfexp.analysis.claims import CLAIMS
 from nfexp.data import density_of
 from nfexp.data import load as load_dataset
 from nfexp.spec import flatten

@@ -11,7 +11,7 @@ import pytest
 
 from nfexp import cli, load_runs
 from nfexp.spec import SpecError
-from nfexp.sweep import Plan, locked, read_plan
+from nfexp.sweep.folder import Plan, locked, read_plan
 
 TINY = ("train.steps=2", "train.warmup=0", "train.n_evals=1", "flow.n_flows=1", "record=none")
 SWEEP = ("-m", *TINY, "hydra.sweep.dir=s")

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from fake_sweep import ablation_sweep, write_sweep
 
-from nfexp.table import MANY, ReportError, load_runs, read_runs, write_csv
-from nfexp.table import saved as saved_module
+from nfexp.analysis.table import MANY, ReportError, load_runs, read_runs, write_csv
+from nfexp.analysis.table import saved as saved_module
 
 ODD = [
     ({"seed": 0, "flow.n_flows": 3}, {"kl": 1 / 3, "seconds": 1e-7}, "completed"),

@@ -9,7 +9,7 @@ import pytest
 from fake_sweep import ablation_sweep, centre, write_sweep
 from scipy import stats as scipy_stats
 
-from nfexp.stats import (
+from nfexp.analysis.statistics import (
     Absent,
     Study,
     ablations,
@@ -25,7 +25,7 @@ from nfexp.stats import (
     sign_tails,
     studies,
 )
-from nfexp.table import load_runs, load_sweep
+from nfexp.analysis.table import load_runs, load_sweep
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

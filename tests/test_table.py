@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from fake_sweep import METRICS, ablation_sweep, centre, write_run, write_sweep
 
-from nfexp.table import (
+from nfexp.analysis.table import (
     CONFIG,
     ReportError,
     collect,
@@ -384,5 +384,6 @@ def test_ablation_sweep_keeps_the_contract(tmp_path):
 
 
 def test_no_torch():
-    code = "import sys, nfexp.table, nfexp.stats, nfexp.claims; sys.exit('torch' in sys.modules)"
+    modules = "nfexp.analysis.table, nfexp.analysis.statistics, nfexp.analysis.claims"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -24,15 +24,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 from test_report import Page
 
-from nfexp import figures, report
-from nfexp.figures import draw, films
-from nfexp.figures.clouds import draw_gallery
-from nfexp.figures.frames import centre_scores, exemplar
-from nfexp.figures.summary import draw_summary
+from nfexp import report
+from nfexp.analysis.table import CACHE, MANY, ReportError, collect, load_arrays, load_histories, load_runs
+from nfexp.analysis.table.records import KINDS, LIMITS, check_record, read_history, read_plan
 from nfexp.files import parse_json
 from nfexp.record import load_flow
-from nfexp.table import CACHE, MANY, ReportError, collect, load_arrays, load_histories, load_runs
-from nfexp.table.records import KINDS, LIMITS, check_record, read_history, read_plan
+from nfexp.report import figures
+from nfexp.report.figures import draw, films
+from nfexp.report.figures.clouds import draw_gallery
+from nfexp.report.figures.frames import centre_scores, exemplar
+from nfexp.report.figures.summary import draw_summary
 
 STORED = {"record.samples": 30, "record.grid": 8, "record.walk": 40}
 NAMES = {
@@ -459,7 +460,7 @@ def no_figures(monkeypatch):
 
 def opened(monkeypatch, folder, **how):
     """The result.json files that `collect` opens."""
-    from nfexp.table import records
+    from nfexp.analysis.table import records
 
     names, plain = [], records.read_plain
     with monkeypatch.context() as patch:
@@ -471,7 +472,7 @@ def opened(monkeypatch, folder, **how):
 @pytest.fixture
 def settled(monkeypatch):
     """Files count as settled at once, so that no test has to wait."""
-    monkeypatch.setattr("nfexp.table.index.SETTLED", -(10**9))
+    monkeypatch.setattr("nfexp.analysis.table.index.SETTLED", -(10**9))
 
 
 def test_only_what_changed_is_read(tmp_path, monkeypatch, settled):

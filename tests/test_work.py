@@ -22,14 +22,14 @@ from hydra.types import HydraContext, RunMode
 
 from hydra_plugins.nfexp.compose import Composer
 from nfexp import load_runs, run
-from nfexp import work as work_module
 from nfexp.cli import conf_dir
 from nfexp.flows.cost import member_bytes
 from nfexp.record import outcome
 from nfexp.spec import stack_key
-from nfexp.work import HOLDER, Job, following, leader, stopping, train, work
-from nfexp.work.planning import Machine, budget, plan
-from nfexp.work.pool import Pool
+from nfexp.sweep import worker as work_module
+from nfexp.sweep.planning import Machine, budget, plan
+from nfexp.sweep.pool import Pool
+from nfexp.sweep.worker import HOLDER, Job, following, leader, stopping, train, work
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.children import ROOT
-from nfexp.table import read_runs
-from nfexp.table.baselines import BASELINES, load_baselines
+from nfexp.analysis.table import read_runs
+from nfexp.analysis.table.baselines import BASELINES, load_baselines
 
 PAGE, DATA = ROOT / "docs" / "reproduction.md", ROOT / "docs" / "reproduction"
 PICTURES = DATA / "img"

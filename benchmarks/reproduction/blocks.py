@@ -10,12 +10,13 @@ import pandas as pd
 
 from benchmarks.reproduction import DRAWS, Centres
 from benchmarks.tables import markdown
-from nfexp import claims, stats
-from nfexp.claims.measures import diverged
-from nfexp.figures.curves import plain
+from nfexp.analysis import claims
+from nfexp.analysis import statistics as stats
+from nfexp.analysis.claims.measures import diverged
+from nfexp.analysis.statistics import mean_interval, share_interval, studies
+from nfexp.analysis.table.baselines import MODELS
 from nfexp.report.contents import BADGES, interval, number
-from nfexp.stats import mean_interval, share_interval, studies
-from nfexp.table.baselines import MODELS
+from nfexp.report.figures.curves import plain
 
 OTHERS = "peers_others"  # of benchmarks.quality
 TRAINING, VALIDATION = "train_truth", "val_truth"  # the targets' own NLL on those draws

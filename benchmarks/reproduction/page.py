@@ -11,10 +11,10 @@ from benchmarks.reproduction import DATA, PICTURES, load
 from benchmarks.reproduction.blocks import BLOCKS
 from benchmarks.reproduction.taking import copied
 from benchmarks.tables import rewritten
-from nfexp import stats
-from nfexp.figures import draw as draw_figures
-from nfexp.figures import swept
-from nfexp.figures.curves import draw_ablation
+from nfexp.analysis import statistics as stats
+from nfexp.report.figures import draw as draw_figures
+from nfexp.report.figures import swept
+from nfexp.report.figures.curves import draw_ablation
 
 SHOWN = ("flows", "depth", "activation", "samples", "noise", "mask", "coupling", "norm", "lr")
 

@@ -13,11 +13,11 @@ import pandas as pd
 
 from benchmarks.cases import make_spec
 from benchmarks.reproduction import CENTRES, DATA, DRAWS, PICTURES, STUDIES, TRUTHS
+from nfexp.analysis.table import ReportError, collect, load_arrays, write_csv
+from nfexp.analysis.table.baselines import BASELINES, load_baselines
 from nfexp.data import density_of, load
-from nfexp.figures import draw_all
 from nfexp.files import replacing
-from nfexp.table import ReportError, collect, load_arrays, write_csv
-from nfexp.table.baselines import BASELINES, load_baselines
+from nfexp.report.figures import draw_all
 
 
 def copied(pictures: Iterable[Path], images: Path, prefix: str = "") -> None:

@@ -27,7 +27,7 @@ from hydra_plugins.nfexp.compose import Composer
 
 if TYPE_CHECKING:
     from nfexp.spec import Spec
-    from nfexp.sweep import Step
+    from nfexp.sweep.folder import Step
 
 log = logging.getLogger(__name__)
 
@@ -277,8 +277,8 @@ class GridsSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from nfexp.cli import CONTROLS, check_controls
         from nfexp.spec import SpecError, Words, run_id
-        from nfexp.sweep import locked, read_plan
-        from nfexp.work import check_all
+        from nfexp.sweep.folder import locked, read_plan
+        from nfexp.sweep.worker import check_all
 
         check_controls(self.config)
         fixed = [a for a in arguments if not re.fullmatch(f"({'|'.join(CONTROLS)})=[^,]*", a)]
@@ -320,7 +320,7 @@ class GridsSweeper(Sweeper):
                 self.launcher.close()
 
     def _settled(self, folder: Path, jobs: Mapping[str, tuple[Sequence[str], Spec]]) -> Step:
-        from nfexp.sweep import read_plan, settle
+        from nfexp.sweep.folder import read_plan, settle
 
         def place(overrides: Sequence[str], number: int) -> str:
             return os.path.relpath(self.composer.folder(overrides, number), folder)
@@ -363,7 +363,7 @@ class GridsSweeper(Sweeper):
     def _plan_text(self, step: Step, call: Callable[..., Any], dropped: str) -> str:
         from nfexp.flows.cost import member_bytes, training_cost, training_flop
         from nfexp.spec import batch_points
-        from nfexp.work.planning import training_rate
+        from nfexp.sweep.planning import training_rate
 
         specs = [spec for k, spec in step.specs.items() if k not in step.finished]
         if not specs:
@@ -395,7 +395,7 @@ class GridsSweeper(Sweeper):
         """Write what the sweep intends: `multirun.yaml` as Hydra does, and `sweep.json` for the reports."""
         from nfexp.files import replacing
         from nfexp.spec import flatten
-        from nfexp.sweep import Plan, begin, read_plan
+        from nfexp.sweep.folder import Plan, begin, read_plan
 
         with replacing(folder / "multirun.yaml") as path:
             OmegaConf.save(self.config, path)

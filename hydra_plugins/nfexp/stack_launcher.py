@@ -19,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_plugins.nfexp.compose import Composer
 
 if TYPE_CHECKING:
-    from nfexp.engines.joblib import Joblib
-    from nfexp.engines.slurm import Slurm
     from nfexp.record import Outcome
     from nfexp.spec import Spec
-    from nfexp.work.planning import Machine
-    from nfexp.work.pool import Pool
+    from nfexp.sweep.joblib import Joblib
+    from nfexp.sweep.planning import Machine
+    from nfexp.sweep.pool import Pool
+    from nfexp.sweep.slurm import Slurm
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ class StackLauncher(Launcher):
         self, max_stack: int | None, memory: float | None, workers: int | None, executor: str, backend: str,
         slurm: Any, wait: bool,
     ) -> None:  # fmt: skip
-        from nfexp import engines
-        from nfexp.engines.slurm import resources
         from nfexp.spec import SpecError
+        from nfexp.sweep import executors as engines
+        from nfexp.sweep.slurm import resources
 
         for key, value in {"max_stack": max_stack, "workers": workers}.items():
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -62,7 +62,7 @@ class StackLauncher(Launcher):
     @property
     def pool(self) -> Pool:
         """The worker processes; they start at the first use and serve every batch of jobs."""
-        from nfexp.work.pool import Pool
+        from nfexp.sweep.pool import Pool
 
         if self._pool is None:
             self._pool = Pool()
@@ -71,8 +71,8 @@ class StackLauncher(Launcher):
     @property
     def engine(self) -> Pool | Slurm | Joblib:
         """What works the stacks off."""
-        from nfexp.engines.joblib import Joblib
-        from nfexp.engines.slurm import Slurm
+        from nfexp.sweep.joblib import Joblib
+        from nfexp.sweep.slurm import Slurm
 
         makers: dict[str, Callable[[], Pool | Slurm | Joblib]] = {
             "local": lambda: self.pool,
@@ -95,7 +95,7 @@ class StackLauncher(Launcher):
 
     def stacks(self, specs: Sequence[Spec]) -> tuple[list[list[int]], int, float]:
         """Positions of the jobs that train together, how many stacks at a time, and the bytes that each may use."""
-        from nfexp.work.planning import budget, machine, plan
+        from nfexp.sweep.planning import budget, machine, plan
 
         devices = sorted({spec.device for spec in specs})
 
@@ -113,8 +113,8 @@ class StackLauncher(Launcher):
         from nfexp.flows.cost import training_cost
         from nfexp.record import outcome
         from nfexp.spec import SpecError, Words, run_id
-        from nfexp.sweep import locked
-        from nfexp.work import Job
+        from nfexp.sweep.folder import locked
+        from nfexp.sweep.worker import Job
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from nfexp import claims, figures, stats, table
-from nfexp.figures import safe
+from nfexp.analysis import claims, table
+from nfexp.analysis import statistics as stats
+from nfexp.analysis.table import ReportError
+from nfexp.analysis.table.baselines import load_baselines
 from nfexp.files import replacing
+from nfexp.report import figures
 from nfexp.report.contents import content
+from nfexp.report.figures import safe
 from nfexp.report.layouts import axis_tex, baselines_tex, claim_lines, claims_tex, to_html, to_markdown
-from nfexp.table import ReportError
-from nfexp.table.baselines import load_baselines
 
 
 def write_text(text: str, path: Path) -> Path:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from nfexp import stats, table
-from nfexp.figures import safe, swept
-from nfexp.figures.curves import plain, troubles
-from nfexp.figures.frames import differences
-from nfexp.table.baselines import DATA, MODELS, data_key
+from nfexp.analysis import statistics as stats
+from nfexp.analysis import table
+from nfexp.analysis.table.baselines import DATA, MODELS, data_key
+from nfexp.report.figures import safe, swept
+from nfexp.report.figures.curves import plain, troubles
+from nfexp.report.figures.frames import differences
 
 BADGES = {"supported": "✓", "contradicted": "✗", "inconclusive": "?"}
 TROUBLES = ("diverged", "failed", "missing")

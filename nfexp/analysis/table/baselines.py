@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from nfexp.analysis.table.records import LARGEST, ReportError
+from nfexp.analysis.table.saved import live
 from nfexp.files import read_plain
 from nfexp.spec import Data, from_mapping
-from nfexp.table.records import LARGEST, ReportError
-from nfexp.table.saved import live
 
 BASELINES = "baselines.csv"
 MODELS = {"gaussian": "Gaussian", "mixture": "Gaussian mixture", "kde": "kernel density"}

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from nfexp.figures.clouds import BLUE, INK, Arrays, density_image, square
-from nfexp.figures.curves import TROUBLE, literal, scale_values, troubles
+from nfexp.report.figures.clouds import BLUE, INK, Arrays, density_image, square
+from nfexp.report.figures.curves import TROUBLE, literal, scale_values, troubles
 
 SIDE, GAP, LEFT, RIGHT = 1.55, 0.1, 0.66, 0.12  # inches
 TOP, STRIP, BELOW = 0.62, 1.15, 0.62
@@ -26,7 +26,7 @@ def draw_summary(arrays: Mapping[str, Arrays], seeds: pd.DataFrame, means: pd.Da
     arrays
         By target, what one run at the centre of the study stored.
     seeds, means
-        From :func:`nfexp.figures.frames.centre_scores`, of these targets.
+        From :func:`nfexp.report.figures.frames.centre_scores`, of these targets.
     """
     n = len(arrays)
     width = LEFT + n * SIDE + (n - 1) * GAP + RIGHT

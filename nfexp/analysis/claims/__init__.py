@@ -55,9 +55,9 @@ from typing import Any
 
 import pandas as pd
 
-from nfexp.claims.catalogue import CLAIMS, Claim
-from nfexp.claims.measures import HARD, SIMPLE, Contrast
-from nfexp.stats import Absent, Study, holm, named, studies
+from nfexp.analysis.claims.catalogue import CLAIMS, Claim
+from nfexp.analysis.claims.measures import HARD, SIMPLE, Contrast
+from nfexp.analysis.statistics import Absent, Study, holm, named, studies
 
 ALPHA = 0.025  # on each side: what a 95% interval leaves
 
@@ -122,9 +122,8 @@ class Finding:
 def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """The verdict on every claim, per target and over all targets.
 
-    `runs` is the table of :func:`nfexp.table.load_runs` or :func:`nfexp.table.read_runs`, `centres` the study's centre
-    per target. Columns: claim, source, sentence, target, rows (the cells used), estimand, n (pairs of seeds; runs for
-    shares), estimate, low, high (95%), boot_low, boot_high, margin, p_for, p_against (Holm), verdict (supported,
+    `runs` is the table of :func:`nfexp.load_runs` or :func:`nfexp.read_runs`, `centres` the study's centre per target.
+    Columns: claim, source, sentence, target, rows (the cells used), estimand, n (pairs of seeds; runs for shares), estimate, low, high (95%), boot_low, boot_high, margin, p_for, p_against (Holm), verdict (supported,
     contradicted or inconclusive), sign_verdict, note. Missing runs give an inconclusive row that says which, never an
     exception.
 

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from nfexp.files import parse_json, read_plain, replacing
 from nfexp.record import Outcome, code_version, outcome
 from nfexp.spec import SCHEMA_VERSION, Spec, SpecError, Words, relevant, run_id
-from nfexp.work import HOLDER, clear
+from nfexp.sweep.worker import HOLDER, clear
 
 REDO = {"none": (), "failed": ("failed",), "diverged": ("diverged",), "both": ("failed", "diverged")}
 

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nfexp.files import replacing
-from nfexp.table.index import CACHE, Place, identity, read_cache, search, write_cache
-from nfexp.table.records import (
+from nfexp.analysis.table.index import CACHE, Place, identity, read_cache, search, write_cache
+from nfexp.analysis.table.records import (
     CONFIG,
     COUNTS,
     HISTORY,
@@ -35,7 +34,8 @@ from nfexp.table.records import (
     read_history,
     read_plan,
 )
-from nfexp.table.saved import inert, saved_rows
+from nfexp.analysis.table.saved import inert, saved_rows
+from nfexp.files import replacing
 
 __all__ = [
     "CACHE", "CONFIG", "COUNTS", "HISTORY", "METRICS", "STATUSES", "Collection", "ReportError", "Sweep", "collect",
@@ -212,7 +212,7 @@ def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:
 
     >>> load_runs("/nowhere")
     Traceback (most recent call last):
-    nfexp.table.records.ReportError: /nowhere: expected a directory; got nothing there
+    nfexp.analysis.table.records.ReportError: /nowhere: expected a directory; got nothing there
     """
     return collect(*dirs).runs
 
@@ -230,7 +230,7 @@ def read_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
 
     >>> read_runs("/nowhere/runs.csv")
     Traceback (most recent call last):
-    nfexp.table.records.ReportError: /nowhere/runs.csv: expected a readable file; got No such file or directory
+    nfexp.analysis.table.records.ReportError: /nowhere/runs.csv: expected a readable file; got No such file or directory
     """
     words, rows, folder = _Vocabulary(), [], os.path.dirname(os.path.abspath(path))
     for where, row in saved_rows(path):

@@ -25,16 +25,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
-from nfexp import stats, table
-from nfexp.figures.clouds import draw_density, draw_gallery, draw_walk
-from nfexp.figures.curves import draw_ablation, draw_convergence, plain
-from nfexp.figures.films import Film, film_training, film_walk, save_film
-from nfexp.figures.frames import centre_scores, differences, exemplar, learning_curves
-from nfexp.figures.summary import draw_summary
+from nfexp.analysis import statistics as stats
+from nfexp.analysis import table
+from nfexp.analysis.table import ReportError
 from nfexp.files import replacing
-from nfexp.table import ReportError
+from nfexp.report.figures.clouds import draw_density, draw_gallery, draw_walk
+from nfexp.report.figures.curves import draw_ablation, draw_convergence, plain
+from nfexp.report.figures.films import Film, film_training, film_walk, save_film
+from nfexp.report.figures.frames import centre_scores, differences, exemplar, learning_curves
+from nfexp.report.figures.summary import draw_summary
 
-STYLE = Path(__file__).parents[1] / "nfexp.mplstyle"
+STYLE = Path(__file__).parent / "nfexp.mplstyle"
 AXES = 100  # at most this many ablations are drawn; their tables are always written
 PENS, SHARE = 4, 5  # processes that draw, at most, and the figures that are worth starting one for
 CLOUDS: dict[str, dict[str, Callable[..., Figure | Film]]] = {  # what is stored to the pictures that need it
@@ -160,14 +161,14 @@ def _draw_with_pens(folder: Path, tasks: Mapping[str, Callable[[], Figure | Film
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n = min(cores, PENS, 1 + len(tasks) // SHARE) if sys.executable else 1
     own, *others = [dict(list(tasks.items())[i::n]) for i in range(n)]
-    places = [*filter(os.path.isabs, sys.path), str(Path(__file__).parents[2])]  # not the folder one happens to be in
+    places = [*filter(os.path.isabs, sys.path), str(Path(__file__).parents[3])]  # not the folder one happens to be in
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
     pens = []
     for share in others:
         with tempfile.TemporaryFile() as file:
             pickle.dump((folder, share), file)
             file.seek(0)
-            pens.append(subprocess.Popen([sys.executable, "-P", "-m", "nfexp.figures.pen"], stdin=file,
+            pens.append(subprocess.Popen([sys.executable, "-P", "-m", "nfexp.report.figures.pen"], stdin=file,
                                          stderr=subprocess.DEVNULL, env=environment))  # fmt: skip
     try:
         draw(folder, own)
@@ -197,7 +198,8 @@ def draw_all(
     out_dir
         The folder that gets `figures/`.
     runs, sweep, tables
-        From :func:`nfexp.table.load_runs`, :func:`nfexp.table.load_sweep` and :func:`nfexp.stats.ablations`.
+        From :func:`nfexp.load_runs`, :func:`nfexp.analysis.table.load_sweep` and
+        :func:`nfexp.analysis.statistics.ablations`.
     only
         Names or patterns (``gallery_*``); ``*`` alone leaves out the films (``gif_*``), which take seconds each.
     skipped

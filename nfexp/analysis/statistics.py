@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import bdtr, bdtrc, betaincinv, stdtr, stdtrit
 
-from nfexp.table import STATUSES, config_columns
-from nfexp.table.baselines import MODELS
+from nfexp.analysis.table import STATUSES, config_columns
+from nfexp.analysis.table.baselines import MODELS
 
 AXES = {
     "flow.n_flows": "flows",

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nfexp.analysis.table.records import LIMITS, ReportError
 from nfexp.files import open_plain, replacing
-from nfexp.table.records import LIMITS, ReportError
 
 CACHE = ".runs.cache"  # of records, beside runs.csv; deleting it changes no table
 SETTLED = 2 * 10**9  # ns; a file that changed within a tick of the clock may change again and look the same

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from nfexp.record import outcome
-from nfexp.work import Job, stopping, work
-from nfexp.work import stop as stop_here
-from nfexp.work.planning import threads_each
+from nfexp.sweep.planning import threads_each
+from nfexp.sweep.worker import Job, stopping, work
+from nfexp.sweep.worker import stop as stop_here
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Other ways than the local pool to have stacks worked off: SLURM through submitit; loky, Dask and Ray through joblib.
 
-Each calls :func:`nfexp.work.work` somewhere and looks into the directories of the runs for what came of it.
+Each calls :func:`nfexp.sweep.worker.work` somewhere and looks into the directories of the runs for what came of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 from nfexp.record import outcome
 from nfexp.spec import SpecError
-from nfexp.work import Job, work
+from nfexp.sweep.worker import Job, work
 
 EXECUTORS = ("local", "slurm", "joblib")
 BACKENDS = ("loky", "dask", "ray")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from nfexp.table import printable
+from nfexp.analysis.table import printable
 
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
 MARKERS = "osD^vPX*"
@@ -181,8 +181,8 @@ def troubles(row: Mapping[str, Any] | pd.Series) -> list[str]:
 def draw_ablation(frame: pd.DataFrame, columns: Sequence[str]) -> Figure:
     """KL against the swept value, mean and 95% interval over seeds, one panel per target.
 
-    `frame` is one table of :func:`nfexp.stats.ablations`; `columns` its one or two swept columns (the second one
-    becomes lines; lines of a single point are left out). A value where nothing completed is a cross at the top edge;
+    `frame` is one table of :func:`nfexp.analysis.statistics.ablations`; `columns` its one or two swept columns (the
+    second one becomes lines; lines of a single point are left out). A value where nothing completed is a cross at the top edge;
     what went wrong is written at it.
     """
     x_column, *rest = columns
@@ -318,7 +318,7 @@ def _lines(frame: pd.DataFrame, by: list[str], y: str, values: list) -> tuple[li
 def draw_convergence(curves: pd.DataFrame, means: pd.DataFrame, title: str) -> Figure:
     """Excess validation NLL against the training step, one panel per target, one colour per value.
 
-    `curves` and `means` are the two frames of :func:`nfexp.figures.frames.learning_curves`: thin lines are runs,
+    `curves` and `means` are the two frames of :func:`nfexp.report.figures.frames.learning_curves`: thin lines are runs,
     thick ones their mean, a cross is where a run diverged.
     """
     targets = _unique(curves["data.name"])

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from nfexp.stats import deviations, distinct, mean_interval
-from nfexp.table import ReportError, load_arrays, skip
+from nfexp.analysis.statistics import deviations, distinct, mean_interval
+from nfexp.analysis.table import ReportError, load_arrays, skip
 
 FAR = 1e30  # what lies further out is drawn there
 Centres = Mapping[str, Mapping[str, object]]
@@ -29,7 +29,7 @@ def learning_curves(
     Parameters
     ----------
     runs, histories
-        From :func:`nfexp.table.load_runs` and :func:`nfexp.table.load_histories`.
+        From :func:`nfexp.analysis.table.load_runs` and :func:`nfexp.analysis.table.load_histories`.
     column
         The swept column; None takes the centre's runs alone, training beside validation NLL.
 

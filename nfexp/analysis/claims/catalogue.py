@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nfexp.claims.measures import (
+from nfexp.analysis.claims.measures import (
     DEPTH,
     FLOWS,
     NOISE,

@@ -1,11 +1,11 @@
-"""A further process that draws: ``python -m nfexp.figures.pen`` reads its share of a report from its parent."""
+"""A further process that draws: ``python -m nfexp.report.figures.pen`` reads its share of a report from its parent."""
 
 from __future__ import annotations
 
 import pickle
 import sys
 
-from nfexp.figures import draw
+from nfexp.report.figures import draw
 
 if __name__ == "__main__":
     folder, tasks = pickle.load(sys.stdin.buffer)  # from the parent's own unnamed file, never from a run directory

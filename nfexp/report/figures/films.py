@@ -11,9 +11,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nfexp.figures.clouds import BLUE, INK, ORANGE, QUADRANTS, Arrays, Walk, box, cloud, spread
-from nfexp.figures.curves import literal
 from nfexp.files import replacing
+from nfexp.report.figures.clouds import BLUE, INK, ORANGE, QUADRANTS, Arrays, Walk, box, cloud, spread
+from nfexp.report.figures.curves import literal
 
 DOTS = 100  # per inch
 STILLS, LAYERS, POINTS = 40, 25, 800  # shown at most

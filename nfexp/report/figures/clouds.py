@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
-from nfexp.figures.curves import TITLE, literal
+from nfexp.report.figures.curves import TITLE, literal
 
 GREY, INK, BLUE, ORANGE, MASKED = "#777777", "#222222", "#0072B2", "#D55E00", "#D9D9D9"
 QUADRANTS = ("#0072B2", "#D55E00", "#009E73", "#E69F00")  # base quadrants I to IV

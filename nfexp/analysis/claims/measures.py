@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nfexp.stats import (
+from nfexp.analysis.statistics import (
     Absent,
     Study,
     bootstrap_interval,

@@ -16,11 +16,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from nfexp.engines import log_here, unfinished
 from nfexp.spec import SpecError
-from nfexp.work import Job, following, leader
-from nfexp.work.planning import Machine, cores, threads_each
-from nfexp.work.pool import Pool, told, work_at
+from nfexp.sweep.executors import log_here, unfinished
+from nfexp.sweep.planning import Machine, cores, threads_each
+from nfexp.sweep.pool import Pool, told, work_at
+from nfexp.sweep.worker import Job, following, leader
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Joblib:
     def run(
         self, stacks: Sequence[list[int]], job: Callable[[int], Job], *, workers: int, **how: Any
     ) -> Iterator[list[int]]:
-        """Have the stacks worked off, as :meth:`nfexp.work.pool.Pool.run` does.
+        """Have the stacks worked off, as :meth:`nfexp.sweep.pool.Pool.run` does.
 
         Stacks whose process died (by loky all that were in hand then) go on in the local pool, which finds the run
         that did it; all others stay with the backend.

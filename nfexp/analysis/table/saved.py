@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from nfexp.analysis.table.records import KINDS, METRICS, REQUIRED, STATUSES, TEXT, ReportError, _config, _metric
 from nfexp.files import read_plain
-from nfexp.table.records import KINDS, METRICS, REQUIRED, STATUSES, TEXT, ReportError, _config, _metric
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of a formula
 LIMIT = 2**28  # bytes, unpacked

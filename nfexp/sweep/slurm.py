@@ -17,11 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nfexp.engines import log_here, lose, unfinished
 from nfexp.spec import SpecError, Words, from_mapping, within
-from nfexp.work import Job, stop
-from nfexp.work.planning import Machine
-from nfexp.work.pool import Pool, after_death, work_at
+from nfexp.sweep.executors import log_here, lose, unfinished
+from nfexp.sweep.planning import Machine
+from nfexp.sweep.pool import Pool, after_death, work_at
+from nfexp.sweep.worker import Job, stop
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class Slurm:
     def run(
         self, stacks: Sequence[list[int]], job: Callable[[int], Job], *, workers: int, **how: Any
     ) -> Iterator[list[int]]:
-        """Have the stacks worked off, as :meth:`nfexp.work.pool.Pool.run` does; without `wait` only submit them.
+        """Have the stacks worked off, as :meth:`nfexp.sweep.pool.Pool.run` does; without `wait` only submit them.
 
         The unfinished jobs of an element that is gone are tried again in halves, at last alone, then recorded as
         failed. Leaving the iteration early cancels what is queued and runs.

@@ -1,0 +1,1 @@
+"""From run directories to conclusions: tables, statistics, verdicts on claims. Needs no torch."""
