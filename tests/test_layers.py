@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
-ORDER = """
+ROOMS = """
     files spec streams
     flows.cost flows.nn flows.bases flows.layers flows.stack
     data.densities data
@@ -20,7 +20,8 @@ ORDER = """
     report.figures report.figures.pen report.contents report.layouts report
     sweep.worker sweep.planning sweep.pool sweep.folder sweep.executors sweep.slurm sweep.joblib
     baselines cli __main__
-""".split()
+"""
+ORDER = ROOMS.split()
 NUMERIC = ("spec", "streams", "flows", "data", "train", "score", "checkpoint", "run")
 
 

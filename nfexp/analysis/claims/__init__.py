@@ -123,7 +123,8 @@ def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd
     """The verdict on every claim, per target and over all targets.
 
     `runs` is the table of :func:`nfexp.load_runs` or :func:`nfexp.read_runs`, `centres` the study's centre per target.
-    Columns: claim, source, sentence, target, rows (the cells used), estimand, n (pairs of seeds; runs for shares), estimate, low, high (95%), boot_low, boot_high, margin, p_for, p_against (Holm), verdict (supported,
+    Columns: claim, source, sentence, target, rows (the cells used), estimand, n (pairs of seeds; runs for shares), estimate,
+    low, high (95%), boot_low, boot_high, margin, p_for, p_against (Holm), verdict (supported,
     contradicted or inconclusive), sign_verdict, note. Missing runs give an inconclusive row that says which, never an
     exception.
 

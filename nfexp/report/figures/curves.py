@@ -182,8 +182,8 @@ def draw_ablation(frame: pd.DataFrame, columns: Sequence[str]) -> Figure:
     """KL against the swept value, mean and 95% interval over seeds, one panel per target.
 
     `frame` is one table of :func:`nfexp.analysis.statistics.ablations`; `columns` its one or two swept columns (the
-    second one becomes lines; lines of a single point are left out). A value where nothing completed is a cross at the top edge;
-    what went wrong is written at it.
+    second one becomes lines; lines of a single point are left out). A value where nothing completed is a cross at the
+    top edge; what went wrong is written at it.
     """
     x_column, *rest = columns
     frame = frame.assign(**{c: [("none" if plain(v) == "none" else v) for v in frame[c]] for c in columns})
