@@ -123,10 +123,9 @@ def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd
     """The verdict on every claim, per target and over all targets.
 
     `runs` is the table of :func:`nfexp.load_runs` or :func:`nfexp.read_runs`, `centres` the study's centre per target.
-    Columns: claim, source, sentence, target, rows (the cells used), estimand, n (pairs of seeds; runs for shares), estimate,
-    low, high (95%), boot_low, boot_high, margin, p_for, p_against (Holm), verdict (supported,
-    contradicted or inconclusive), sign_verdict, note. Missing runs give an inconclusive row that says which, never an
-    exception.
+    Columns: claim, source, sentence, target, rows (the cells used), estimand, n (pairs of seeds; runs for shares),
+    estimate, low, high (95%), boot_low, boot_high, margin, p_for, p_against (Holm), verdict (supported, contradicted or
+    inconclusive), sign_verdict, note. Missing runs give an inconclusive row that says which, never an exception.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1],
     ...                      "flow.n_flows": [6, 6, 1, 1], "kl": [0.03, 0.04, 0.53, 0.54]})
