@@ -87,7 +87,7 @@ def test_centres_from_the_plan(sweep):
 
 def test_centres_inferred(tmp_path):
     runs = [({"seed": s, "flow.n_flows": n}, {}, "completed") for n in (2, 3, 4, 8) for s in (0, 1)]
-    runs += [({"seed": 0, "flow.activation": a}, {}, "completed") for a in ("tanh", "tanh", "tanh")]
+    runs += [({"seed": s, "flow.activation": "tanh"}, {}, "completed") for s in (0, 1, 2)]
     folder = write_sweep(tmp_path / "adhoc", runs, sweep_json=False)
     found = load_sweep([folder], load_runs(folder))
     assert found.name == "adhoc" and found.planned == 11

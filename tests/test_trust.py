@@ -313,7 +313,7 @@ def test_one_report_of_everything_hostile(tmp_path, inside, capsys):
     found = [line for line in page.text.split() if line.endswith((".json:", ".csv:", ".npz:"))]
     assert sum(not line.endswith(".npz:") for line in found) == expected
     assert len([line for line in found if line.endswith(".npz:")]) == looked_at
-    assert f"{len(found)} unreadable" in page.text
+    assert f"{len(found)} not read" in page.text
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     assert "<script" not in markdown and "<img" not in markdown and "](javascript" not in markdown
     assert markdown.count("](") == markdown.count("](figures/")

@@ -39,9 +39,10 @@ from nfexp.table.saved import inert, saved_rows
 
 __all__ = [
     "CACHE", "CONFIG", "COUNTS", "HISTORY", "METRICS", "STATUSES", "Collection", "ReportError", "Sweep", "collect",
-    "config_columns", "infer_centres", "load_arrays", "load_histories", "load_runs", "load_sweep", "printable",
-    "read_runs", "skip", "write_csv",
+    "config_columns", "distinct", "infer_centres", "load_arrays", "load_histories", "load_runs", "load_sweep",
+    "printable", "read_runs", "repetitions", "skip", "write_csv",
 ]  # fmt: skip
+_RANK = {status: i for i, status in enumerate(STATUSES)}  # a missing run comes after them
 MANY = 64  # targets, and configuration keys unknown here, of one table: each is a panel or a column
 
 log = logging.getLogger(__name__)
@@ -173,6 +174,8 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
         write_cache(Path(cache), kept, started)
     table = _tabulate(row | {"dir": folder} for folder, row in rows.items())
     table = table.sort_values("dir", kind="stable", ignore_index=True)
+    if said := repetitions(table):
+        log.warning("%s", said)
     reasons = {f: printable(r["reason"], 300) for f, r in records.items() if isinstance(r.get("reason"), str)}
     reasons |= dict.fromkeys(refused, "skipped: not a readable record")
     return Collection(table, _sweep(plans, table), reasons, known_versions(records.values()), skipped)
@@ -272,13 +275,49 @@ def _sweep(plans: Mapping[Path, Mapping[str, Plan]], runs: pd.DataFrame) -> Swee
     return Sweep(" + ".join(dict.fromkeys(names)), centres, len(places))
 
 
+def distinct(runs: pd.DataFrame) -> pd.DataFrame:
+    """The independent runs of a table: one row per configuration and seed, in the order they came.
+
+    A run is a fact: copied, moved or trained again, by whatever code, it is the same run repeated, and adds nothing to
+    what is known. Every mean, interval, verdict and count is of these rows. The row that counts is a completed one
+    before a diverged, a failed and a missing one; of several such the first by its directory. In a table without
+    seeds no row is known to repeat another.
+
+    >>> runs = pd.DataFrame({"data.name": "moons", "seed": [0, 0, 1], "status": "completed", "dir": ["b", "a", "b2"]})
+    >>> distinct(runs)["dir"].tolist()
+    ['a', 'b2']
+    """
+    if "seed" not in runs:
+        return runs
+    standing = pd.DataFrame(index=range(len(runs)))
+    standing["rank"] = [_RANK.get(status, len(_RANK)) for status in runs["status"]] if "status" in runs else 0
+    standing["dir"] = runs["dir"].to_numpy(object) if "dir" in runs else ""
+    order = standing.sort_values(["rank", "dir"], kind="stable").index.to_numpy()
+    repeated = runs.iloc[order].duplicated(["data.name", "seed", *config_columns(runs)]).to_numpy()
+    return runs.iloc[np.sort(order[~repeated])]
+
+
+def repetitions(runs: pd.DataFrame) -> str:
+    """How many rows :func:`distinct` leaves out, as a line for people; empty if none."""
+    n_repeated = len(runs) - len(distinct(runs))
+    if not n_repeated:
+        return ""
+    return (
+        f"{n_repeated} of {len(runs)} rows repeat a run (same configuration and seed) and do not count: of each run "
+        "one row counts, a completed one before others, then the first by its directory"
+    )
+
+
 def infer_centres(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """The most common value of each configuration column per target; of tied numbers the (lower) median one.
+
+    A run that is there twice counts once.
 
     >>> infer_centres(pd.DataFrame({"data.name": "moons", "flow.n_flows": [3, 6, 9], "flow.norm": "none"}))
     {'moons': {'data.name': 'moons', 'flow.n_flows': 6, 'flow.norm': 'none'}}
     """
     columns = config_columns(runs)
+    runs = distinct(runs)
     return {
         str(target): {"data.name": str(target)} | {c: _most_common(group[c]) for c in columns}
         for target, group in runs.groupby("data.name", sort=True)
