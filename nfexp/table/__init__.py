@@ -131,7 +131,7 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
     """
     started, tops = time.time_ns(), _folders(dirs)
     skipped: list[ReportError] = []
-    places = {top: list(search(top, skipped)) for top in tops}
+    places = {top: list(search(top, skipped, tops)) for top in tops}
     wanted = {p.result for own in places.values() for p in own if p.result}
     known: dict[str, str] = {}
     for folder in dict.fromkeys([*tops, *([Path(cache)] if cache else [])]):
@@ -256,7 +256,7 @@ def load_sweep(dirs: Iterable[str | os.PathLike[str]] | str | os.PathLike[str], 
         As :func:`load_runs`.
     """
     tops, skipped = _folders([dirs] if isinstance(dirs, (str, os.PathLike)) else dirs), []
-    plans = {top: _plans(search(top, skipped), skipped) for top in tops}
+    plans = {top: _plans(search(top, skipped, tops), skipped) for top in tops}
     skip(skipped, [])
     return _sweep(plans, runs)
 
