@@ -236,6 +236,29 @@ def own_folder(folder: Path) -> Path:
     raise ReportError(folder, "a folder", "a symbolic link")
 
 
+def output(dirs: Sequence[str | Path], out: str | Path | None) -> Path:
+    """The folder to write to: `out`, or else the one that is read; never one with runs of its own among others.
+
+    Raises
+    ------
+    ReportError
+        If several folders are read and none is named for the output, or one that holds other runs.
+    """
+    if not dirs:
+        raise ReportError("dirs", "at least one directory", "none")
+    read = {os.path.realpath(d) for d in dirs}
+    if out is None:
+        if len(read) > 1:
+            raise ReportError("out", "out=PATH, since several folders are read", "none")
+        return Path(dirs[0])
+    folder = Path(out)
+    place = os.path.realpath(folder)
+    holds_runs = any(os.path.lexists(os.path.join(place, name)) for name in ("result.json", "sweep.json"))
+    if read != {place} and (holds_runs or place in read):
+        raise ReportError("out", "a folder without runs of its own", str(folder))
+    return folder
+
+
 def arguments(argv: Sequence[str] | None, command: str, options: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """Split a command line into directories and `key=value` options; ReportError for anything else."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -264,12 +287,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-plot DIR… [figures=NAME,PATTERN_*] [out=PATH]``: draw from stored results and print the paths."""
     try:
         folders, options = arguments(argv, "nfexp-plot", {"figures": "NAME,PATTERN_*", "out": "PATH"})
+        out = output(folders, options.get("out"))
         found = table.collect(*folders)
         tables = stats.ablations(found.runs, found.sweep.centres)
         words = options.get("figures", "*")
         words = words[1:-1] if words[0] + words[-1] == "[]" else words
         only = [name.strip() for name in words.split(",") if name.strip()]
-        paths = draw_all(Path(options.get("out", folders[0])), found.runs, found.sweep, tables, only=only)
+        paths = draw_all(out, found.runs, found.sweep, tables, only=only)
     except ReportError as error:
         print(error, file=sys.stderr)
         return 2

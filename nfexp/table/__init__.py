@@ -5,10 +5,11 @@ A file that does not hold what it should is skipped with one warning line; the r
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,12 @@ from nfexp.table.records import (
     read_history,
     read_plan,
 )
-from nfexp.table.saved import inert, saved_rows
+from nfexp.table.saved import inert, inert_path, inert_value, saved_rows
 
 __all__ = [
     "CACHE", "CONFIG", "COUNTS", "HISTORY", "METRICS", "STATUSES", "Collection", "ReportError", "Sweep", "collect",
     "config_columns", "distinct", "infer_centres", "load_arrays", "load_histories", "load_runs", "load_sweep",
-    "printable", "read_runs", "repetitions", "skip", "write_csv",
+    "printable", "read_runs", "repetitions", "skip", "write_csv", "write_runs",
 ]  # fmt: skip
 _RANK = {status: i for i, status in enumerate(STATUSES)}  # a missing run comes after them
 MANY = 64  # targets, and configuration keys unknown here, of one table: each is a panel or a column
@@ -69,7 +70,10 @@ class Collection:
 
 
 def _folders(dirs: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    folders = [Path(os.path.abspath(d)) for d in dirs]
+    named: dict[str, Path] = {}  # a folder named twice is one folder
+    for d in dirs:
+        named.setdefault(os.path.realpath(d), Path(os.path.abspath(d)))
+    folders = [*named.values()]
     if not folders:
         raise ReportError("dirs", "at least one directory", "none")
     for folder in folders:
@@ -129,7 +133,9 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
     ReportError
         If a directory is absent or holds no readable finished run.
     """
-    started, tops = time.time_ns(), _folders(dirs)
+    started = time.time_ns()
+    tops = _folders(dirs)
+    home = Path(os.path.commonpath(tops))
     skipped: list[ReportError] = []
     places = {top: list(search(top, skipped, tops)) for top in tops}
     wanted = {p.result for own in places.values() for p in own if p.result}
@@ -151,7 +157,7 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
                 except ReportError as error:
                     refused[place.folder] = error
                 else:
-                    rows[place.folder] = {"job": _job(place.folder, top)} | row
+                    rows[place.folder] = {"job": _job(place.folder, home)} | row
                     records[place.folder] = kept[key] = record
         if not any(place.folder in rows for place in places[top]):
             failures = [*skipped, *refused.values()]
@@ -168,7 +174,7 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
                     except ReportError as error:
                         skipped.append(error)
                         break
-                    rows[place] = {"job": _job(place, top), "status": "missing"} | row
+                    rows[place] = {"job": _job(place, home), "status": "missing"} | row
     skip(skipped, [])
     if cache and kept.keys() != known.keys():
         write_cache(Path(cache), kept, started)
@@ -197,6 +203,7 @@ def _record(place: Place, known: Mapping[str, str]) -> tuple[str, dict[str, Any]
 
 
 def _job(folder: str, top: Path) -> str:
+    """A name that no other run of the table has: the path from the folder that is read, or that all of them are in."""
     inside = folder.removeprefix(str(top)).replace(os.sep, "/").lstrip("/")
     return printable(inside or top.name, 1000)
 
@@ -204,9 +211,10 @@ def _job(folder: str, top: Path) -> str:
 def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:
     """Gather every run at or below `dirs` in one table, one row per run; see :func:`collect` for the rest they say.
 
-    Columns: job (path inside its directory), status, the configuration keys, the metrics (nats per point, data
-    units, steps, seconds), dir (absolute path). A planned job without a result has the status "missing" and no
-    metrics; divergence is a status too, never an exception.
+    Columns: job (path inside its directory, or inside the folder that holds all of `dirs`), status, the configuration
+    keys, the metrics (nats per point, data units, steps, seconds), dir (absolute path). A planned job without a result
+    has the status "missing" and no metrics; divergence is a status too, never an exception. A run that is there twice
+    has two rows, see :func:`distinct`.
 
     Raises
     ------
@@ -223,8 +231,18 @@ def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:
 def read_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
     """The table of :func:`load_runs` from the runs.csv (or runs.csv.gz) of a report; the directories may be gone.
 
-    The dir of a run is its job beside the file. What a CSV cannot say is lost: an empty text, and the type of a value
-    under a heading that this version does not know.
+    The dir of a run is what the file's column dir says, from the file's folder on, and without that column its job
+    beside the file. A run may be there twice, as in :func:`load_runs`: see :func:`distinct`.
+
+    The columns are of these types: job, status, dir, data.name, data.text and the other words text (missing: None);
+    seed and the counts of the configuration int64; its other numbers float64; train.batch_size an int or "full"; every
+    metric float64, with NaN where it is missing, the counts among them too. Under a heading that this version does not
+    know a number is a number and a text a text.
+
+    Other readers of the file get the same values if they know two spellings. Text that could be taken for a number, a
+    missing or truth value or a formula has a leading quote ('2024, 'NA, '=1+1; a quote alone is an empty text), and a
+    job of digits stands as a path: ./0000. So ``pandas.read_csv`` needs no dtypes; it gives counts as float64 where one
+    is missing.
 
     Raises
     ------
@@ -235,10 +253,12 @@ def read_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
     Traceback (most recent call last):
     nfexp.table.records.ReportError: /nowhere/runs.csv: expected a readable file; got No such file or directory
     """
-    words, rows, folder = _Vocabulary(), [], os.path.dirname(os.path.abspath(path))
+    words = _Vocabulary()
+    rows = []
+    folder = os.path.dirname(os.path.abspath(path))
     for where, row in saved_rows(path):
         words.admit(where, row)
-        rows.append(row | {"dir": os.path.join(folder, os.path.normpath(row["job"]))})
+        rows.append(row | {"dir": os.path.normpath(os.path.join(folder, row["dir"]))})
     if not rows:
         raise ReportError(path, "a row for each run", "none")
     return _tabulate(rows)
@@ -368,7 +388,7 @@ def load_histories(runs: pd.DataFrame, *, skipped: list[ReportError] | None = No
 
 
 def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write `frame` without its index, whole or not at all; text that a spreadsheet would run gets a leading quote.
+    """Write `frame` without its index, whole or not at all; text that could be taken for another value gets a quote.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -378,10 +398,31 @@ def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     words = frame.select_dtypes(exclude="number").columns
-    frame = frame.assign(**{c: frame[c].map(inert) for c in words})
+    frame = frame.assign(**{c: frame[c].map(_spelling(c)) for c in words})
+    returns = any(frame[c].astype(str).str.contains("\r", regex=False).any() for c in words)
     whole = {c: "Int64" for c in COUNTS if c in frame and (frame[c].isna() | (frame[c] % 1 == 0)).all()}
     with (
         replacing(path) as temporary,
         open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
-        frame.astype(whole).to_csv(file, index=False, lineterminator="\n")
+        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL  # which does not quote carriage returns
+        frame.astype(whole).to_csv(file, index=False, lineterminator="\n", quoting=quoting)
+
+
+def _spelling(column: str) -> Callable[[Any], Any]:
+    """How the text of a column is written."""
+    if column in ("job", "dir"):
+        return inert_path
+    return inert_value if "." in column else inert
+
+
+def write_runs(runs: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write the table of :func:`load_runs` so that :func:`read_runs` gives every run its directory.
+
+    Where each run lies at its job beside the file, the column dir is left out: the folder can be moved. Otherwise it
+    stands last, from the file's folder on.
+    """
+    folder = os.path.dirname(os.path.realpath(path))
+    places = [os.path.relpath(os.path.realpath(place), folder) for place in runs["dir"]]
+    beside = all(os.path.normpath(job) == place for job, place in zip(runs["job"], places, strict=True))
+    write_csv(runs.drop(columns="dir") if beside else runs.assign(dir=places), path)
