@@ -87,13 +87,13 @@ def plan(
     figures: dict[str, Callable[[], Figure | Film]] = {}
     for axis, frame in list(tables.items())[:AXES]:
         figures[f"ablation_{safe(axis)}"] = partial(draw_ablation, frame, swept(frame))
-    own = table.distinct(runs)
-    near = differences(own, sweep.centres).map(len) < 2  # learning curves are of one axis, or of the centre
-    histories = table.load_histories(own[near & (own["status"] != "missing")], skipped=skipped)
+    independent = table.distinct(runs)
+    near = differences(independent, sweep.centres).map(len) < 2  # learning curves are of one axis, or of the centre
+    histories = table.load_histories(independent[near & (independent["status"] != "missing")], skipped=skipped)
     if len(histories):
         wanted = {axis: swept(frame)[0] for axis, frame in tables.items() if len(swept(frame)) == 1}
         for axis, column in {"centre": None, **wanted}.items():
-            curves, means = learning_curves(own, histories, sweep.centres, column)
+            curves, means = learning_curves(independent, histories, sweep.centres, column)
             if len(curves):
                 title = f"validation NLL by {column}" if column else "NLL of the runs at the centre"
                 figures[f"convergence_{safe(axis)}"] = partial(draw_convergence, curves, means, title)
@@ -108,7 +108,7 @@ def plan(
     if len(shown) > 1:  # one target has all of it in its density and gallery
         title = f"{sweep.name}, centre of the study: {', '.join(dict.fromkeys(map(_flows, shown.values())))}"
         arrays = {t: row["arrays"] for t, row in shown.items()}
-        figures["summary_centre"] = partial(draw_summary, arrays, *centre_scores(own, sweep.centres), title)
+        figures["summary_centre"] = partial(draw_summary, arrays, *centre_scores(independent, sweep.centres), title)
     return figures
 
 
