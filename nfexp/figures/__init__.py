@@ -246,6 +246,8 @@ def output(dirs: Sequence[str | Path], out: str | Path | None) -> Path:
     """
     if not dirs:
         raise ReportError("dirs", "at least one directory", "none")
+    if not all(map(os.path.isdir, dirs)):
+        return Path(dirs[0])  # nothing is written: what is absent is said where it is read
     read = {os.path.realpath(d) for d in dirs}
     if out is None:
         if len(read) > 1:
