@@ -330,7 +330,7 @@ def test_without_baselines_the_report_says_how_to_get_them(studied):
 def test_baselines_that_cannot_be_read_are_listed_and_the_report_stands(studied):
     (studied / "baselines.csv").write_text("<script>")
     page = report.build(studied).read_text(encoding="utf-8")
-    assert "Skipped files (1)" in page and "baselines.csv: expected the heading" in page and "<script" not in page
+    assert "Not read (1)" in page and "baselines.csv: expected the heading" in page and "<script" not in page
 
 
 def test_reading_baselines_needs_no_torch_nor_scikit_learn():

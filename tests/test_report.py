@@ -174,6 +174,16 @@ def test_out_leaves_the_sweep_alone(tmp_path, no_figures):
     assert not (folder / "runs.csv").exists()
 
 
+def test_what_was_not_read_is_said(tmp_path, no_figures, caplog):
+    folder = study(tmp_path / "sweep")
+    write_run(tmp_path / "elsewhere" / "000", centre(), {}, "completed", arrays=False)
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    page = Page(report.build(folder).read_text(encoding="utf-8"))
+    line = f"{folder}/more: expected a folder; got a symbolic link"
+    assert line in page.text and "1 not read" in page.text and line in (folder / "report.md").read_text()
+    assert len([message for message in caplog.messages if message.startswith(f"skipped: {line}")]) == 1
+
+
 def test_single_run(tmp_path):
     run = write_run(tmp_path / "run", centre("spiral2", record__samples=40), {"kl": -0.001}, "completed")
     page = Page(report.build(run).read_text(encoding="utf-8"))

@@ -2,14 +2,19 @@
 
 import gzip
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sweep import ablation_sweep, write_sweep
+from fake_sweep import ablation_sweep, centre, write_run, write_sweep
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nfexp.analysis.table import MANY, ReportError, load_runs, read_runs, write_csv
+from nfexp import report
+from nfexp.analysis.table import MANY, ReportError, load_runs, read_runs, write_csv, write_runs
 from nfexp.analysis.table import saved as saved_module
+from nfexp.report import figures
 
 ODD = [
     ({"seed": 0, "flow.n_flows": 3}, {"kl": 1 / 3, "seconds": 1e-7}, "completed"),
@@ -73,7 +78,7 @@ ERRORS = {
     "a heading twice": (replaced(b"data.noise", b"data.name"), "expected each heading once; got 'data.name' twice"),
     "a key it needs": (replaced(b"train.lr", b"train.rate"), "line 2: expected config to have train.lr"),
     "an odd key": (replaced(b"odd.key", b"<b>odd"), "expected keys of letters"),
-    "ragged": (replaced(b"\n001,", b"\n001,1,"), "line 3: expected "),
+    "ragged": (replaced(b"\n./001,", b"\n./001,1,"), "line 3: expected "),
     "open quote": (lambda path: path.write_bytes(path.read_bytes() + b'"'), "expected comma-separated values"),
     "binary": (lambda path: path.write_bytes(b"\xff\xfe\x00"), "expected a readable file"),
     "a zip": (lambda path: path.write_bytes(b"PK\3\4" + bytes(50)), "runs.csv: expected "),
@@ -125,3 +130,145 @@ def test_too_many_targets(saved):
     table.to_csv(saved, index=False)
     with pytest.raises(ReportError, match=f"at most {MANY} targets in one table"):
         read_runs(saved)
+
+
+TEXTS = (
+    "2024", "007", "1e3", "1E3", "-1", "+5", "0.5", ".5", "1_000", "inf", "nan", "NaN", "NA", "N/A", "None", "null",
+    "NULL", "<NA>", "#N/A", "True", "false", "'", "''", "'2024", "'=1", "=1+1", "@x", "", " ", " 1", "a,b", 'a "b"',
+    "a\nb", "a\rb", "\r", "none", "relu", "\\", "é中",
+)  # fmt: skip
+
+
+def written(tmp_path, texts):
+    runs = [({"seed": i, "data.text": text, "odd.key": text}, {}, "completed") for i, text in enumerate(texts)]
+    folder = tmp_path / "texts"
+    shutil.rmtree(folder, ignore_errors=True)
+    table = load_runs(write_sweep(folder, runs, arrays=False))
+    write_runs(table, folder / "runs.csv")
+    return table, folder / "runs.csv"
+
+
+def test_texts_survive(tmp_path):
+    texts = [text for text in TEXTS if text.isprintable()]
+    table, path = written(tmp_path, [*texts, None])
+    back = read_runs(path)
+    pd.testing.assert_frame_equal(back, table)
+    assert back["data.text"].tolist()[:-1] == texts and back["odd.key"].tolist()[:-1] == texts
+
+
+def test_texts_with_line_ends_survive(tmp_path):
+    rows = [({"seed": i, "data.text": text}, {}, "completed") for i, text in enumerate(TEXTS)]
+    folder = write_sweep(tmp_path / "s", rows, arrays=False)
+    table = load_runs(folder)
+    write_runs(table, folder / "runs.csv")
+    pd.testing.assert_frame_equal(read_runs(folder / "runs.csv"), table)
+    assert read_runs(folder / "runs.csv")["data.text"].tolist() == [*TEXTS]
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if text])
+def test_plain_pandas_reads_texts_and_jobs_as_text(tmp_path, text):
+    frame = pd.DataFrame({"job": ["0000", "0001"], "data.text": text})
+    write_csv(frame, tmp_path / "runs.csv")
+    back = pd.read_csv(tmp_path / "runs.csv")
+    assert back["job"].tolist() == ["./0000", "./0001"]
+    assert back["data.text"].tolist() in ([text] * 2, ["'" + text] * 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(st.characters(categories=("L", "N", "P", "S", "Zs"), max_codepoint=0x2FFF), max_size=6))
+def test_any_text_comes_back(tmp_path_factory, text):
+    if not " ".join(text.split()).isprintable():
+        return
+    path = tmp_path_factory.mktemp("any") / "runs.csv"
+    row = {"job": "0000", "status": "completed"} | centre(data__text=text)
+    frame = pd.DataFrame([{k: v for k, v in row.items() if k not in ("name", "device") and "record" not in k}])
+    write_csv(frame, path)
+    assert read_runs(path)["data.text"].tolist() == [text]
+
+
+def test_old_spellings_stay_readable(tmp_path):
+    folder = write_sweep(tmp_path / "s", [({"data.text": "x"}, {}, "completed")], arrays=False)
+    table = load_runs(folder)
+    write_runs(table, folder / "runs.csv")
+    new = (folder / "runs.csv").read_text()
+    for cell, text in (("2024", "2024"), ("'=1", "=1"), ("NA", "NA"), ("007", "007"), ("'a", "'a")):
+        old = new.replace("./000,", "000,").replace(",x,", f",{cell},")
+        (folder / "runs.csv").write_text(old)
+        back = read_runs(folder / "runs.csv")
+        assert back["job"].tolist() == ["000"] and back["data.text"].tolist() == [text]
+        assert back["dir"].tolist() == [str(folder / "000")]
+
+
+def test_a_byte_order_mark(saved):
+    saved.write_bytes(b"\xef\xbb\xbf" + saved.read_bytes())
+    pd.testing.assert_frame_equal(read_runs(saved), load_runs(saved.parent))
+
+
+def test_odd_folders_are_found_again(tmp_path):
+    for name in ("=1+1", "a b", "a  b", "1e3", "NA", "'x", "a\\b", "é", "a,b", "a\nb", "2024-01-01_12-00-00"):
+        write_run(tmp_path / "p" / name, centre(), {}, "completed", arrays=False)
+    runs = load_runs(tmp_path / "p")
+    write_runs(runs, tmp_path / "p" / "runs.csv")
+    assert read_runs(tmp_path / "p" / "runs.csv")["dir"].tolist() == runs["dir"].tolist()
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """Two sweeps with the same job numbers, and A's own report."""
+    monkeypatch.setattr(figures, "draw_all", lambda *args, **keywords: {})
+    for name, seeds in (("A", (0, 1)), ("B", (2, 3))):
+        write_sweep(tmp_path / name, [({"seed": s}, {}, "completed") for s in seeds], arrays=False)
+    report.build(tmp_path / "A")
+    return tmp_path
+
+
+REFUSED = {
+    "two folders": (["{}/A", "{}/B"], "out: expected out=PATH, since several folders are read; got none"),
+    "a folder and a run in it": (["{}/A", "{}/A/000"], "out: expected out=PATH"),
+    "out is one of them": (["{}/A", "{}/B", "out={}/A"], "out: expected a folder without runs of its own; got"),
+    "out is another sweep": (["{}/B", "out={}/A"], "out: expected a folder without runs of its own; got"),
+    "out is a run": (["{}/B", "out={}/A/000"], "out: expected a folder without runs of its own; got"),
+    "out is a link to one": (["{}/B", "out={}/link"], "out: expected a folder without runs of its own; got"),
+}
+
+
+@pytest.mark.parametrize("entry", [report.main, figures.main])
+@pytest.mark.parametrize("case", REFUSED)
+def test_no_folder_gets_the_tables_of_another(two, case, entry, capsys):
+    (two / "link").symlink_to(two / "A")
+    before = {p: p.read_bytes() for p in two.rglob("*") if p.is_file()}
+    words, message = REFUSED[case]
+    assert entry([word.format(two) for word in words]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert {p: p.read_bytes() for p in two.rglob("*") if p.is_file()} == before
+
+
+def test_every_row_says_where_it_lives(two):
+    own = (two / "A" / "runs.csv").read_bytes()
+    report.build(two / "A", two / "B", out=two / "both")
+    runs = load_runs(two / "A", two / "B")
+    back = read_runs(two / "both" / "runs.csv")
+    pd.testing.assert_frame_equal(back, runs)
+    assert back["job"].tolist() == ["A/000", "A/001", "B/000", "B/001"]
+    assert back["dir"].tolist() == [str(two / job) for job in back["job"]]
+    assert (two / "A" / "runs.csv").read_bytes() == own and "dir" not in pd.read_csv(two / "A" / "runs.csv")
+    pd.testing.assert_frame_equal(read_runs(two / "A" / "runs.csv"), load_runs(two / "A"))
+
+
+PLACES = {"elsewhere": "out", "deeper": "A/reports/one", "of one run": "A/001"}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_a_report_elsewhere_knows_its_runs(two, case):
+    out = two / PLACES[case]
+    read = out if case == "of one run" else two / "A"
+    report.build(read, out=out)
+    assert read_runs(out / "runs.csv")["dir"].tolist() == load_runs(read)["dir"].tolist()
+
+
+def test_one_folder_named_twice_is_one(two):
+    (two / "link").symlink_to(two / "A")
+    report.build(two / "A", f"{two}/A/", two / "link")
+    assert len(read_runs(two / "A" / "runs.csv")) == 2
+    assert load_runs(two / "A", two / "link")["dir"].tolist() == [f"{two}/A/000", f"{two}/A/001"]

@@ -87,7 +87,7 @@ def test_centres_from_the_plan(sweep):
 
 def test_centres_inferred(tmp_path):
     runs = [({"seed": s, "flow.n_flows": n}, {}, "completed") for n in (2, 3, 4, 8) for s in (0, 1)]
-    runs += [({"seed": 0, "flow.activation": a}, {}, "completed") for a in ("tanh", "tanh", "tanh")]
+    runs += [({"seed": s, "flow.activation": "tanh"}, {}, "completed") for s in (0, 1, 2)]
     folder = write_sweep(tmp_path / "adhoc", runs, sweep_json=False)
     found = load_sweep([folder], load_runs(folder))
     assert found.name == "adhoc" and found.planned == 11
@@ -257,8 +257,93 @@ def test_links_are_not_followed(sweep, tmp_path):
     for name in ("result.json", "history.csv", "samples.npz"):
         (sweep / "901" / name).symlink_to(elsewhere / name)
     assert len(load_runs(sweep)) == 6
+    assert len(collect(sweep).skipped) == 2
     assert load_arrays(sweep / "901") == {}
     assert load_histories(pd.DataFrame({"job": ["901"], "dir": [str(sweep / "901")]})).empty
+
+
+def runs_in(folder, count=2):
+    for seed in range(count):
+        write_run(folder / f"{seed:03d}", centre(seed=50 + seed), {}, "completed", arrays=False)
+
+
+def linked(sweep):
+    runs_in(sweep.parent / "elsewhere")
+    (sweep / "linked").symlink_to(sweep.parent / "elsewhere")
+
+
+def linked_run(sweep):
+    runs_in(sweep.parent / "elsewhere", 1)
+    (sweep / "900").symlink_to(sweep.parent / "elsewhere" / "000", target_is_directory=True)
+
+
+def linked_nowhere(sweep):
+    (sweep / "900").symlink_to(sweep.parent / "unmounted")
+
+
+def linked_record(sweep):
+    runs_in(sweep.parent / "elsewhere", 1)
+    (sweep / "900").mkdir()
+    (sweep / "900" / "result.json").symlink_to(sweep.parent / "elsewhere" / "000" / "result.json")
+
+
+def linked_plan(sweep):
+    runs_in(sweep / "more", 0)
+    (sweep / "more").mkdir()
+    (sweep / "more" / "sweep.json").symlink_to(sweep / "sweep.json")
+
+
+def run_above(sweep):
+    write_run(sweep.parent, centre(seed=99), {}, "completed", arrays=False)
+    runs_in(sweep.parent / "deep" / "er")
+
+
+def run_in_a_run(sweep):
+    runs_in(sweep / "000" / "again" / "and" / "again")
+
+
+def hidden(sweep):
+    runs_in(sweep / ".old")
+
+
+UNREAD = {  # what is put there, and the places that get a line
+    "a linked folder": (linked, ["sweep/linked"]),
+    "a linked run": (linked_run, ["sweep/900"]),
+    "a link that leads nowhere": (linked_nowhere, ["sweep/900"]),
+    "a linked record": (linked_record, ["sweep/900/result.json"]),
+    "a linked plan": (linked_plan, ["sweep/more/sweep.json"]),
+    "runs below a run": (run_in_a_run, ["sweep/000/again"]),
+    "a hidden folder": (hidden, ["sweep/.old"]),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_is_not_read_is_said(sweep, case, caplog):
+    put, places = UNREAD[case]
+    put(sweep)
+    found = collect(sweep)
+    assert len(found.runs) == 6
+    assert [str(e).partition(": ")[0] for e in found.skipped] == [str(sweep.parent / place) for place in places]
+    assert caplog.messages == [f"skipped: {error}" for error in found.skipped]
+
+
+def test_a_run_in_the_parent_folder(sweep):
+    run_above(sweep)
+    found = collect(sweep.parent)
+    assert len(found.runs) == 1
+    lines = [str(error) for error in found.skipped]
+    assert len(lines) == 2 and "7 places below another run" in lines[0] and "2 places" in lines[1]
+
+
+def test_links_into_what_is_read_need_no_line(sweep, tmp_path):
+    runs_in(tmp_path / "other")
+    (sweep / "latest").symlink_to(sweep / "005")
+    (sweep / "loop").symlink_to(sweep)
+    (sweep / "beside").symlink_to(tmp_path / "other")
+    (sweep / "notes.txt").symlink_to(sweep / "sweep.json")
+    (sweep / "000" / "figures").mkdir()
+    assert collect(sweep, tmp_path / "other").skipped == []
+    assert len(collect(sweep).skipped) == 1
 
 
 def test_older_records_may_lack_newer_keys(sweep):
@@ -349,8 +434,8 @@ def test_hostile_arrays(tmp_path, monkeypatch, case):
 def test_write_csv(sweep, tmp_path):
     runs = load_runs(sweep)
     write_csv(runs.drop(columns="dir"), tmp_path / "runs.csv")
-    back = pd.read_csv(tmp_path / "runs.csv", dtype={"job": str})
-    assert back["kl"].tolist() == runs["kl"].tolist() and back["job"].tolist() == runs["job"].tolist()
+    back = pd.read_csv(tmp_path / "runs.csv")
+    assert back["kl"].tolist() == runs["kl"].tolist() and back["job"].tolist() == [f"./{job}" for job in runs["job"]]
     assert ",2000,500," in (tmp_path / "runs.csv").read_text()  # counts stay whole
     write_csv(runs[:1], tmp_path / "runs.csv")
     assert len(pd.read_csv(tmp_path / "runs.csv")) == 1 and not list(tmp_path.glob(".*"))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import bdtr, bdtrc, betaincinv, stdtr, stdtrit
 
-from nfexp.analysis.table import STATUSES, config_columns
+from nfexp.analysis.table import STATUSES, config_columns, distinct
 from nfexp.analysis.table.baselines import MODELS
 
 AXES = {
@@ -207,13 +207,6 @@ def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFram
                 row |= {f"{name}_{end}": value for end, value in zip(("mean", "low", "high"), ends, strict=True)}
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def distinct(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per configuration and seed: a run is a fact, so a repetition adds nothing; completed ones come first."""
-    rank = {status: i for i, status in enumerate(STATUSES)}
-    ordered = runs.iloc[np.argsort(runs["status"].map(rank).fillna(len(rank)), kind="stable")]
-    return ordered.drop_duplicates(["data.name", "seed", *config_columns(runs)]).sort_index()
 
 
 def deviations(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

@@ -27,7 +27,7 @@ def write_text(text: str, path: Path) -> Path:
 
 
 def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd.DataFrame]:
-    folder = Path(out if out is not None else dirs[0])
+    folder = figures.output(dirs, out)
     try:
         found = table.collect(*dirs, cache=folder)
         runs, centres = found.runs, found.sweep.centres
@@ -35,7 +35,7 @@ def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd
         fits = load_baselines(*dirs, skipped=(unread := []))
         table.skip(unread, found.skipped)
         own = figures.own_folder(folder / "tables")
-        table.write_csv(runs.drop(columns="dir"), folder / "runs.csv")
+        table.write_runs(runs, folder / "runs.csv")
         table.write_csv(judged, folder / "claims.csv")
         for axis, frame in tables.items():
             table.write_csv(frame, folder / f"ablation_{safe(axis)}.csv")
@@ -53,7 +53,9 @@ def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd
 
 
 def build(*dirs: str | Path, out: str | Path | None = None) -> Path:
-    """Write tables, figures and reports of the runs below `dirs` into `out` (the first of them); path of the HTML.
+    """Write tables, figures and reports of the runs below `dirs` into `out`; path of the HTML.
+
+    One folder gets its report itself where `out` is not given; several need one that holds no runs of its own.
 
     Raises
     ------

@@ -97,6 +97,7 @@ def centre_results(
     runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]], fits: Fits | None = None
 ) -> list[dict[str, Any]]:
     """The centre of the study, per target: mean and 95% interval over seeds of its metrics, then of its baselines."""
+    runs = table.distinct(runs)
     at_centre = runs[[not d for d in differences(runs, centres)]]
     out = []
     for target, own in at_centre.groupby("data.name"):
@@ -120,7 +121,7 @@ def centre_results(
         )
         found = (fits or {}).get(data_key(centres[target]))
         if found is not None:
-            flow = done.drop_duplicates("seed").set_index("seed")["kl"]
+            flow = done.set_index("seed")["kl"]
             for row in stats.references(found, flow).to_dict("records"):
                 cell = {k: interval(*(row[f"{k}_{end}"] for end in ENDS)) for k in ("kl", "test_nll", "over")}
                 cell |= {"true_nll": number(row["true_nll_mean"]), "seconds": number(row["seconds_mean"])}
@@ -198,7 +199,9 @@ def _baseline_lines(
 def content(found: table.Collection, tables: Mapping[str, pd.DataFrame], judged: pd.DataFrame,
              pictures: Mapping[str, Path], command: str, fits: pd.DataFrame) -> dict[str, Any]:  # fmt: skip
     """Everything the report says, ready to be laid out."""
-    runs, sweep = found.runs, found.sweep
+    sweep = found.sweep
+    runs = table.distinct(found.runs)
+    planned = max(sweep.planned, len(found.runs)) - (len(found.runs) - len(runs))
     counts = runs["status"].value_counts().to_dict()
     shown, hidden = verdicts(judged)
     tally = {v: sum(c["verdict"] == v for c in shown) for v in BADGES}
@@ -209,13 +212,14 @@ def content(found: table.Collection, tables: Mapping[str, pd.DataFrame], judged:
     return {
         "title": sweep.name,
         "facts": {
-            "runs": ", ".join([f"{counts.get('completed', 0)} completed of {max(sweep.planned, len(runs))} planned"]
+            "runs": ", ".join([f"{counts.get('completed', 0)} completed of {planned} planned"]
                               + [f"{counts[s]} {s}" for s in TROUBLES if counts.get(s)]),
             "targets": ", ".join(sorted(map(str, set(runs["data.name"])))),
             "seeds": table.printable(_ranges(runs["seed"])),
             "training": f"{duration(float(runs['seconds'].sum()))} in all",
             "versions": ", ".join(f"{k} {' / '.join(v)}" for k, v in found.versions.items()),
-            "skipped": f"{len(found.skipped)} unreadable" if found.skipped else "",
+            "repetitions": table.repetitions(found.runs),
+            "skipped": f"{len(found.skipped)} not read" if found.skipped else "",
         },
         "verdicts": shown,
         "rule": RULE,

@@ -5,10 +5,11 @@ A file that does not hold what it should is skipped with one warning line; the r
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,15 @@ from nfexp.analysis.table.records import (
     read_history,
     read_plan,
 )
-from nfexp.analysis.table.saved import inert, saved_rows
+from nfexp.analysis.table.saved import inert, inert_path, inert_value, saved_rows
 from nfexp.files import replacing
 
 __all__ = [
     "CACHE", "CONFIG", "COUNTS", "HISTORY", "METRICS", "STATUSES", "Collection", "ReportError", "Sweep", "collect",
-    "config_columns", "infer_centres", "load_arrays", "load_histories", "load_runs", "load_sweep", "printable",
-    "read_runs", "skip", "write_csv",
+    "config_columns", "distinct", "infer_centres", "load_arrays", "load_histories", "load_runs", "load_sweep",
+    "printable", "read_runs", "repetitions", "skip", "write_csv", "write_runs",
 ]  # fmt: skip
+_RANK = {status: i for i, status in enumerate(STATUSES)}  # a missing run comes after them
 MANY = 64  # targets, and configuration keys unknown here, of one table: each is a panel or a column
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,10 @@ class Collection:
 
 
 def _folders(dirs: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    folders = [Path(os.path.abspath(d)) for d in dirs]
+    named: dict[str, Path] = {}  # a folder named twice is one folder
+    for d in dirs:
+        named.setdefault(os.path.realpath(d), Path(os.path.abspath(d)))
+    folders = [*named.values()]
     if not folders:
         raise ReportError("dirs", "at least one directory", "none")
     for folder in folders:
@@ -128,9 +133,11 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
     ReportError
         If a directory is absent or holds no readable finished run.
     """
-    started, tops = time.time_ns(), _folders(dirs)
+    started = time.time_ns()
+    tops = _folders(dirs)
+    home = Path(os.path.commonpath(tops))
     skipped: list[ReportError] = []
-    places = {top: list(search(top, skipped)) for top in tops}
+    places = {top: list(search(top, skipped, tops)) for top in tops}
     wanted = {p.result for own in places.values() for p in own if p.result}
     known: dict[str, str] = {}
     for folder in dict.fromkeys([*tops, *([Path(cache)] if cache else [])]):
@@ -150,7 +157,7 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
                 except ReportError as error:
                     refused[place.folder] = error
                 else:
-                    rows[place.folder] = {"job": _job(place.folder, top)} | row
+                    rows[place.folder] = {"job": _job(place.folder, home)} | row
                     records[place.folder] = kept[key] = record
         if not any(place.folder in rows for place in places[top]):
             failures = [*skipped, *refused.values()]
@@ -167,12 +174,14 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
                     except ReportError as error:
                         skipped.append(error)
                         break
-                    rows[place] = {"job": _job(place, top), "status": "missing"} | row
+                    rows[place] = {"job": _job(place, home), "status": "missing"} | row
     skip(skipped, [])
     if cache and kept.keys() != known.keys():
         write_cache(Path(cache), kept, started)
     table = _tabulate(row | {"dir": folder} for folder, row in rows.items())
     table = table.sort_values("dir", kind="stable", ignore_index=True)
+    if said := repetitions(table):
+        log.warning("%s", said)
     reasons = {f: printable(r["reason"], 300) for f, r in records.items() if isinstance(r.get("reason"), str)}
     reasons |= dict.fromkeys(refused, "skipped: not a readable record")
     return Collection(table, _sweep(plans, table), reasons, known_versions(records.values()), skipped)
@@ -194,6 +203,7 @@ def _record(place: Place, known: Mapping[str, str]) -> tuple[str, dict[str, Any]
 
 
 def _job(folder: str, top: Path) -> str:
+    """A name that no other run of the table has: the path from the folder that is read, or that all of them are in."""
     inside = folder.removeprefix(str(top)).replace(os.sep, "/").lstrip("/")
     return printable(inside or top.name, 1000)
 
@@ -201,9 +211,10 @@ def _job(folder: str, top: Path) -> str:
 def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:
     """Gather every run at or below `dirs` in one table, one row per run; see :func:`collect` for the rest they say.
 
-    Columns: job (path inside its directory), status, the configuration keys, the metrics (nats per point, data
-    units, steps, seconds), dir (absolute path). A planned job without a result has the status "missing" and no
-    metrics; divergence is a status too, never an exception.
+    Columns: job (path inside its directory, or inside the folder that holds all of `dirs`), status, the configuration
+    keys, the metrics (nats per point, data units, steps, seconds), dir (absolute path). A planned job without a result
+    has the status "missing" and no metrics; divergence is a status too, never an exception. A run that is there twice
+    has two rows, see :func:`distinct`.
 
     Raises
     ------
@@ -220,8 +231,18 @@ def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:
 def read_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
     """The table of :func:`load_runs` from the runs.csv (or runs.csv.gz) of a report; the directories may be gone.
 
-    The dir of a run is its job beside the file. What a CSV cannot say is lost: an empty text, and the type of a value
-    under a heading that this version does not know.
+    The dir of a run is what the file's column dir says, from the file's folder on, and without that column its job
+    beside the file. A run may be there twice, as in :func:`load_runs`: see :func:`distinct`.
+
+    The columns are of these types: job, status, dir, data.name, data.text and the other words text (missing: None);
+    seed and the counts of the configuration int64; its other numbers float64; train.batch_size an int or "full"; every
+    metric float64, with NaN where it is missing, the counts among them too. Under a heading that this version does not
+    know a number is a number and a text a text.
+
+    Other readers of the file get the same values if they know two spellings. Text that could be taken for a number, a
+    missing or truth value or a formula has a leading quote ('2024, 'NA, '=1+1; a quote alone is an empty text), and a
+    job of digits stands as a path: ./0000. So ``pandas.read_csv`` needs no dtypes; it gives counts as float64 where one
+    is missing.
 
     Raises
     ------
@@ -232,10 +253,12 @@ def read_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
     Traceback (most recent call last):
     nfexp.analysis.table.records.ReportError: /nowhere/runs.csv: expected a readable file; got No such file or directory
     """
-    words, rows, folder = _Vocabulary(), [], os.path.dirname(os.path.abspath(path))
+    words = _Vocabulary()
+    rows = []
+    folder = os.path.dirname(os.path.abspath(path))
     for where, row in saved_rows(path):
         words.admit(where, row)
-        rows.append(row | {"dir": os.path.join(folder, os.path.normpath(row["job"]))})
+        rows.append(row | {"dir": os.path.normpath(os.path.join(folder, row["dir"]))})
     if not rows:
         raise ReportError(path, "a row for each run", "none")
     return _tabulate(rows)
@@ -253,7 +276,7 @@ def load_sweep(dirs: Iterable[str | os.PathLike[str]] | str | os.PathLike[str], 
         As :func:`load_runs`.
     """
     tops, skipped = _folders([dirs] if isinstance(dirs, (str, os.PathLike)) else dirs), []
-    plans = {top: _plans(search(top, skipped), skipped) for top in tops}
+    plans = {top: _plans(search(top, skipped, tops), skipped) for top in tops}
     skip(skipped, [])
     return _sweep(plans, runs)
 
@@ -272,13 +295,49 @@ def _sweep(plans: Mapping[Path, Mapping[str, Plan]], runs: pd.DataFrame) -> Swee
     return Sweep(" + ".join(dict.fromkeys(names)), centres, len(places))
 
 
+def distinct(runs: pd.DataFrame) -> pd.DataFrame:
+    """The independent runs of a table: one row per configuration and seed, in the order they came.
+
+    A run is a fact: copied, moved or trained again, by whatever code, it is the same run repeated, and adds nothing to
+    what is known. Every mean, interval, verdict and count is of these rows. The row that counts is a completed one
+    before a diverged, a failed and a missing one; of several such the first by its directory. In a table without
+    seeds no row is known to repeat another.
+
+    >>> runs = pd.DataFrame({"data.name": "moons", "seed": [0, 0, 1], "status": "completed", "dir": ["b", "a", "b2"]})
+    >>> distinct(runs)["dir"].tolist()
+    ['a', 'b2']
+    """
+    if "seed" not in runs:
+        return runs
+    standing = pd.DataFrame(index=range(len(runs)))
+    standing["rank"] = [_RANK.get(status, len(_RANK)) for status in runs["status"]] if "status" in runs else 0
+    standing["dir"] = runs["dir"].to_numpy(object) if "dir" in runs else ""
+    order = standing.sort_values(["rank", "dir"], kind="stable").index.to_numpy()
+    repeated = runs.iloc[order].duplicated(["data.name", "seed", *config_columns(runs)]).to_numpy()
+    return runs.iloc[np.sort(order[~repeated])]
+
+
+def repetitions(runs: pd.DataFrame) -> str:
+    """How many rows :func:`distinct` leaves out, as a line for people; empty if none."""
+    n_repeated = len(runs) - len(distinct(runs))
+    if not n_repeated:
+        return ""
+    return (
+        f"{n_repeated} of {len(runs)} rows repeat a run (same configuration and seed) and do not count: of each run "
+        "one row counts, a completed one before others, then the first by its directory"
+    )
+
+
 def infer_centres(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """The most common value of each configuration column per target; of tied numbers the (lower) median one.
+
+    A run that is there twice counts once.
 
     >>> infer_centres(pd.DataFrame({"data.name": "moons", "flow.n_flows": [3, 6, 9], "flow.norm": "none"}))
     {'moons': {'data.name': 'moons', 'flow.n_flows': 6, 'flow.norm': 'none'}}
     """
     columns = config_columns(runs)
+    runs = distinct(runs)
     return {
         str(target): {"data.name": str(target)} | {c: _most_common(group[c]) for c in columns}
         for target, group in runs.groupby("data.name", sort=True)
@@ -329,7 +388,7 @@ def load_histories(runs: pd.DataFrame, *, skipped: list[ReportError] | None = No
 
 
 def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write `frame` without its index, whole or not at all; text that a spreadsheet would run gets a leading quote.
+    """Write `frame` without its index, whole or not at all; text that could be taken for another value gets a quote.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -339,10 +398,31 @@ def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     words = frame.select_dtypes(exclude="number").columns
-    frame = frame.assign(**{c: frame[c].map(inert) for c in words})
+    frame = frame.assign(**{c: frame[c].map(_spelling(c)) for c in words})
+    returns = any(frame[c].astype(str).str.contains("\r", regex=False).any() for c in words)
     whole = {c: "Int64" for c in COUNTS if c in frame and (frame[c].isna() | (frame[c] % 1 == 0)).all()}
     with (
         replacing(path) as temporary,
         open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
-        frame.astype(whole).to_csv(file, index=False, lineterminator="\n")
+        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL  # which does not quote carriage returns
+        frame.astype(whole).to_csv(file, index=False, lineterminator="\n", quoting=quoting)
+
+
+def _spelling(column: str) -> Callable[[Any], Any]:
+    """How the text of a column is written."""
+    if column in ("job", "dir"):
+        return inert_path
+    return inert_value if "." in column else inert
+
+
+def write_runs(runs: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write the table of :func:`load_runs` so that :func:`read_runs` gives every run its directory.
+
+    Where each run lies at its job beside the file, the column dir is left out: the folder can be moved. Otherwise it
+    stands last, from the file's folder on.
+    """
+    folder = os.path.dirname(os.path.realpath(path))
+    places = [os.path.relpath(os.path.realpath(place), folder) for place in runs["dir"]]
+    beside = all(os.path.normpath(job) == place for job, place in zip(runs["job"], places, strict=True))
+    write_csv(runs.drop(columns="dir") if beside else runs.assign(dir=places), path)

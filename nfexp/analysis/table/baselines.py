@@ -69,7 +69,7 @@ def load_baselines(*dirs: str | os.PathLike[str], skipped: list[ReportError] | N
 
 def _read(path: str) -> list[dict[str, Any]]:
     try:
-        text = read_plain(path, LIMIT)[0].decode("utf-8")
+        text = read_plain(path, LIMIT)[0].decode("utf-8-sig")
         head, *lines = [*csv.reader(io.StringIO(text, newline=""), strict=True)] or [[]]
     except (OSError, ValueError, csv.Error) as error:
         raise ReportError(path, "a readable table", getattr(error, "strerror", None) or error) from None
@@ -85,10 +85,10 @@ def _read(path: str) -> list[dict[str, Any]]:
 
 
 def _row(cells: Mapping[str, str]) -> dict[str, Any]:
-    text = live(cells["data.text"])
+    text = live(cells["data.text"]) if cells["data.text"] else None
     data = from_mapping({"name": cells["data.name"], "n_samples": int(cells["data.n_samples"]),
                          "noise": float(cells["data.noise"]), "n_test": int(cells["data.n_test"]),
-                         "n_val": 2, "text": text or None}, Data, "data.")  # fmt: skip
+                         "n_val": 2, "text": text}, Data, "data.")  # fmt: skip
     if cells["model"] not in MODELS:
         raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {cells['model']!r}")
     row = {k: getattr(data, k.removeprefix("data.")) for k in DATA} | {"seed": _whole("seed", cells["seed"], 0)}

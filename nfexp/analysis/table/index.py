@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from nfexp.analysis.table.records import LIMITS, ReportError
 from nfexp.files import open_plain, replacing
 
 CACHE = ".runs.cache"  # of records, beside runs.csv; deleting it changes no table
+LOOKED_AT = 2000  # folders inside one that is not read, to say whether runs are there
 SETTLED = 2 * 10**9  # ns; a file that changed within a tick of the clock may change again and look the same
 
 
@@ -33,30 +35,87 @@ def identity(status: os.stat_result) -> str:
                                        status.st_ctime_ns))  # fmt: skip
 
 
-def _regular(path: str) -> os.stat_result | None:
+def _regular(path: str, skipped: list[ReportError]) -> os.stat_result | None:
+    """The status of a regular file; None where there is none, and a line in `skipped` where something else is."""
     try:
         status = os.lstat(path)
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return status if stat.S_ISREG(status.st_mode) else None
+    except (OSError, ValueError) as error:
+        skipped.append(ReportError(path, "a readable file", getattr(error, "strerror", None) or error))
+        return None
+    if stat.S_ISREG(status.st_mode):
+        return status
+    kind = "a symbolic link, which is not followed" if stat.S_ISLNK(status.st_mode) else "no regular file"
+    skipped.append(ReportError(path, "a file", kind))
+    return None
 
 
-def search(top: str | os.PathLike[str], skipped: list[ReportError]) -> Iterator[Place]:
-    """The places at or below `top`; no symlink is followed, what cannot be listed goes to `skipped`."""
+def _below(folder: str) -> int:
+    """How many runs and plans lie at or below a folder that is not read; only the first LOOKED_AT folders are asked."""
+    found = 0
+    pending = [folder]
+    for _ in range(LOOKED_AT):
+        if not pending:
+            break
+        here = pending.pop()
+        found += any(os.path.lexists(os.path.join(here, name)) for name in ("result.json", "sweep.json"))
+        with suppress(OSError), os.scandir(here) as entries:
+            pending += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return found
+
+
+def _unread(folder: str, where: str) -> list[ReportError]:
+    """The line that says what is not read in a folder, if anything is there."""
+    n_places = _below(folder)
+    if not n_places:
+        return []
+    places = "1 place" if n_places == 1 else f"{n_places} places"
+    return [ReportError(folder, "no runs or sweeps", f"{places} {where}, not read unless named")]
+
+
+def _is_inside(path: str, tops: Iterable[str | os.PathLike[str]]) -> bool:
+    real = os.path.realpath(path)
+    return any(os.path.commonpath([real, home]) == home for home in map(os.path.realpath, tops))
+
+
+def search(
+    top: str | os.PathLike[str],
+    skipped: list[ReportError],
+    tops: Iterable[str | os.PathLike[str]] = (),
+) -> Iterator[Place]:
+    """The places at or below `top`. What is not read and may hold runs gets a line in `skipped`.
+
+    No symbolic link is followed (one that leads into `top` or `tops`, which are read, needs no line), no hidden folder
+    is read, and none below a run: which of its files would belong to which run?
+    """
     pending = [os.fspath(top)]
     while pending:
         here = pending.pop()
-        result, plan = _regular(os.path.join(here, "result.json")), _regular(os.path.join(here, "sweep.json"))
+        result = _regular(os.path.join(here, "result.json"), skipped)
+        plan = _regular(os.path.join(here, "sweep.json"), skipped)
         if result or plan:
             yield Place(here, identity(result) if result else None, plan is not None)
-        if result is None:
-            try:
-                with os.scandir(here) as entries:
-                    names = [e.name for e in entries if e.name[0] != "." and e.is_dir(follow_symlinks=False)]
-            except OSError as error:
-                skipped.append(ReportError(here, "a readable directory", error.strerror or error))
+        try:
+            with os.scandir(here) as entries:
+                found = sorted(entries, key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            skipped.append(ReportError(here, "a readable directory", error.strerror or error))
+            continue
+        for entry in found:
+            hidden = entry.name.startswith(".")
+            if entry.is_symlink():
+                to_file = os.path.exists(entry.path) and not os.path.isdir(entry.path)
+                said = hidden or entry.name in ("result.json", "sweep.json")
+                if not (said or to_file or _is_inside(entry.path, [top, *tops])):
+                    got = "a symbolic link, which is not followed (its target can be named beside this one)"
+                    skipped.append(ReportError(entry.path, "a folder", got))
+            elif not entry.is_dir(follow_symlinks=False) or entry.name == ".hydra":
                 continue
-            pending += [os.path.join(here, name) for name in sorted(names, reverse=True)]
+            elif result is None and not hidden:
+                pending.append(entry.path)
+            else:
+                skipped += _unread(entry.path, "in a hidden folder" if hidden else "below another run")
 
 
 def read_cache(folder: str | os.PathLike[str], wanted: Collection[str]) -> dict[str, str]:

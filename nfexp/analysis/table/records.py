@@ -204,7 +204,7 @@ def read_history(path: str | os.PathLike[str]) -> np.ndarray:
     """The rows of a history.csv, shape (evaluations, columns of HISTORY); numbers beyond LARGEST are infinite."""
     raw = read_bounded(path)[0]
     try:
-        head, *lines = raw.decode("utf-8").splitlines() or [""]
+        head, *lines = raw.decode("utf-8-sig").splitlines() or [""]
         block = np.array([line.split(",") for line in lines], dtype=float).reshape(-1, len(HISTORY))
     except ValueError as error:
         raise ReportError(path, "a table of numbers", error) from None

@@ -88,12 +88,13 @@ def plan(
     figures: dict[str, Callable[[], Figure | Film]] = {}
     for axis, frame in list(tables.items())[:AXES]:
         figures[f"ablation_{safe(axis)}"] = partial(draw_ablation, frame, swept(frame))
-    near = differences(runs, sweep.centres).map(len) < 2  # learning curves are of one axis, or of the centre
-    histories = table.load_histories(runs[near & (runs["status"] != "missing")], skipped=skipped)
+    independent = table.distinct(runs)
+    near = differences(independent, sweep.centres).map(len) < 2  # learning curves are of one axis, or of the centre
+    histories = table.load_histories(independent[near & (independent["status"] != "missing")], skipped=skipped)
     if len(histories):
         wanted = {axis: swept(frame)[0] for axis, frame in tables.items() if len(swept(frame)) == 1}
         for axis, column in {"centre": None, **wanted}.items():
-            curves, means = learning_curves(runs, histories, sweep.centres, column)
+            curves, means = learning_curves(independent, histories, sweep.centres, column)
             if len(curves):
                 title = f"validation NLL by {column}" if column else "NLL of the runs at the centre"
                 figures[f"convergence_{safe(axis)}"] = partial(draw_convergence, curves, means, title)
@@ -108,7 +109,7 @@ def plan(
     if len(shown) > 1:  # one target has all of it in its density and gallery
         title = f"{sweep.name}, centre of the study: {', '.join(dict.fromkeys(map(_flows, shown.values())))}"
         arrays = {t: row["arrays"] for t, row in shown.items()}
-        figures["summary_centre"] = partial(draw_summary, arrays, *centre_scores(runs, sweep.centres), title)
+        figures["summary_centre"] = partial(draw_summary, arrays, *centre_scores(independent, sweep.centres), title)
     return figures
 
 
@@ -237,6 +238,31 @@ def own_folder(folder: Path) -> Path:
     raise ReportError(folder, "a folder", "a symbolic link")
 
 
+def output(dirs: Sequence[str | Path], out: str | Path | None) -> Path:
+    """The folder to write to: `out`, or else the one that is read; never one with runs of its own among others.
+
+    Raises
+    ------
+    ReportError
+        If several folders are read and none is named for the output, or one that holds other runs.
+    """
+    if not dirs:
+        raise ReportError("dirs", "at least one directory", "none")
+    if not all(map(os.path.isdir, dirs)):
+        return Path(dirs[0])  # nothing is written: what is absent is said where it is read
+    read = {os.path.realpath(d) for d in dirs}
+    if out is None:
+        if len(read) > 1:
+            raise ReportError("out", "out=PATH, since several folders are read", "none")
+        return Path(dirs[0])
+    folder = Path(out)
+    place = os.path.realpath(folder)
+    holds_runs = any(os.path.lexists(os.path.join(place, name)) for name in ("result.json", "sweep.json"))
+    if read != {place} and (holds_runs or place in read):
+        raise ReportError("out", "a folder without runs of its own", str(folder))
+    return folder
+
+
 def arguments(argv: Sequence[str] | None, command: str, options: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """Split a command line into directories and `key=value` options; ReportError for anything else."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -265,12 +291,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-plot DIR… [figures=NAME,PATTERN_*] [out=PATH]``: draw from stored results and print the paths."""
     try:
         folders, options = arguments(argv, "nfexp-plot", {"figures": "NAME,PATTERN_*", "out": "PATH"})
+        out = output(folders, options.get("out"))
         found = table.collect(*folders)
         tables = stats.ablations(found.runs, found.sweep.centres)
         words = options.get("figures", "*")
         words = words[1:-1] if words[0] + words[-1] == "[]" else words
         only = [name.strip() for name in words.split(",") if name.strip()]
-        paths = draw_all(Path(options.get("out", folders[0])), found.runs, found.sweep, tables, only=only)
+        paths = draw_all(out, found.runs, found.sweep, tables, only=only)
     except ReportError as error:
         print(error, file=sys.stderr)
         return 2

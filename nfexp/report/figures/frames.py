@@ -38,8 +38,9 @@ def learning_curves(
     (curves, means)
         `curves`: data.name, value, dir, status, step, excess. `means`, over completed runs only: data.name, value,
         step, excess_mean, n. A diverged run, which has no true NLL of its own, is measured against the mean true NLL
-        of the completed runs with its target and noise.
+        of the completed runs with its target and noise. A run that is there twice is one curve.
     """
+    runs = distinct(runs)
     allowed = {(), (column,)} if column else {()}
     chosen = runs[[d in allowed for d in differences(runs, centres)]]
     done = runs[runs["status"] == "completed"]
