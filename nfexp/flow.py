@@ -167,6 +167,23 @@ class FlowStack:
         z, log_det = self.inverse(x, batch=batch)
         return base_log_prob(self.arch.base, z) + log_det
 
+    def log_density(self, x: Tensor) -> Tensor:
+        """:meth:`log_prob`, with −inf where that is not a number although `x` is one; all others are the same bits.
+
+        A gain that overflows sends a point to infinity, where the next network says ∞ − ∞. Such points are computed
+        again in float64. What overflows there too has a density of zero in every precision.
+        """
+        log_q = self.log_prob(x)
+        lost = log_q.isnan() & ~x.isnan().any(-1)
+        if not lost.any():
+            return log_q
+        columns = lost.any(0)
+        again = self.to(torch.float64).log_prob(x[:, columns].double())
+        again = again.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        repaired = log_q.clone()
+        repaired[:, columns] = torch.where(lost[:, columns], again.to(log_q), log_q[:, columns])
+        return repaired
+
     def sample(self, n: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw `n` points per member, each with its own CPU generator; shape (E, n, D)."""
         z = torch.stack([base_sample(self.arch.base, (n, self.arch.dim), g) for g in generators])

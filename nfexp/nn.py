@@ -79,14 +79,14 @@ class _MLP(torch.autograd.Function):
         n_members, shapes = len(x), mlp_shapes(widths, nets)
         parts = weights.split([math.prod(shape) for shape in shapes], 1)
         flat = [part.reshape(-1, *shape[1:]) for part, shape in zip(parts, shapes, strict=True)]  # (E G, ·, ·)
-        inputs, kept = [x.unsqueeze(1).expand(-1, nets, -1, -1).reshape(-1, *x.shape[1:])], []
+        inputs, kept = [x.unsqueeze(1).expand(-1, nets, -1, -1).reshape(n_members * nets, *x.shape[1:])], []
         for weight, bias in zip(flat[:-2:2], flat[1:-2:2], strict=True):
             h, keep = sigma.forward(torch.baddbmm(bias.mT, weight.mT, inputs[-1]))
             inputs.append(h)
             kept.append(keep)
         ctx.sigma, ctx.shapes = sigma, shapes
         ctx.save_for_backward(*flat[::2], *inputs, *kept)
-        return torch.baddbmm(flat[-1].mT, flat[-2].mT, inputs[-1]).view(n_members, -1, x.shape[-1])
+        return torch.baddbmm(flat[-1].mT, flat[-2].mT, inputs[-1]).view(n_members, nets * widths[-1], x.shape[-1])
 
     @staticmethod
     @once_differentiable
@@ -96,7 +96,7 @@ class _MLP(torch.autograd.Function):
         (n_members, _, n), nets = grad.shape, ctx.shapes[0][0]
         of_weights = grad.new_empty(n_members, sum(map(math.prod, ctx.shapes)))
         parts = of_weights.split([math.prod(shape) for shape in ctx.shapes], 1)
-        grad = grad.reshape(n_members * nets, -1, n)
+        grad = grad.reshape(n_members * nets, weights[-1].shape[-1], n)
         for i in reversed(range(depth)):
             h, weight, bias = inputs[i], *(part.unflatten(1, (nets, -1)) for part in parts[2 * i : 2 * i + 2])
             thin = grad.shape[1] < h.shape[1]  # the product with the fewer rows is the faster one
@@ -105,7 +105,9 @@ class _MLP(torch.autograd.Function):
             bias.copy_(grad.sum(2).view(n_members, nets, -1))
             if i:
                 grad = ctx.sigma.backward(torch.bmm(weights[i], grad), kept[i - 1])
-        of_x = torch.bmm(weights[0], grad).view(n_members, nets, -1, n).sum(1) if ctx.needs_input_grad[0] else None
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = torch.bmm(weights[0], grad).view(n_members, nets, weights[0].shape[1], n).sum(1)
         return of_x, of_weights, None, None, None
 
 

@@ -235,7 +235,7 @@ def _arrays(specs: Sequence[Spec], kept: FlowStack, history: History) -> dict[st
         ticks = [[torch.linspace(*t.extent()[i : i + 2], record.grid).double() for i in (0, 2)] for t in targets]
         grid = torch.stack([torch.cartesian_prod(y, x).flip(-1) for x, y in ticks])  # (E, g g, 2), row = y
         shape = (record.grid, record.grid)
-        put("grid_log_q", _chunked(kept.log_prob, grid.to(kept.theta)).unflatten(1, shape))
+        put("grid_log_q", _chunked(kept.log_density, grid.to(kept.theta)).unflatten(1, shape))
         put("grid_log_p", [t.log_prob(g).reshape(shape) for t, g in zip(targets, grid, strict=True)])
         put("grid_extent", [torch.tensor(t.extent()) for t in targets])
     if record.walk:
