@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 from nfexp.data import make_target
 from nfexp.nn import stream
 from nfexp.spec import Data, from_mapping
+from nfexp.surroundings import command
 from nfexp.table import ReportError, collect, printable, write_csv
 from nfexp.table.baselines import BASELINES, COLUMNS, DATA, MODELS, data_key, load_baselines
 from nfexp.work.planning import cores
@@ -218,6 +219,7 @@ def _write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     write_csv(table, folder / BASELINES)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-baselines DIR… [workers=N]``: fit what each DIR/baselines.csv lacks for the runs in DIR; print its path.
 

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nfexp.record import Outcome, outcome
 from nfexp.spec import Spec, SpecError, Words, from_mapping, run_id
+from nfexp.surroundings import command
 from nfexp.sweep import REDO, read_plan
 from nfexp.work import check_all, keep, train
 
@@ -164,6 +165,7 @@ def check_plain_run(arguments: Sequence[str]) -> None:
         single_spec(config)
 
 
+@command
 def main() -> None:
     """Entry point of `nfexp` and ``python -m nfexp``."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -175,6 +177,7 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"nfexp: {stop if isinstance(stop, Interrupted) else 'interrupted; finished runs are kept'}\n")
         sys.stderr.flush()
+        sys.stdout.flush()
         os._exit(130)  # nothing that still runs is waited for
     except (HydraException, OmegaConfBaseException, ValueError, OSError, RunFailed) as error:
         if wants_traceback:
@@ -189,6 +192,7 @@ HARMLESS = re.compile(
 )
 
 
+@command
 def resume() -> None:
     """``nfexp-resume DIR [redo=…] [mixed=true] …``: give the command of a sweep again; finished runs are kept."""
     try:

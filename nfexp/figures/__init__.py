@@ -1,5 +1,6 @@
 """Every figure of a sweep or of a single run, drawn again from its stored results alone."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import fnmatch
@@ -19,8 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import fontTools.subset
-import matplotlib as mpl
 import pandas as pd
+
+from nfexp.surroundings import command, load_matplotlib
+
+load_matplotlib()  # before whatever else imports it
+
+import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
@@ -259,6 +265,7 @@ def arguments(argv: Sequence[str] | None, command: str, options: Mapping[str, st
     return folders, found
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-plot DIR… [figures=NAME,PATTERN_*] [out=PATH]``: draw from stored results and print the paths."""
     try:

@@ -14,6 +14,7 @@ from nfexp.figures import safe
 from nfexp.files import replacing
 from nfexp.report.contents import content
 from nfexp.report.layouts import axis_tex, baselines_tex, claim_lines, claims_tex, to_html, to_markdown
+from nfexp.surroundings import command
 from nfexp.table import ReportError
 from nfexp.table.baselines import load_baselines
 
@@ -61,6 +62,7 @@ def build(*dirs: str | Path, out: str | Path | None = None) -> Path:
     return _build(dirs, out)[0]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-report DIR… [out=PATH]``: build the report; print the claims and the path of report.html."""
     try:
