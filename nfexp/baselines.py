@@ -28,7 +28,7 @@ from nfexp.data import make_target
 from nfexp.nn import stream
 from nfexp.spec import Data, from_mapping
 from nfexp.surroundings import command
-from nfexp.table import ReportError, collect, printable, write_csv
+from nfexp.table import ReportError, cannot_write, collect, printable, write_csv
 from nfexp.table.baselines import BASELINES, COLUMNS, DATA, MODELS, data_key, load_baselines
 from nfexp.work.planning import cores
 
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 failed += fit_all(Path(folder), int(workers))
             except OSError as error:
-                raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
+                raise cannot_write(folder, error) from error
             print(printable(Path(folder) / BASELINES, 4096))
     except ReportError as error:
         print(error, file=sys.stderr)

@@ -17,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from nfexp.files import trouble
 from nfexp.record import Outcome, outcome
 from nfexp.spec import Spec, SpecError, Words, from_mapping, run_id
 from nfexp.surroundings import command
@@ -132,9 +133,8 @@ def explain(error: BaseException) -> str:
         known = f"one of {', '.join(error.options)}" if error.options else "a file of the configuration"
         return f"{group or 'configuration'}: expected {known}; got {option!r}"
     if isinstance(error, OSError):
-        return (
-            f"{error.filename or 'output folder'}: expected a folder nfexp can write to; got {error.strerror or text}"
-        )
+        place, expected, got = trouble(error, "a folder nfexp can write to")
+        return f"{place}: expected {expected}; got {got}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: expected Hydra's override syntax; got {str(error).splitlines()[0]}"
     if found := re.search(r"Could not override '([^']+)'", text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -101,6 +102,18 @@ def settle_streams() -> None:
     """Let standard output and error take every character, and outlive their readers."""
     sys.stdout = _patient(sys.stdout)
     sys.stderr = _patient(sys.stderr)
+
+
+def settle_logs() -> None:
+    """Let what logs now write UTF-8 into files, whatever the locale, and every character to streams."""
+    for handler in logging.getLogger().handlers:
+        stream = getattr(handler, "stream", None)
+        if isinstance(handler, logging.FileHandler):
+            handler.encoding = "utf-8"
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _unwritten(stream: Any) -> OSError | None:

@@ -38,7 +38,7 @@ from nfexp.figures.films import Film, film_training, film_walk, save_film
 from nfexp.figures.frames import centre_scores, differences, exemplar, learning_curves
 from nfexp.figures.summary import draw_summary
 from nfexp.files import replacing
-from nfexp.table import ReportError
+from nfexp.table import ReportError, cannot_write
 
 STYLE = Path(__file__).parents[1] / "nfexp.mplstyle"
 AXES = 100  # at most this many ablations are drawn; their tables are always written
@@ -225,7 +225,7 @@ def draw_all(
     try:
         _draw_with_pens(folder, chosen)
     except OSError as error:
-        raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
+        raise cannot_write(folder, error) from error
     return {name: folder / f"{name}.{'gif' if name.startswith('gif_') else 'png'}" for name in chosen}
 
 
@@ -237,7 +237,7 @@ def own_folder(folder: Path) -> Path:
             folder.mkdir(exist_ok=True)
             return folder
     except OSError as error:
-        raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
+        raise cannot_write(folder, error) from error
     raise ReportError(folder, "a folder", "a symbolic link")
 
 

@@ -15,7 +15,7 @@ from nfexp.files import replacing
 from nfexp.report.contents import content
 from nfexp.report.layouts import axis_tex, baselines_tex, claim_lines, claims_tex, to_html, to_markdown
 from nfexp.surroundings import command
-from nfexp.table import ReportError
+from nfexp.table import ReportError, cannot_write
 from nfexp.table.baselines import load_baselines
 
 
@@ -48,7 +48,7 @@ def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd
         write_text(to_markdown(data), folder / "report.md")
         return write_text(to_html(data), folder / "report.html"), judged
     except OSError as error:
-        raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
+        raise cannot_write(folder, error) from error
 
 
 def build(*dirs: str | Path, out: str | Path | None = None) -> Path:

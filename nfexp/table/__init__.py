@@ -26,6 +26,7 @@ from nfexp.table.records import (
     STATUSES,
     Plan,
     ReportError,
+    cannot_write,
     check_record,
     is_config,
     known_versions,
@@ -38,7 +39,7 @@ from nfexp.table.records import (
 from nfexp.table.saved import inert, saved_rows
 
 __all__ = [
-    "CACHE", "CONFIG", "COUNTS", "HISTORY", "METRICS", "STATUSES", "Collection", "ReportError", "Sweep", "collect",
+    "CACHE", "CONFIG", "COUNTS", "HISTORY", "METRICS", "STATUSES", "Collection", "ReportError", "Sweep", "cannot_write", "collect",
     "config_columns", "infer_centres", "load_arrays", "load_histories", "load_runs", "load_sweep", "printable",
     "read_runs", "skip", "write_csv",
 ]  # fmt: skip
