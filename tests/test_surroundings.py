@@ -15,7 +15,7 @@ from nfexp import cli, surroundings
 from nfexp.files import trouble
 from nfexp.record import git_commit
 from nfexp.table import cannot_write
-from nfexp.work.planning import threads_each
+from nfexp.work.planning import cores, threads_each
 from nfexp.work.pool import Pool
 
 HOME = str(Path(cli.__file__).parents[1])
@@ -88,7 +88,8 @@ def probe(arguments):
 cli.check_plain_run = probe
 cli.main()
 """
-SAID = {"nothing": ({}, 1), "OMP": ({"OMP_NUM_THREADS": "3"}, 3), "nonsense": ({"OMP_NUM_THREADS": "abc"}, 1)}
+TWO = min(2, cores())  # some builds of torch take no more threads than there are cores
+SAID = {"nonsense": ({"OMP_NUM_THREADS": "abc"}, 1), "two": ({"OMP_NUM_THREADS": "2"}, TWO)}
 
 
 @pytest.mark.parametrize("said, threads", SAID.values(), ids=SAID)
@@ -114,19 +115,22 @@ def test_workers_have_the_threads_their_user_says(monkeypatch):
 
 
 def test_importing_a_flow_leaves_its_users_process_alone(tmp_path):
-    code = "import os; a = dict(os.environ); import nfexp.record, nfexp.report, nfexp.baselines; assert a == os.environ"
-    assert start(code, tmp_path, MPLBACKEND="template").returncode == 0
+    names = (*surroundings.THREADS, surroundings.OWN_THREADS, "PYTHONSAFEPATH", "MPLBACKEND", "PYTHONPATH")
+    code = f"""import os, sys; before = [os.environ.get(k) for k in {names}], sys.path[:], sys.stdout
+import nfexp.flow, nfexp.record, nfexp.report, matplotlib
+assert before == ([os.environ.get(k) for k in {names}], sys.path, sys.stdout)
+assert matplotlib.rcParams["backend"] == "template" """
+    ended = start(code, tmp_path, MPLBACKEND="template")
+    assert ended.returncode == 0, ended.stderr
 
 
-BACKENDS = {"a notebook's": "module://matplotlib_inline.backend_inline", "nonsense": "foo", "a user's": "pdf"}
+BACKENDS = {"a notebook's": "module://matplotlib_inline.backend_inline", "nonsense": "foo"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 def test_any_backend_will_do(tmp_path, backend):
-    code = (
-        "from nfexp.data import make_target; import nfexp.report, matplotlib as m\n"
-        "assert make_target('text', noise=0.1, text='A')\n"
-        f"assert m.rcParams['backend'] == 'pdf' or {backend!r} != 'pdf'"
+    code = {"foo": "import nfexp.report"}.get(
+        backend, "from nfexp.data import make_target; make_target('text', noise=0.1, text='A')"
     )
     ended = start(code, tmp_path, MPLBACKEND=backend)
     assert ended.returncode == 0, ended.stderr
@@ -213,7 +217,7 @@ ERRORS = {
     "read-only": (OSError(errno.EROFS, "Read-only file system", "s/0"), f"s/0: {NO} Read-only file system"),
     "a secret file": (
         PermissionError(errno.EACCES, "no", __file__),
-        f"{__file__}: expected a file that nfexp may open",
+        f"{__file__}: expected a file that nfexp",
     ),
     "a closed pipe": (BrokenPipeError(errno.EPIPE, "Broken pipe"), "connection: expected a process that answers"),
     "reset": (ConnectionResetError(errno.ECONNRESET, "reset"), "connection: expected a process that answers"),
