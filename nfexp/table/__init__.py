@@ -40,8 +40,8 @@ from nfexp.table.saved import inert, saved_rows
 
 __all__ = [
     "CACHE", "CONFIG", "COUNTS", "HISTORY", "METRICS", "STATUSES", "Collection", "ReportError", "Sweep", "cannot_write",
-    "collect", "config_columns", "infer_centres", "load_arrays", "load_histories", "load_runs", "load_sweep", "printable",
-    "read_runs", "skip", "write_csv",
+    "collect", "config_columns", "infer_centres", "load_arrays", "load_histories", "load_runs", "load_sweep",
+    "printable", "read_runs", "skip", "write_csv",
 ]  # fmt: skip
 MANY = 64  # targets, and configuration keys unknown here, of one table: each is a panel or a column
 
