@@ -24,10 +24,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 from threadpoolctl import threadpool_limits
 
-from nfexp.analysis.table import ReportError, collect, printable, write_csv
+from nfexp.analysis.table import ReportError, cannot_write, collect, printable, write_csv
 from nfexp.analysis.table.baselines import BASELINES, COLUMNS, DATA, MODELS, data_key, load_baselines
 from nfexp.data import load_data
 from nfexp.spec import Data, from_mapping
+from nfexp.surroundings import command
 from nfexp.sweep.planning import cores
 
 USED = 20_000  # points that a mixture and a kernel estimate are fitted to, at most: the first ones
@@ -224,6 +225,7 @@ def _write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     write_csv(table, folder / BASELINES)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-baselines DIR… [workers=N]``: fit what each DIR/baselines.csv lacks for the runs in DIR; print its path.
 
@@ -241,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 failed += fit_all(Path(folder), int(workers))
             except OSError as error:
-                raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
+                raise cannot_write(folder, error) from error
             print(printable(Path(folder) / BASELINES, 4096))
     except ReportError as error:
         print(error, file=sys.stderr)

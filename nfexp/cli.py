@@ -17,8 +17,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from nfexp.files import trouble
 from nfexp.record import Outcome, outcome
 from nfexp.spec import Spec, SpecError, Words, from_mapping, run_id
+from nfexp.surroundings import command
 from nfexp.sweep.folder import REDO, read_plan
 from nfexp.sweep.worker import check_all, keep, train
 
@@ -131,9 +133,8 @@ def explain(error: BaseException) -> str:
         known = f"one of {', '.join(error.options)}" if error.options else "a file of the configuration"
         return f"{group or 'configuration'}: expected {known}; got {option!r}"
     if isinstance(error, OSError):
-        return (
-            f"{error.filename or 'output folder'}: expected a folder nfexp can write to; got {error.strerror or text}"
-        )
+        place, expected, got = trouble(error, "a folder nfexp can write to")
+        return f"{place}: expected {expected}; got {got}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: expected Hydra's override syntax; got {str(error).splitlines()[0]}"
     if found := re.search(r"Could not override '([^']+)'", text):
@@ -164,6 +165,7 @@ def check_plain_run(arguments: Sequence[str]) -> None:
         single_spec(config)
 
 
+@command
 def main() -> None:
     """Entry point of `nfexp` and ``python -m nfexp``."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -175,6 +177,7 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"nfexp: {stop if isinstance(stop, Interrupted) else 'interrupted; finished runs are kept'}\n")
         sys.stderr.flush()
+        sys.stdout.flush()
         os._exit(130)  # nothing that still runs is waited for
     except (HydraException, OmegaConfBaseException, ValueError, OSError, RunFailed) as error:
         if wants_traceback:
@@ -189,6 +192,7 @@ HARMLESS = re.compile(
 )
 
 
+@command
 def resume() -> None:
     """``nfexp-resume DIR [redo=…] [mixed=true] …``: give the command of a sweep again; finished runs are kept."""
     try:

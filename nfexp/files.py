@@ -39,6 +39,42 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
         raise
 
 
+_LIMITS = {  # what the system lacks, whatever file or process was asked for
+    errno.EMFILE: ("open files", "leave to open more of them (ulimit -n)"),
+    errno.ENFILE: ("open files", "a system that can open more of them"),
+    errno.ENOMEM: ("memory", "more of it"),
+    errno.EAGAIN: ("processes", "leave to start more of them (ulimit -u)"),
+}
+_OF_A_NAME = {errno.ENAMETOOLONG: "a shorter name", errno.EISDIR: "a file", errno.EIO: "a disk that works"}
+
+
+def trouble(error: OSError, expected: str, folder: object = "output folder") -> tuple[str, str, str]:
+    """What went wrong with the system: the place, what was expected there, and what came.
+
+    `expected` serves where it is the `folder`, or what lies in it, that could not be written.
+
+    >>> trouble(PermissionError(errno.EACCES, "Permission denied", "/proc/x"), "a folder one can write to")
+    ('/proc/x', 'a folder one can write to', 'Permission denied')
+    >>> trouble(BrokenPipeError(errno.EPIPE, "Broken pipe"), "a folder one can write to")
+    ('connection', 'a process that answers', 'Broken pipe')
+    """
+    said = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    place = str(error.filename or folder)
+    if error.errno in _LIMITS:
+        return *_LIMITS[error.errno], said
+    if isinstance(error, ConnectionError | TimeoutError):
+        return "connection", "a process that answers", said
+    if isinstance(error, ChildProcessError):
+        return "processes", "ones that live", said
+    if error.errno in _OF_A_NAME:
+        return place, _OF_A_NAME[error.errno], said
+    if isinstance(error, PermissionError) and error.filename and os.path.isfile(error.filename):
+        return place, "a file that nfexp may open", said
+    if error.errno is None and error.filename is None:
+        return "system", "what nfexp asked of it", said
+    return place, expected, said
+
+
 # No link is followed and no pipe is waited for (Windows has neither flag).
 OPENING = os.O_RDONLY | sum(getattr(os, f"O_{flag}", 0) for flag in ("NOFOLLOW", "NONBLOCK", "CLOEXEC", "BINARY"))
 

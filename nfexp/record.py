@@ -7,6 +7,7 @@ import csv
 import functools
 import json
 import math
+import operator
 import os
 import subprocess
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from nfexp.files import parse_json, read_plain, replacing
 from nfexp.spec import SCHEMA_VERSION, SpecError, Words, event_shape, flatten, run_id, unflatten
 
 if TYPE_CHECKING:  # torch is loaded only where a flow is: outcomes are read without it
+    import numpy as np
     from torch import Tensor
 
     from nfexp.flows.stack import FlowStack
@@ -49,7 +51,9 @@ def git_commit() -> str | None:
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set by a git hook
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=own)
+        return answer.stdout.strip()
     return None
 
 
@@ -141,6 +145,28 @@ def write_run(folder: Path, result: Result) -> None:
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
+def _numbers(x: object, name: str) -> np.ndarray:
+    """An array of one's own, whatever may be done to the array, list or table that it comes from."""
+    import numpy as np
+
+    try:
+        array = np.asarray(x)
+        if array.dtype.kind == "c":
+            raise ValueError("complex numbers")
+        return np.array(array, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}: expected an array of real numbers; got {' '.join(str(error).split())}") from None
+
+
+def _integer(value: object, name: str) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{name}: expected an integer; got {value!r}")
+
+
 class TrainedFlow:
     """A trained flow, and the run that it was trained by, read back from a run directory by :func:`load_flow`."""
 
@@ -151,14 +177,19 @@ class TrainedFlow:
     def _points(self, x: object, name: str) -> Tensor:
         import torch
 
-        points = torch.as_tensor(x, dtype=self.stack.theta.dtype)
+        points = x if isinstance(x, torch.Tensor) else torch.from_numpy(_numbers(x, name))
+        points = points.to(self.stack.theta)
         if points.ndim != 2 or points.shape[1] != self.dim:
             raise ValueError(f"{name}: expected shape (N, {self.dim}); got {tuple(points.shape)}")
         return points[None]
 
     def log_prob(self, x: object) -> Tensor:
-        """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,)."""
-        return self.stack.log_prob(self._points(x, "x"))[0]
+        """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,).
+
+        It is −inf where the density is too small for the precision of the weights, also where a scale overflows on
+        the way (``flow.scale=exp``). It is NaN only where `x` is NaN.
+        """
+        return self.stack.log_density(self._points(x, "x"))[0]
 
     def forward(self, z: object) -> Tensor:
         """Base to data, (N, D) to (N, D)."""
@@ -172,6 +203,10 @@ class TrainedFlow:
         """`n` draws, (n, D), the same for the same seed."""
         from nfexp.streams import stream
 
+        n = _integer(n, "n")
+        seed = _integer(seed, "seed")
+        if n < 0:
+            raise ValueError(f"n: expected an integer >= 0; got {n}")
         return self.stack.sample(n, [stream(seed, "sample")])[0]
 
 

@@ -336,7 +336,7 @@ def _grid_arrays(datasets: Sequence[Dataset], kept: FlowStack, side: int) -> Arr
         grids.append(grid)
         of_targets.append(target.log_prob(grid).reshape(side, side))
         extents.append(torch.tensor(target.extent()))
-    log_q = _chunked(kept.log_prob, torch.stack(grids).to(kept.theta))
+    log_q = _chunked(kept.log_density, torch.stack(grids).to(kept.theta))
     return {
         "grid_log_q": _split(log_q.unflatten(1, (side, side))),
         "grid_log_p": _split(of_targets),

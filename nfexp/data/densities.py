@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nfexp.surroundings import load_matplotlib
+
 _ORDER = 16  # Gauss-Legendre nodes per panel
 _PANEL = 8.0  # width of a panel, in standard deviations of the integrand: relative error below 1e-9
 _REACH = 8.0  # panels stay that narrow as far as 8 standard deviations off the curve
@@ -237,6 +239,7 @@ def _text(s: float, *, text: str | None):
 
 def _raster(text: str | None) -> np.ndarray:
     """Whether the centre of a cell lies in the ink of the text: (rows from the bottom, columns)."""
+    load_matplotlib()
     import matplotlib
     from matplotlib.font_manager import FontProperties, get_font
     from matplotlib.path import Path

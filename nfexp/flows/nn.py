@@ -114,7 +114,9 @@ class _MLP(torch.autograd.Function):
             flat.append(part.reshape(-1, *shape[1:]))
         of_weights = flat[0::2]
         of_biases = flat[1::2]
-        h = x.unsqueeze(1).expand(-1, nets, -1, -1).reshape(-1, n_in, n_points)  # each network reads the same x
+        h = (
+            x.unsqueeze(1).expand(-1, nets, -1, -1).reshape(n_members * nets, n_in, n_points)
+        )  # each network reads the same x
         inputs = [h]
         kept = []
         for weight, bias in zip(of_weights[:-1], of_biases[:-1], strict=True):
@@ -124,7 +126,7 @@ class _MLP(torch.autograd.Function):
         ctx.sigma = sigma
         ctx.shapes = shapes
         ctx.save_for_backward(*of_weights, *inputs, *kept)
-        return torch.baddbmm(of_biases[-1].mT, of_weights[-1].mT, h).view(n_members, -1, n_points)
+        return torch.baddbmm(of_biases[-1].mT, of_weights[-1].mT, h).view(n_members, nets * widths[-1], n_points)
 
     @staticmethod
     @once_differentiable
@@ -139,7 +141,7 @@ class _MLP(torch.autograd.Function):
         sizes = [math.prod(shape) for shape in ctx.shapes]
         grad_weights = grad.new_empty(n_members, sum(sizes))
         parts = grad_weights.split(sizes, 1)  # views: what is copied into them fills `grad_weights`
-        grad = grad.reshape(n_members * nets, -1, n_points)
+        grad = grad.reshape(n_members * nets, weights[-1].shape[-1], n_points)
         for i in reversed(range(depth)):
             h = inputs[i]
             if grad.shape[1] < h.shape[1]:  # of the two equal products the one with fewer rows is quicker
@@ -152,7 +154,7 @@ class _MLP(torch.autograd.Function):
                 grad = ctx.sigma.backward(torch.bmm(weights[i], grad), kept[i - 1])
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.bmm(weights[0], grad).view(n_members, nets, -1, n_points).sum(1)
+            grad_x = torch.bmm(weights[0], grad).view(n_members, nets, weights[0].shape[1], n_points).sum(1)
         return grad_x, grad_weights, None, None, None
 
 

@@ -187,6 +187,24 @@ class FlowStack:
         z, log_det = self.inverse(x, batch=batch)
         return base_log_prob(self.flow.base, z) + log_det
 
+    def log_density(self, x: Tensor) -> Tensor:
+        """:meth:`log_prob`, with −inf where that is not a number although `x` is one; all others are the same bits.
+
+        A gain that overflows sends a point to infinity, where the next network says ∞ − ∞. Such points are computed
+        again in float64. What overflows there too has a density of zero in every precision.
+        """
+        log_q = self.log_prob(x)
+        lost = log_q.isnan() & ~x.isnan().any(-1)
+        if not lost.any():
+            return log_q
+        columns = lost.any(0)
+        precise = self.to(self.theta.device, torch.float64)
+        again = precise.log_prob(x[:, columns].double())
+        again = again.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        repaired = log_q.clone()
+        repaired[:, columns] = torch.where(lost[:, columns], again.to(log_q), log_q[:, columns])
+        return repaired
+
     def base_draws(self, n: int, generators: Sequence[torch.Generator]) -> Tensor:
         """`n` points of the base per member, (E, n, D), each member's from its own CPU generator."""
         draws = [base_sample(self.flow.base, (n, self.dim), generator) for generator in generators]

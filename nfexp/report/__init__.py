@@ -11,13 +11,14 @@ import pandas as pd
 
 from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
-from nfexp.analysis.table import ReportError
+from nfexp.analysis.table import ReportError, cannot_write
 from nfexp.analysis.table.baselines import load_baselines
 from nfexp.files import replacing
 from nfexp.report import figures
 from nfexp.report.contents import content
 from nfexp.report.figures import safe
 from nfexp.report.layouts import axis_tex, baselines_tex, claim_lines, claims_tex, to_html, to_markdown
+from nfexp.surroundings import command
 
 
 def write_text(text: str, path: Path) -> Path:
@@ -49,7 +50,7 @@ def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd
         write_text(to_markdown(data), folder / "report.md")
         return write_text(to_html(data), folder / "report.html"), judged
     except OSError as error:
-        raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
+        raise cannot_write(folder, error) from error
 
 
 def build(*dirs: str | Path, out: str | Path | None = None) -> Path:
@@ -65,6 +66,7 @@ def build(*dirs: str | Path, out: str | Path | None = None) -> Path:
     return _build(dirs, out)[0]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-report DIR… [out=PATH]``: build the report; print the claims and the path of report.html."""
     try:

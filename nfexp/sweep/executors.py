@@ -13,6 +13,7 @@ from importlib.util import find_spec
 
 from nfexp.record import outcome
 from nfexp.spec import SpecError
+from nfexp.surroundings import settle_streams
 from nfexp.sweep.worker import Job, work
 
 EXECUTORS = ("local", "slurm", "joblib")
@@ -47,4 +48,5 @@ def lose(jobs: Sequence[Job], reason: str) -> None:
 
 
 def log_here() -> None:
+    settle_streams()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nfexp.flows.cost import member_bytes, training_cost
 from nfexp.spec import Spec, stack_key
+from nfexp.surroundings import users_threads
 
 SHARE = 0.8  # of the memory that is free, unless a budget is given
 LARGEST = {"cpu": 32, "cuda": 512}  # runs per stack; beyond that a stack gains nothing
@@ -46,8 +47,8 @@ def cores() -> int:
 
 
 def threads_each(workers: int) -> int:
-    """Threads of each worker, so that together they have the cores."""
-    return max(1, cores() // workers)
+    """Threads of each worker: as the user says, or so that together they have the cores."""
+    return users_threads() or max(1, cores() // workers)
 
 
 def machine(devices: Sequence[str]) -> Machine:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 import types
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nfexp.record import outcome
+from nfexp.surroundings import environment, settle_streams, socket_folder
 from nfexp.sweep.planning import threads_each
 from nfexp.sweep.worker import Job, stopping, work
 from nfexp.sweep.worker import stop as stop_here
@@ -58,6 +60,7 @@ def _serve(pipe: connection.Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=_follow, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
+    settle_streams()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     with suppress(EOFError, BrokenPipeError):
         while not stopping():
@@ -111,16 +114,29 @@ def _load_ahead(context: Any) -> None:
     """Start the server that workers are forked from: deaf to Ctrl-C, and loading torch while we go on."""
     from multiprocessing import forkserver
 
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *([path] if path else [])])
+    places = [str(Path(__file__).parents[2])]
+    if os.environ.get("PYTHONPATH"):
+        places.append(os.environ["PYTHONPATH"])
     context.set_forkserver_preload(["nfexp.run"])
+    own = environment(PYTHONPATH=os.pathsep.join(places), PYTHONSAFEPATH="1")
+    with own, _on_interrupt(signal.SIG_IGN), _without_main():
+        forkserver.ensure_running()
+
+
+def _make_room_for_sockets() -> bool:
+    """Have multiprocessing keep its sockets where their names fit, however deep TMPDIR is; whether that can be done."""
+    from multiprocessing import util
+
+    folder = socket_folder()
+    if folder is None:
+        return False
+    before = tempfile.tempdir
+    tempfile.tempdir = folder
     try:
-        with _on_interrupt(signal.SIG_IGN), _without_main():
-            forkserver.ensure_running()
+        util.get_temp_dir()  # made once, for the life of this process
     finally:
-        os.environ.pop("PYTHONPATH")
-        if path is not None:
-            os.environ["PYTHONPATH"] = path
+        tempfile.tempdir = before
+    return True
 
 
 def after_death(
@@ -173,7 +189,7 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        forks = "forkserver" in multiprocessing.get_all_start_methods()
+        forks = "forkserver" in multiprocessing.get_all_start_methods() and _make_room_for_sockets()
         self.context = multiprocessing.get_context("forkserver" if forks else "spawn")
         self.workers: list[_Worker] = []
         if forks:

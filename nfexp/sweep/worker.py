@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from nfexp.files import replacing
 from nfexp.record import code_version, outcome, write_run
 from nfexp.spec import Spec
+from nfexp.surroundings import settle_logs
 
 if TYPE_CHECKING:
     from nfexp.run import Result
@@ -201,6 +202,7 @@ def _logged(config: Mapping[str, Any] | None) -> Iterator[None]:
 
 def keep(folder: Path, result: Result, trouble: str | None = None) -> None:
     """Write the record of a run, and into its log how it ended."""
+    settle_logs()
     m = result.metrics
     if result.status == "completed":
         log.info(

@@ -26,6 +26,7 @@ from nfexp.analysis.table.records import (
     STATUSES,
     Plan,
     ReportError,
+    cannot_write,
     check_record,
     is_config,
     known_versions,
@@ -39,7 +40,8 @@ from nfexp.analysis.table.saved import inert, inert_path, inert_value, saved_row
 from nfexp.files import replacing
 
 __all__ = [
-    "CACHE", "CONFIG", "COUNTS", "HISTORY", "METRICS", "STATUSES", "Collection", "ReportError", "Sweep", "collect",
+    "CACHE", "CONFIG", "COUNTS", "HISTORY", "METRICS", "STATUSES", "Collection", "ReportError", "Sweep", "cannot_write",
+    "collect",
     "config_columns", "distinct", "infer_centres", "load_arrays", "load_histories", "load_runs", "load_sweep",
     "printable", "read_runs", "repetitions", "skip", "write_csv", "write_runs",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from nfexp.files import open_plain, parse_json, read_plain
+from nfexp.files import open_plain, parse_json, read_plain, trouble
 from nfexp.spec import SCHEMA_VERSION, Spec
 
 METRICS = (
@@ -39,6 +39,13 @@ class ReportError(ValueError):
 
     def __init__(self, where: object, expected: str, got: object) -> None:
         super().__init__(f"{printable(where, 4096)}: expected {printable(expected, 4096)}; got {printable(got)}")
+
+
+def cannot_write(folder: object, error: OSError) -> ReportError:
+    """What to raise where results cannot be written below `folder`; a limit of the system is named as such."""
+    named = OSError(error.errno, error.strerror) if error.errno else error
+    place, expected, got = trouble(named, "a folder that can be written", folder)
+    return ReportError(place, expected, got)
 
 
 def printable(text: object, limit: int = 120) -> str:

@@ -1,5 +1,6 @@
 """Every figure of a sweep or of a single run, drawn again from its stored results alone."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import fnmatch
@@ -19,15 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import fontTools.subset
-import matplotlib as mpl
 import pandas as pd
+
+from nfexp.surroundings import command, load_matplotlib
+
+load_matplotlib()  # before whatever else imports it
+
+import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
-from nfexp.analysis.table import ReportError
+from nfexp.analysis.table import ReportError, cannot_write
 from nfexp.files import replacing
 from nfexp.report.figures.clouds import draw_density, draw_gallery, draw_walk
 from nfexp.report.figures.curves import draw_ablation, draw_convergence, plain
@@ -222,7 +228,7 @@ def draw_all(
     try:
         _draw_with_pens(folder, chosen)
     except OSError as error:
-        raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
+        raise cannot_write(folder, error) from error
     return {name: folder / f"{name}.{'gif' if name.startswith('gif_') else 'png'}" for name in chosen}
 
 
@@ -234,7 +240,7 @@ def own_folder(folder: Path) -> Path:
             folder.mkdir(exist_ok=True)
             return folder
     except OSError as error:
-        raise ReportError(folder, "a folder that can be written", error.strerror or error) from error
+        raise cannot_write(folder, error) from error
     raise ReportError(folder, "a folder", "a symbolic link")
 
 
@@ -287,6 +293,7 @@ def arguments(argv: Sequence[str] | None, command: str, options: Mapping[str, st
     return folders, found
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-plot DIR… [figures=NAME,PATTERN_*] [out=PATH]``: draw from stored results and print the paths."""
     try:

@@ -1,0 +1,181 @@
+"""What the commands owe to nobody around them: foreign settings, a stream without a reader, a working folder."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
+from typing import Any
+
+THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS"  # by these a user says how many threads torch is to use
+OWN_THREADS = "NFEXP_DEFAULT_THREADS"  # set where nfexp chose their number
+
+
+@contextmanager
+def environment(**values: str | None) -> Iterator[None]:
+    """Set environment variables for a while; None takes one away."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def users_threads() -> int | None:
+    """How many threads the user asks for in OMP_NUM_THREADS; None if nfexp is to choose.
+
+    >>> with environment(OMP_NUM_THREADS="3", NFEXP_DEFAULT_THREADS=None):
+    ...     users_threads()
+    3
+    """
+    if OWN_THREADS in os.environ:
+        return None
+    for name in THREADS:
+        said = os.environ.get(name, "").split(",")[0].strip()
+        if said.isdecimal() and int(said) > 0:
+            return int(said)
+    return None
+
+
+def _for_children() -> dict[str, str | None]:
+    """The variables that a command sets for itself and for what it starts."""
+    values: dict[str, str | None] = {"PYTHONSAFEPATH": "1"}  # no process imports from the working folder
+    if users_threads() is None:
+        values |= {"OMP_NUM_THREADS": "1", OWN_THREADS: "1"}
+    return values
+
+
+class _Patient(io.FileIO):
+    """The file of a stream. What cannot be written there is dropped, so that the work goes on; `trouble` says why."""
+
+    trouble: OSError | None = None
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.trouble = error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+def _patient(stream: Any) -> Any:
+    """The same stream, patient and with an escape for every character that its encoding lacks."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    if isinstance(getattr(stream.buffer, "raw", None), _Patient):
+        return stream
+    try:
+        file = _Patient(stream.fileno(), "w", closefd=False)
+    except (OSError, ValueError):  # a program that collects its output in memory
+        stream.reconfigure(errors="backslashreplace")
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(file),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def settle_streams() -> None:
+    """Let standard output and error take every character, and outlive their readers."""
+    sys.stdout = _patient(sys.stdout)
+    sys.stderr = _patient(sys.stderr)
+
+
+def settle_logs() -> None:
+    """Let what logs now write UTF-8 into files, whatever the locale, and every character to streams."""
+    for handler in logging.getLogger().handlers:
+        stream = getattr(handler, "stream", None)
+        if isinstance(handler, logging.FileHandler):
+            handler.encoding = "utf-8"
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _unwritten(stream: Any) -> OSError | None:
+    """Why output was lost, unless its reader had simply seen enough."""
+    with suppress(OSError, ValueError, AttributeError):
+        stream.flush()
+    trouble = getattr(getattr(getattr(stream, "buffer", None), "raw", None), "trouble", None)
+    return None if isinstance(trouble, BrokenPipeError) else trouble
+
+
+def command(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Make `main` the entry point of a command that does the same whatever surrounds it.
+
+    Characters that the output cannot show are escaped. Once nobody reads the output (``| head -1``) the rest of it is
+    dropped; the work goes on, and its own exit status counts. A failing output (a full disk) makes the status 1 at the
+    end. Child processes do not import from the working folder. One thread each, unless the user says otherwise.
+    """
+
+    @wraps(main)
+    def settled(*arguments: Any, **keywords: Any) -> Any:
+        streams = sys.stdout, sys.stderr
+        settle_streams()
+        try:
+            with environment(**_for_children()):
+                return main(*arguments, **keywords)
+        finally:
+            lost = _unwritten(sys.stdout) if sys.stdout is not streams[0] else None
+            if lost is not None:
+                sys.stderr.write(f"standard output: expected one that can be written; got {lost.strerror}\n")
+            _unwritten(sys.stderr)
+            sys.stdout, sys.stderr = streams
+            if lost is not None:
+                raise SystemExit(1)
+
+    return settled
+
+
+def load_matplotlib() -> None:
+    """Import matplotlib, whatever backend its surroundings name: what a notebook's ``!nfexp`` inherits may be absent.
+
+    A backend that is there stays the user's choice. nfexp itself draws by Agg, on canvases of its own.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.get("MPLBACKEND")
+    with environment(MPLBACKEND=None):
+        import matplotlib
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+
+
+LONGEST_SOCKET_FOLDER = 60  # characters: a socket's address has at most 107, on some systems 103
+
+
+def socket_folder() -> str | None:
+    """A folder for temporary files whose name leaves room for a socket's; None if there is none.
+
+    >>> len(socket_folder() or "") <= LONGEST_SOCKET_FOLDER
+    True
+    """
+    for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):
+        if len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    return None
