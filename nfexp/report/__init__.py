@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from nfexp import claims, figures, stats, table
+from nfexp.commands import folder_word
 from nfexp.figures import safe
 from nfexp.files import replacing
 from nfexp.report.contents import content
@@ -38,7 +39,7 @@ def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd
         for axis, frame in tables.items():
             table.write_csv(frame, folder / f"ablation_{safe(axis)}.csv")
         pictures = figures.draw_all(folder, runs, found.sweep, tables, skipped=found.skipped)
-        data = content(found, tables, judged, pictures, shlex.join(str(d) for d in dirs), fits)
+        data = content(found, tables, judged, pictures, shlex.join(map(folder_word, dirs)), fits)
         for section in data["axes"]:
             write_text(axis_tex(section), own / f"{safe(section['axis'])}.tex")
         write_text(claims_tex(judged), own / "claims.tex")
