@@ -17,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from nfexp.commands import command_line, folder_command, resumed
 from nfexp.files import trouble
 from nfexp.record import Outcome, outcome
 from nfexp.spec import Spec, SpecError, Words, from_mapping, run_id
@@ -117,7 +118,8 @@ def report(folder: Path) -> None:
     try:
         reporting.main([str(folder)])
     except Exception:
-        log.exception(f"the runs are safe, the report is not: make it again with nfexp-report {folder}")
+        again = folder_command("nfexp-report", folder)
+        log.exception(f"the runs are safe, the report is not: make it again with {again}")
 
 
 def explain(error: BaseException) -> str:
@@ -186,30 +188,44 @@ def main() -> None:
         sys.exit(1)
 
 
-# What nfexp-resume takes from a folder that may come from elsewhere: nothing that names code or another place.
-HARMLESS = re.compile(
-    r"(?!.*(_target_|\.\.))(-m|--multirun|[+~]*(?!hydra\b)\w[\w.]*(=.*)?|\+*hydra\.(launcher|sweeper)\..*|hydra/\w+=\w+)"
-)
+FREE = rf"({'|'.join(CONTROLS)}|hydra/launcher|hydra\.launcher\.\w+)="  # what may be new when a sweep is resumed
+
+RESUME_USAGE = """\
+usage: nfexp-resume DIR [redo=failed|diverged|both] [mixed=true] [hydra.launcher.KEY=VALUE …] [--config-dir=PATH] …
+
+Go on with the sweep in the folder DIR: give its command again, train the runs that have no finished record, report.
+Finished runs are kept, and every run keeps its number.
+
+  DIR                      the folder of a sweep, the one that holds sweep.json
+  redo=…                   train failed or diverged runs again, or both
+  mixed=true               also where finished runs are of another code version
+  dry_run=true             only say what there is to train
+  fail_fast=true           end at the first run that fails
+  hydra.launcher.KEY=VALUE how and where runs are trained, such as hydra.launcher.workers=2; also hydra/launcher=NAME
+  --config-dir=PATH        again, if the sweep was begun with it: what can name code is not taken from DIR unasked
+                           (so are --config-name, callbacks, …: the refusal says what to type)
+
+examples:
+  nfexp-resume outputs/sweeps/adhoc/2026-01-31_12-00-00
+  nfexp-resume 'Sweep (1)' redo=failed --config-dir=my_experiments
+"""
 
 
 @command
 def resume() -> None:
     """``nfexp-resume DIR [redo=…] [mixed=true] …``: give the command of a sweep again; finished runs are kept."""
+    words = sys.argv[1:]
+    if "-h" in words or "--help" in words:
+        print(RESUME_USAGE, end="")
+        return
     try:
-        folder, *more = sys.argv[1:] or [""]
-        plan = read_plan(Path(folder)) if folder and "=" not in folder else None
+        given = command_line(words)
+        folder, *more = given.overrides or [""]
+        plan = read_plan(Path(folder)) if folder else None
         if plan is None:
             raise SpecError("DIR", "the folder of a sweep", folder or Words("nothing"))
-        if strange := [a for a in plan.arguments if not HARMLESS.fullmatch(a)]:
-            raise SpecError(f"{folder}/sweep.json", "arguments that are safe to repeat", strange[0])
-        for argument in more:
-            if not re.match(rf"({'|'.join(CONTROLS)}|hydra/launcher|hydra\.launcher\.\w+)=", argument):
-                known = ", ".join(f"{key}=…" for key in CONTROLS)
-                raise SpecError(argument, f"{known} or hydra.launcher.…=…", Words("what would change the runs"))
+        sys.argv[1:] = resumed(folder, plan.arguments, [*given.flags, *more], FREE)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"nfexp-resume: {explain(error)}\n")
         sys.exit(1)
-    given = {a.split("=")[0] for a in more}
-    kept = [a for a in plan.arguments if a.split("=")[0] not in given]
-    sys.argv[1:] = [*kept, *more, f"hydra.sweep.dir={folder}", "hydra.sweeper.resume=true"]
     main()

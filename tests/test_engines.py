@@ -23,8 +23,8 @@ from nfexp import load_runs
 from nfexp.checkpoint import CHECKPOINT
 from nfexp.record import outcome
 from nfexp.spec import SpecError
+from nfexp.sweep import executors as engines
 from nfexp.sweep.executors import slurm
-from nfexp.sweep.folder import executors as engines
 from nfexp.sweep.pool import Pool
 from nfexp.sweep.slurm import Slurm, resources
 from nfexp.sweep.worker import Job, work

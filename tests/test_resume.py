@@ -155,15 +155,25 @@ PLANS = {
     ),
     "code to run": (
         json.dumps({"schema_version": 1, "arguments": ["-m", "hydra.launcher._target_=os.system"]}),
-        "sweep.json: expected arguments that are safe to repeat; got 'hydra.launcher._target_=os.system'",
+        "sweep.json: expected arguments that are safe to repeat; got .*, "
+        "which can name code or another place; if you trust it, type: nfexp-resume s hydra.launcher._target_=os.system",
     ),
     "code to find": (
         json.dumps({"schema_version": 1, "arguments": ["--config-dir=/evil", "-m"]}),
-        "sweep.json: expected arguments that are safe to repeat; got '--config-dir=/evil'",
+        "sweep.json: expected arguments that are safe to repeat; got '--config-dir=/evil', "
+        "which can name code .*: nfexp-resume s --config-dir=/evil",
     ),
     "another place": (
         json.dumps({"schema_version": 1, "arguments": ["-m", "hydra.sweep.subdir=/evil"]}),
-        "sweep.json: expected arguments that are safe to repeat; got 'hydra.sweep.subdir=/evil'",
+        "sweep.json: expected arguments that are safe to repeat; got 'hydra.sweep.subdir=/evil', which can name .*",
+    ),
+    "no sweep": (
+        json.dumps({"schema_version": 1, "arguments": ["--experimental-rerun=evil.pickle"]}),
+        "sweep.json: expected arguments .*; got a command line that begins no sweep .--experimental-rerun.",
+    ),
+    "escape codes": (
+        json.dumps({"schema_version": 1, "arguments": ["--config-dir=\x1b[2J"]}),
+        r"sweep.json: expected arguments that are safe to repeat; got '--config-dir=\\x1b\[2J'",
     ),
 }  # fmt: skip
 

@@ -195,9 +195,9 @@ def test_logs_are_utf8_whatever_the_locale(tmp_path, monkeypatch):
     assert (tmp_path / "nfexp.log").read_text(encoding="utf-8") == "KL 0.1 ± 0.2\n"
 
 
-@pytest.mark.parametrize("main", ["cli.main", "cli.resume", "report.main", "figures.main", "baselines.main"])
+@pytest.mark.parametrize("main", ["cli.main", "cli.resume", "report.main", "report.figures.main", "baselines.main"])
 def test_every_command_is_settled(main):
-    module, _, name = main.partition(".")
+    module, _, name = main.rpartition(".")
     found = getattr(__import__(f"nfexp.{module}", fromlist=[name]), name)
     assert found.__wrapped__ and found.__code__ is surroundings.command(print).__code__
 

@@ -26,7 +26,7 @@ from nfexp.cli import conf_dir
 from nfexp.flows.cost import member_bytes
 from nfexp.record import outcome
 from nfexp.spec import stack_key
-from nfexp.sweep.folder import worker as work_module
+from nfexp.sweep import worker as work_module
 from nfexp.sweep.planning import Machine, budget, plan
 from nfexp.sweep.pool import Pool
 from nfexp.sweep.worker import HOLDER, Job, following, leader, stopping, train, work

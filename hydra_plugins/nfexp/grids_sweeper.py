@@ -27,11 +27,10 @@ from hydra_plugins.nfexp.compose import Composer
 
 if TYPE_CHECKING:
     from nfexp.spec import Spec
-    from nfexp.sweep.folder import Step
+    from nfexp.sweep.folder import Plan, Step
 
 log = logging.getLogger(__name__)
 
-ONCE = ("redo", "mixed", "hydra.sweep.dir", "hydra.sweeper.resume")  # not what nfexp-resume is to say again
 Choices = dict[str, list[str]]  # override key → its values, as the command line would spell them
 
 
@@ -290,7 +289,7 @@ class GridsSweeper(Sweeper):
             if not hasattr(self.launcher, "pool") and self.config.fail_fast:
                 raise SpecError("fail_fast", "hydra/launcher=stack, which alone can stop", Words("another launcher"))
             call = self.launcher.call if hasattr(self.launcher, "pool") else lambda function, *args: function(*args)
-            points, excluded = ([job["overrides"] for job in old.jobs], 0) if self.resume else self.points(fixed)
+            points, excluded = (self._stored(folder, old), 0) if self.resume else self.points(fixed)
             jobs: dict[str, tuple[Sequence[str], Spec]] = {}
             for overrides in points:
                 spec = self.composer.spec(overrides)
@@ -319,17 +318,33 @@ class GridsSweeper(Sweeper):
             if hasattr(self.launcher, "close"):
                 self.launcher.close()
 
+    def _stored(self, folder: Path, old: Plan) -> list[list[str]]:
+        """The overrides of the jobs that a folder lists, which may come from elsewhere."""
+        from nfexp.commands import harmless
+        from nfexp.spec import SpecError
+
+        for job in old.jobs:
+            for override in job["overrides"]:
+                if not harmless(override):
+                    raise SpecError(f"{folder}/sweep.json", "jobs with overrides that are safe to repeat", override)
+        return [job["overrides"] for job in old.jobs]
+
     def _settled(self, folder: Path, jobs: Mapping[str, tuple[Sequence[str], Spec]]) -> Step:
+        from nfexp.spec import SpecError
         from nfexp.sweep.folder import read_plan, settle
 
         def place(overrides: Sequence[str], number: int) -> str:
-            return os.path.relpath(self.composer.folder(overrides, number), folder)
+            below = os.path.relpath(self.composer.folder(overrides, number), folder)
+            if Path(below).parts[:1] == ("..",):
+                raise SpecError("hydra.sweep.subdir", "a folder below that of the sweep", below)
+            return below
 
         return settle(folder, read_plan(folder), jobs, place, mixed=self.config.mixed, redo=self.config.redo)
 
     def _launch(self, folder: Path, step: Step) -> list[JobReturn]:
         """Have the launcher run the jobs, then report; raises if a run failed."""
         from nfexp.cli import Interrupted, RunFailed, report
+        from nfexp.commands import resume_command
         from nfexp.record import outcome
 
         returns: list[JobReturn] = []
@@ -349,7 +364,7 @@ class GridsSweeper(Sweeper):
         summary = f"{len(ends)} runs: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
         log.info(summary)
         if interrupted:
-            raise Interrupted(f"interrupted; {summary}; go on with: nfexp-resume {folder}")
+            raise Interrupted(f"interrupted; {summary}; go on with: {resume_command(folder)}")
         for back in returns:
             if back.status is JobStatus.FAILED and not isinstance(back._return_value, RunFailed):
                 _ = back.return_value  # raises: a run could not be written
@@ -357,7 +372,7 @@ class GridsSweeper(Sweeper):
             first = f"{folder / step.folders[failed[0]]}: {ends[failed[0]].reason}"
             raise RunFailed(f"{summary}; the first that failed: {first}")
         if counts["not finished"] and getattr(self.launcher, "wait", True):
-            raise RunFailed(f"{summary}; go on with: nfexp-resume {folder}")
+            raise RunFailed(f"{summary}; go on with: {resume_command(folder)}")
         return returns
 
     def _plan_text(self, step: Step, call: Callable[..., Any], dropped: str) -> str:
@@ -393,6 +408,7 @@ class GridsSweeper(Sweeper):
 
     def _begin(self, folder: Path, step: Step, fixed: list[str]) -> None:
         """Write what the sweep intends: `multirun.yaml` as Hydra does, and `sweep.json` for the reports."""
+        from nfexp.commands import ONCE, key_of
         from nfexp.files import replacing
         from nfexp.spec import flatten
         from nfexp.sweep.folder import Plan, begin, read_plan
@@ -402,7 +418,7 @@ class GridsSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         single = [o.input_line for o in parser.parse_overrides(fixed) if not o.is_sweep_override()]
         single = [line for line in single if not line.startswith(("data=", "hydra."))]
-        plan = Plan(name=self.config.name, arguments=[a for a in sys.argv[1:] if a.split("=")[0] not in ONCE])
+        plan = Plan(name=self.config.name, arguments=[a for a in sys.argv[1:] if key_of(a) not in ONCE])
         for k, spec in step.specs.items():
             if spec.data.name not in plan.centres:
                 own = [o for o in step.overrides[k] if o.startswith("data=")]

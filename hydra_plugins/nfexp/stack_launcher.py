@@ -40,7 +40,7 @@ class StackLauncher(Launcher):
         slurm: Any, wait: bool,
     ) -> None:  # fmt: skip
         from nfexp.spec import SpecError
-        from nfexp.sweep.folder import executors as engines
+        from nfexp.sweep import executors as engines
         from nfexp.sweep.slurm import resources
 
         for key, value in {"max_stack": max_stack, "workers": workers}.items():

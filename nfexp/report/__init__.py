@@ -13,6 +13,7 @@ from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
 from nfexp.analysis.table import ReportError, cannot_write
 from nfexp.analysis.table.baselines import load_baselines
+from nfexp.commands import folder_word
 from nfexp.files import replacing
 from nfexp.report import figures
 from nfexp.report.contents import content
@@ -41,7 +42,7 @@ def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd
         for axis, frame in tables.items():
             table.write_csv(frame, folder / f"ablation_{safe(axis)}.csv")
         pictures = figures.draw_all(folder, runs, found.sweep, tables, skipped=found.skipped)
-        data = content(found, tables, judged, pictures, shlex.join(str(d) for d in dirs), fits)
+        data = content(found, tables, judged, pictures, shlex.join(map(folder_word, dirs)), fits)
         for section in data["axes"]:
             write_text(axis_tex(section), own / f"{safe(section['axis'])}.tex")
         write_text(claims_tex(judged), own / "claims.tex")

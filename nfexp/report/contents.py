@@ -242,7 +242,7 @@ def content(found: table.Collection, tables: Mapping[str, pd.DataFrame], judged:
         "config": [(k, table.printable(next(iter(v)), CELL) if len(v) == 1 else
                     ", ".join(f"{t}: {table.printable(plain(c.get(k)), CELL)}" for t, c in sweep.centres.items()))
                    for k, v in common.items() if k not in ("name", "data.name", "seed", "device")],
-        "command": table.printable(command, 4096),
+        "command": command if command.isprintable() else table.printable(command, 4096),
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nfexp.commands import folder_command, resume_command
 from nfexp.spec import SpecError, Words, from_mapping, within
 from nfexp.sweep.executors import log_here, lose, unfinished
 from nfexp.sweep.planning import Machine
@@ -236,6 +237,6 @@ class Slurm:
         log.info(
             f"{len(running)} stacks are submitted as SLURM job {jobs}\n"
             f"  to watch them:            squeue --name={array_name(self.folder)}   (logs: {self.scratch})\n"
-            f"  to collect what is there: nfexp-report {self.folder}\n"
-            f"  to train what is missing, once they have left the queue: nfexp-resume {self.folder}"
+            f"  to collect what is there: {folder_command('nfexp-report', self.folder)}\n"
+            f"  to train what is missing, once they have left the queue: {resume_command(self.folder)}"
         )

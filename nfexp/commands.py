@@ -1,0 +1,199 @@
+"""Commands as text: quoted for the shell and for Hydra, and which of their arguments may be repeated unasked."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import NoReturn
+
+from nfexp.spec import SpecError, Words
+
+ONCE = ("redo", "mixed", "hydra.sweep.dir", "hydra.sweeper.resume")  # not what nfexp-resume is to say again
+
+
+def folder_word(folder: str | Path) -> str:
+    """A folder's path as one word of a command: neither an option nor Hydra's sign for a missing value.
+
+    >>> folder_word("-m"), folder_word("runs")
+    ('./-m', 'runs')
+    """
+    text = str(folder)
+    return f"./{text}" if text.startswith("-") or text == "???" else text
+
+
+def folder_command(command: str, *folders: str | Path) -> str:
+    """A command on folders as a line to paste into a shell.
+
+    >>> folder_command("nfexp-report", "Sweep (1)")
+    "nfexp-report 'Sweep (1)'"
+    """
+    return shlex.join([command, *map(folder_word, folders)])
+
+
+def hydra_text(text: str) -> str:
+    """A text as the value of an override, whatever is in it; nothing of it is interpolated.
+
+    >>> print(hydra_text("Sweep (1), ${x}"))
+    'Sweep (1), \\${x}'
+    """
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    # OmegaConf takes a backslash before "${" away, and of backslashes before that every second one
+    literal = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
+    return QuotedString(literal, Quote.single).with_quotes()
+
+
+@dataclass
+class CommandLine:
+    """A command line as Hydra reads it: its flags about the configuration, each as one word, and its overrides."""
+
+    flags: list[str]
+    overrides: list[str]
+
+    def words(self) -> list[str]:
+        return [*self.flags, *self.overrides]
+
+
+def refuse(message: str | int = 0, *rest: object) -> NoReturn:
+    raise ValueError(f"a command line that begins no sweep ({message})")
+
+
+def command_line(arguments: Sequence[str]) -> CommandLine:
+    """The arguments of a sweep's command by kind, flags and overrides in any order; ``--multirun`` goes without saying.
+
+    Raises
+    ------
+    ValueError
+        If there is a flag that no sweep can have.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser: argparse.ArgumentParser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.exit = refuse  # type: ignore[method-assign]
+    found = vars(parser.parse_intermixed_args(list(arguments)))
+    overrides = found.pop("overrides")
+    found.pop("multirun")
+    flags = []
+    for name in ("config_dir", "config_name", "config_path"):
+        value = found.pop(name)
+        if value is not None:
+            flags.append(f"--{name.replace('_', '-')}={value}")
+    for name, value in found.items():
+        if value:
+            refuse(f"--{name.replace('_', '-')}")
+    return CommandLine(flags, overrides)
+
+
+def key_of(argument: str) -> str:
+    """The key of an override or the name of a flag.
+
+    >>> key_of("++train.steps=3"), key_of("--config-dir=conf")
+    ('train.steps', '--config-dir')
+    """
+    return argument.partition("=")[0].lstrip("+~")
+
+
+# The keys of Hydra's that say nothing of code or places, whatever their values are
+SETTINGS = re.compile(
+    r"hydra\.(verbose|job\.chdir|job\.config\.override_dirname\.\w+|sweeper\.\w[\w./-]*"
+    r"|launcher\.(max_stack|memory|workers|executor|backend|wait|slurm(\.\w+)*"
+    r"|n_jobs|prefer|require|verbose|timeout|pre_dispatch|batch_size))"
+)
+BELOW = ("hydra.output_subdir", "hydra.job.name", "hydra.sweep.subdir")  # paths within the sweep's folder
+VALUES = ("name", "seed", "device", "dry_run", "fail_fast")  # the other keys without a dot choose files
+
+
+def stays_below(argument: str) -> bool:
+    """Whether an override of a key of `BELOW` leads out of no folder, as far as its text can tell."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    value = override.value()
+    if override.is_sweep_override() or isinstance(value, list | dict):
+        return False
+    path = PureWindowsPath(str(value))  # knows the separators of every system
+    return not path.anchor and ".." not in path.parts
+
+
+@functools.cache
+def harmless(argument: str) -> bool:
+    """Whether an argument from a file can name neither code nor a place outside of the sweep.
+
+    >>> harmless("data.text=a..b"), harmless("experiment=../../x"), harmless("--config-dir=x")
+    (True, False, False)
+    """
+    key, value = key_of(argument), argument.partition("=")[2]
+    if key == "hydra/sweeper":
+        return value == "grids"
+    if key.startswith("hydra/"):
+        return bool(re.fullmatch(r"hydra/\w+=[\w-]+", argument.lstrip("+")))
+    if key == "hydra.mode":
+        return value == "MULTIRUN"
+    if key == "hydra.sweep.subdir":  # the sweeper looks where it leads once it is filled in
+        return stays_below(argument)
+    if key in BELOW:
+        return "${" not in value and stays_below(argument)
+    if SETTINGS.fullmatch(key):
+        return "${" not in value and "_target_" not in argument
+    if not re.fullmatch(r"(?!hydra\b)\w[\w./-]*", key):
+        return False
+    if key in VALUES or "." in key:
+        return True
+    return ".." not in value and "${" not in value
+
+
+def to_repeat(arguments: Sequence[str]) -> list[str]:
+    """What ``nfexp-resume`` repeats of a sweep's command; raises as :func:`command_line`."""
+    return [word for word in command_line(arguments).words() if key_of(word) not in ONCE]
+
+
+def resume_command(folder: str | Path) -> str:
+    """The line that goes on with the sweep which the command line of this process began.
+
+    What nfexp-resume would ask for again is in it.
+    """
+    try:
+        words = to_repeat(sys.argv[1:])
+    except ValueError:  # nfexp was called by a program with a command line of its own
+        words = []
+    asked = [word for word in words if not harmless(word)]
+    return shlex.join(["nfexp-resume", folder_word(folder), *asked])
+
+
+def resumed(folder: str, stored: Sequence[str], given: Sequence[str], free: str) -> list[str]:
+    """The command line that goes on with the sweep in a folder, from its own arguments and those given now.
+
+    What is given may match the pattern `free`, or say again what is stored; what is not harmless must be.
+    """
+    try:
+        kept = to_repeat(stored)
+    except ValueError as error:
+        raise SpecError(f"{folder}/sweep.json", "arguments that are safe to repeat", Words(str(error))) from None
+    asked = [word for word in kept if not harmless(word)]
+    for word in given:
+        if not (re.match(free, word) or word in kept or key_of(word) in map(key_of, asked)):
+            raise SpecError(word, "redo=…, mixed=…, dry_run=…, fail_fast=… or hydra.launcher.…=…",
+                            Words("what would change the runs"))  # fmt: skip
+    mine = [key_of(word) for word in given]
+    missing = [word for word in asked if key_of(word) not in mine]
+    if missing:
+        got = repr(missing[0])
+        line = shlex.join(["nfexp-resume", folder_word(folder), *missing, *given])
+        if line.isprintable():
+            got += f", which can name code or another place; if you trust it, type: {line}"
+        raise SpecError(f"{folder}/sweep.json", "arguments that are safe to repeat", Words(got))
+    words = [word for word in kept if key_of(word) not in mine]
+    parts = command_line([*words, *given])
+    place = f"hydra.sweep.dir={hydra_text(folder_word(folder))}"
+    return [*parts.flags, "--multirun", *parts.overrides, place, "hydra.sweeper.resume=true"]
