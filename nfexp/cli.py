@@ -12,17 +12,20 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nfexp.commands import command_line, folder_command, resumed
 from nfexp.files import trouble
+from nfexp.folders import Refused, check_fresh, claims
 from nfexp.record import Outcome, outcome
 from nfexp.spec import Spec, SpecError, Words, from_mapping, run_id
 from nfexp.surroundings import command
-from nfexp.sweep.folder import REDO, read_plan
+from nfexp.sweep.folder import REDO, locked, read_plan
 from nfexp.sweep.worker import check_all, keep, train
 
 log = logging.getLogger(__name__)
@@ -82,13 +85,6 @@ def single_spec(config: DictConfig) -> Spec:
     return spec
 
 
-def check_fresh(folder: Path) -> None:
-    """Raise if a folder already holds a run or a sweep: nothing that is finished is ever overwritten."""
-    for name in ("result.json", "sweep.json"):
-        if (folder / name).exists():
-            raise SpecError(str(folder), "a new or empty folder", Words(f"one that holds {name}"))
-
-
 def objective(end: Outcome | None) -> float:
     """The validation NLL of a run, nats (infinite if it diverged); raises if it failed or has not finished."""
     if end is None or end.status == "failed":
@@ -105,9 +101,10 @@ def job(config: DictConfig) -> float:
     folder = Path(hydra_config.runtime.output_dir)
     done = None if OmegaConf.is_missing(hydra_config.job, "num") else outcome(folder)
     if done is None or done.run_id != run_id(spec):
-        check_fresh(folder)
-        for _, result, trouble in train([spec], [folder]):
-            keep(folder, result, trouble)
+        with locked(folder, "a folder"):
+            check_fresh(folder)
+            for _, result, trouble in train([spec], [folder]):
+                keep(folder, result, trouble)
     return objective(outcome(folder))
 
 
@@ -154,14 +151,13 @@ def check_plain_run(arguments: Sequence[str]) -> None:
     if any(a.startswith("-") for a in arguments):
         return
     with initialize_config_dir(conf_dir(), version_base="1.3"):
+        if GlobalHydra.instance().hydra.get_mode("config", list(arguments)) is RunMode.MULTIRUN:
+            return
         config = compose("config", list(arguments), return_hydra_config=True)
         sweeper = config.hydra.sweeper
         asked = [k for k in ("grids", "params", "zip", "exclude") if sweeper.get(k)]
         if asked := asked + ["repeats"] * (sweeper.get("repeats", 1) != 1):
             raise SpecError(f"hydra.sweeper.{asked[0]}", "nfexp -m, for this is a sweep", Words("a single run"))
-        place = OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]
-        if "${" not in place:
-            check_fresh(Path(place))
         with open_dict(config):
             del config["hydra"]
         single_spec(config)
@@ -175,15 +171,18 @@ def main() -> None:
     run: Any = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(job)
     try:
         check_plain_run(sys.argv[1:])
-        run()
+        with claims:
+            run()
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"nfexp: {stop if isinstance(stop, Interrupted) else 'interrupted; finished runs are kept'}\n")
         sys.stderr.flush()
         sys.stdout.flush()
         os._exit(130)  # nothing that still runs is waited for
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, RunFailed) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, RunFailed, Refused) as error:
         if wants_traceback:
             raise
+        if isinstance(error, Refused):
+            error = error.__cause__
         sys.stderr.write(f"nfexp: {explain(error)}\n")
         sys.exit(1)
 

@@ -13,11 +13,26 @@ from pathlib import Path
 from typing import Any
 
 
+def _link(name: str, path: Path) -> None:
+    """Give a file its name; raise FileExistsError if there is such a file, however late it came."""
+    try:
+        os.link(name, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "there is such a file", str(path)) from None
+        os.rename(name, path)
+    else:
+        os.unlink(name)
+
+
 @contextmanager
-def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = True, once: bool = False) -> Iterator[Path]:
     """Give a temporary name in the same folder to write to; on success it replaces `path`: a file that exists is whole.
 
-    Without `sync` that holds for everything but a power cut.
+    Without `sync` that holds for everything but a power cut. With `once` nothing is replaced: FileExistsError is raised
+    if the file is there.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(Path(folder) / "note.txt") as temporary:
@@ -33,7 +48,10 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
             with open(name, "rb+") as file:
                 os.fsync(file.fileno())
         os.chmod(name, 0o644)
-        os.replace(name, path)
+        if once:
+            _link(name, path)
+        else:
+            os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -104,10 +104,19 @@ def outcome(folder: str | os.PathLike[str]) -> Outcome | None:
         raise SpecError(str(path), "the record of a run", Words(" ".join(str(error).split()) or "none")) from None
 
 
+def holds_a_run(folder: Path) -> SpecError:
+    return SpecError(str(folder), "a new or empty folder", Words("one that holds result.json"))
+
+
 def write_run(folder: Path, result: Result) -> None:
     """Write `history.csv`, `samples.npz`, `model.safetensors` and, last, `result.json`.
 
     What an interrupted attempt left there is replaced or removed, its checkpoint at the end.
+
+    Raises
+    ------
+    SpecError
+        If the folder holds a finished run: a record is never replaced.
     """
     import numpy as np
     from safetensors.numpy import save
@@ -115,6 +124,8 @@ def write_run(folder: Path, result: Result) -> None:
     from nfexp.checkpoint import CHECKPOINT
 
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "result.json").exists():
+        raise holds_a_run(folder)
     parts = {"history.csv": result.history, "samples.npz": result.arrays, "model.safetensors": result.state}
     for name in (name for name, content in parts.items() if not content):
         (folder / name).unlink(missing_ok=True)
@@ -140,8 +151,11 @@ def write_run(folder: Path, result: Result) -> None:
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with replacing(folder / "result.json") as path:
-        path.write_text(json.dumps(record, indent=1, allow_nan=False))
+    try:
+        with replacing(folder / "result.json", once=True) as path:
+            path.write_text(json.dumps(record, indent=1, allow_nan=False))
+    except FileExistsError:
+        raise holds_a_run(folder) from None
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ ROOMS = """
     report.figures.curves report.figures.clouds report.figures.films report.figures.frames report.figures.summary
     report.figures report.figures.pen report.contents report.layouts report
     sweep.worker sweep.planning sweep.pool sweep.folder sweep.executors sweep.slurm sweep.joblib
-    baselines cli __main__
+    baselines folders cli __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = ("spec", "streams", "flows", "data", "train", "score", "checkpoint", "run")

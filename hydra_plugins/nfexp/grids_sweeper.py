@@ -275,13 +275,15 @@ class GridsSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from nfexp.cli import CONTROLS, check_controls
+        from nfexp.folders import check_output_subdir, claimed, named_folder
         from nfexp.spec import SpecError, Words, run_id
-        from nfexp.sweep.folder import locked, read_plan
+        from nfexp.sweep.folder import read_plan
         from nfexp.sweep.worker import check_all
 
         check_controls(self.config)
+        check_output_subdir(self.config)
         fixed = [a for a in arguments if not re.fullmatch(f"({'|'.join(CONTROLS)})=[^,]*", a)]
-        folder = Path(str(self.config.hydra.sweep.dir))  # fixes ${now:…} before any job copies it
+        folder = named_folder(self.config, "sweep")  # fixes ${now:…} before any job copies it
         begun, old = time.perf_counter(), read_plan(folder)
         if self.resume and not old:
             raise SpecError(str(folder), "the folder of an earlier sweep", Words("one without sweep.json"))
@@ -305,11 +307,12 @@ class GridsSweeper(Sweeper):
             call(check_all, [spec for _, spec in jobs.values()])
             dropped = f"{len(points) - unique} duplicates dropped" + f", {excluded} excluded" * bool(excluded)
             dropped += f", drawn from {unique}" * (len(jobs) < unique)
-            if self.config.dry_run:
+            if self.config.dry_run or not folder.exists():  # a folder that is refused is not made
                 step = self._settled(folder, jobs)
+            if self.config.dry_run:
                 print(self._plan_text(step, call, dropped))
                 return []
-            with locked(folder):
+            with claimed(self.config, "sweep") as folder:
                 step = self._settled(folder, jobs)
                 self._begin(folder, step, fixed)
                 log.info(f"{folder}: {len(jobs)} runs; {dropped}; {since(begun)} to compose")

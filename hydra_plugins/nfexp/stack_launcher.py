@@ -113,7 +113,7 @@ class StackLauncher(Launcher):
         from nfexp.flows.cost import training_cost
         from nfexp.record import outcome
         from nfexp.spec import SpecError, Words, run_id
-        from nfexp.sweep.folder import locked
+        from nfexp.sweep.folder import check_folders, locked
         from nfexp.sweep.worker import Job
 
         setup_globals()
@@ -124,6 +124,7 @@ class StackLauncher(Launcher):
         folders = [self.composer.folder(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         ends: dict[int, Outcome] = {}
         root = str(self.config.hydra.sweep.dir)
+        check_folders({initial_job_idx + i: os.path.relpath(folder, root) for i, folder in enumerate(folders)})
 
         def job(i: int) -> Job:
             page = self.composer.page(job_overrides[i], initial_job_idx + i)
@@ -165,8 +166,10 @@ class StackLauncher(Launcher):
     def _call_back(self, overrides: Sequence[str], number: int, end: Outcome | None) -> None:
         """Pass a finished run through Hydra's own `run_job`, for the callbacks that the command configures."""
         from nfexp.cli import objective
+        from nfexp.folders import ClaimFolder
 
-        if end and self.hydra_context.callbacks.callbacks:
+        theirs = [c for c in self.hydra_context.callbacks.callbacks if not isinstance(c, ClaimFolder)]
+        if end and theirs:
             run_job(
                 hydra_context=self.hydra_context,
                 task_function=lambda _: objective(end),

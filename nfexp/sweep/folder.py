@@ -25,8 +25,10 @@ LARGEST_PLAN = 2**26  # bytes of a sweep.json that is read
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Be the one process that writes a sweep; the lock ends with the process, however that ends.
+def locked(folder: Path, what: str = "a sweep") -> Iterator[None]:
+    """Be the one process that writes a sweep or a run; the lock ends with the process, however that ends.
+
+    Once a run is finished its lock file is removed: no process may write there any more.
 
     Raises
     ------
@@ -34,7 +36,8 @@ def locked(folder: Path) -> Iterator[None]:
         If another process holds it; the message says which.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(folder / ".lock", is_singleton=True), folder / HOLDER
+    there = Path(os.path.abspath(folder))  # one name within this process, wherever it works meanwhile
+    lock, holder = FileLock(there / ".lock", is_singleton=True), there / HOLDER
     held = lock.is_locked  # by this process, further out
     try:
         lock.acquire(blocking=False)
@@ -42,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
         name = "another process"
         with suppress(OSError):
             name = holder.read_text(encoding="utf-8").strip() or name
-        raise SpecError(str(folder), "a sweep that no process is writing", Words(f"one that {name} writes")) from None
+        raise SpecError(str(folder), f"{what} that no process is writing", Words(f"one that {name} writes")) from None
     try:
         with replacing(holder) as path:
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
@@ -51,6 +54,9 @@ def locked(folder: Path) -> Iterator[None]:
         if not held:
             with suppress(OSError):
                 holder.unlink()
+            if (there / "result.json").exists():
+                with suppress(OSError):
+                    Path(lock.lock_file).unlink()
         lock.release()
 
 
@@ -103,7 +109,7 @@ def read_plan(folder: Path) -> Plan | None:
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("an argument is no string")
         for job in plan.jobs:
-            _ = plan.centres[job["data.name"]] | job["config"] | {"seed": job["seed"]}
+            _ = plan.centres[job["data.name"]] | job["config"] | {"seed": job["seed"], "job": job["job"]}
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -150,6 +156,31 @@ class Step:
         return found
 
 
+def check_folders(folders: Mapping[int, str]) -> None:
+    """Raise unless every job has a folder of its own, below that of the sweep, where reports find it.
+
+    `folders` holds paths from the folder of the sweep, by the number of the job.
+    """
+    key = "hydra.sweep.subdir"
+    owners: dict[tuple[str, ...], int] = {}
+    for number, folder in folders.items():
+        parts = Path(folder).parts
+        if not parts or parts[0] == os.pardir or os.path.isabs(folder):
+            raise SpecError(key, "a folder below that of the sweep", folder)
+        if any(part.startswith(".") for part in parts):
+            raise SpecError(key, "a folder that is not hidden, for reports pass over those", folder)
+        if parts in owners:
+            raise SpecError(key, "a folder of its own for each job",
+                            Words(f"{folder!r} for job {owners[parts]} and job {number}"))  # fmt: skip
+        owners[parts] = number
+    for parts, number in owners.items():
+        for length in range(1, len(parts)):
+            outer = owners.get(parts[:length])
+            if outer is not None:
+                raise SpecError(key, "a folder of its own for each job",
+                                Words(f"that of job {number} within that of job {outer}"))  # fmt: skip
+
+
 def settle(
     folder: Path,
     old: Plan | None,
@@ -178,6 +209,11 @@ def settle(
     numbers |= {identity: len(numbers) + k for k, identity in enumerate(added)}
     placed = sorted((numbers[identity], identity) for identity in jobs)
     folders = {k: folder_of(jobs[identity][0], k) for k, identity in placed}
+    planned = {k: str(job["job"]) for k, job in enumerate(old.jobs)} if old else {}
+    check_folders(planned | folders)
+    for k, place in folders.items():
+        if planned.get(k, place) != place:
+            raise SpecError("hydra.sweep.subdir", f"{planned[k]!r}, where sweep.json has this run", place)
     found = {k: (identity, outcome(folder / folders[k])) for k, identity in placed}
     finished = {k: past for k, (_, past) in found.items() if past}
     for k, (identity, past) in found.items():

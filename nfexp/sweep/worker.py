@@ -245,6 +245,8 @@ def work(jobs: Sequence[Job], *, lost: str | None = None, fail_fast: bool = Fals
     for i, result, trouble in results:
         folder = Path(jobs[i].folder)
         check_there(jobs[i].root)
+        if outcome(folder) is not None:  # another process finished it meanwhile
+            continue
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in jobs[i].files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
