@@ -81,7 +81,7 @@ def key_of(text: str) -> str:
 
 
 def each(override: Override) -> Iterator[Argument]:
-    """The values that a sweep over discrete values lists, one argument each; of any other override, itself."""
+    """The values that a sweep over discrete values lists, an argument each; else the override itself."""
     if not override.is_sweep_override():
         yield described(override)
         return
@@ -105,7 +105,7 @@ def literal(text: str) -> str:
 
 
 def quoted(value: Any) -> str:
-    """A value as the command line spells it: null, a truth, a number or a text, which arrives as exactly that.
+    """A null, truth, number or text as the command line spells it, so that exactly that arrives.
 
     >>> [quoted(value) for value in (None, True, 1e-3, "moons", "2024", "A, B")]
     ['null', 'true', '0.001', 'moons', "'2024'", "'A, B'"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "nfexp"
 STEPS = (
-    "files spec nn data layers flow init train score run record work engines sweep arguments table stats claims figures "
-    "report baselines cli __main__"
+    "files spec nn data layers flow init train score run record work engines sweep arguments table stats claims "
+    "figures report baselines cli __main__"
 )
 ORDER = tuple(STEPS.split(" "))
 
