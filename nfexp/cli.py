@@ -6,14 +6,26 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
+import yaml
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import (
+    create_automatic_config_search_path,
+    detect_calling_file_or_module_from_task_function,
+    get_args_parser,
+)
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -66,6 +78,9 @@ def check_controls(config: Mapping[str, Any]) -> None:
 def spec_of(config: DictConfig | dict[str, Any]) -> Spec:
     """The checked spec of a composed configuration without its `hydra` node."""
     plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    if "experiment" in plain:  # where Hydra puts what names no package
+        what = "a file without that line" if plain["experiment"] else "an empty file"
+        raise SpecError("experiment", "a file whose first line is '# @package _global_'", Words(what))
     check_controls(plain)
     return from_mapping({k: v for k, v in plain.items() if k not in CONTROLS})
 
@@ -118,6 +133,23 @@ def report(folder: Path) -> None:
         log.exception(f"the runs are safe, the report is not: make it again with nfexp-report {folder}")
 
 
+def explain_file(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong with a file of the configuration, with its name and line."""
+    name = "configuration"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = frame.f_locals.get("full_path", name)  # of Hydra's reader of files
+    if isinstance(error, UnicodeDecodeError):
+        line, byte = 1, error.object[error.start]
+        try:
+            Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as whole:  # Hydra reads in parts; this error knows its place in the file
+            line = whole.object[: whole.start].count(b"\n") + 1
+        return f"{name}, line {line}: expected text in UTF-8; got the byte 0x{byte:02x}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{name}, line {error.problem_mark.line + 1}: expected YAML; got {error.problem}"
+    return f"{name}: expected YAML; got {' '.join(str(error).split())}"
+
+
 def explain(error: BaseException) -> str:
     """One message with the key, what was expected and what came."""
     chain = [error]
@@ -126,6 +158,8 @@ def explain(error: BaseException) -> str:
     if own := next((e for e in chain if isinstance(e, SpecError | RunFailed)), None):
         return str(own)
     text = " ".join(str(error).split())
+    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+        return explain_file(error)
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         known = f"one of {', '.join(error.options)}" if error.options else "a file of the configuration"
@@ -146,12 +180,35 @@ def explain(error: BaseException) -> str:
     return " ".join([text, *str(error.__cause__ or "").split()])
 
 
+@contextmanager
+def composed(asked: Namespace) -> Iterator[DictConfig]:
+    """The configuration of a single run, found where Hydra will look for it: ``--config-dir`` and the like count."""
+    file, module = detect_calling_file_or_module_from_task_function(job)
+    search_path = create_automatic_config_search_path(file, module, asked.config_path or conf_dir())
+    if asked.config_dir is not None:
+        folder = os.path.abspath(asked.config_dir)
+        if not os.path.isdir(folder):
+            raise SpecError("--config-dir", "a folder", asked.config_dir)
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    before = HydraConfig.instance().cfg
+    maker = Hydra.create_main_hydra2(task_name="nfexp", config_search_path=search_path)
+    try:
+        name = asked.config_name or "config"
+        config = maker.compose_config(name, list(asked.overrides), RunMode.RUN, with_log_configuration=False)
+        HydraConfig.instance().set_config(config)
+        yield config
+    finally:
+        HydraConfig.instance().cfg = before
+        GlobalHydra.instance().clear()
+
+
 def check_plain_run(arguments: Sequence[str]) -> None:
     """Raise what is wrong with a single run before Hydra makes its folder (a sweep checks its jobs itself)."""
-    if any(a.startswith("-") for a in arguments):
+    asked = get_args_parser().parse_args(list(arguments))
+    shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion
+    if shows or asked.multirun or asked.experimental_rerun:
         return
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        config = compose("config", list(arguments), return_hydra_config=True)
+    with composed(asked) as config:
         sweeper = config.hydra.sweeper
         asked = [k for k in ("grids", "params", "zip", "exclude") if sweeper.get(k)]
         if asked := asked + ["repeats"] * (sweeper.get("repeats", 1) != 1):
@@ -176,7 +233,7 @@ def main() -> None:
         sys.stderr.write(f"nfexp: {stop if isinstance(stop, Interrupted) else 'interrupted; finished runs are kept'}\n")
         sys.stderr.flush()
         os._exit(130)  # nothing that still runs is waited for
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, RunFailed) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, RunFailed, yaml.YAMLError) as error:
         if wants_traceback:
             raise
         sys.stderr.write(f"nfexp: {explain(error)}\n")

@@ -1,0 +1,72 @@
+"""A user's own configuration: his files, his folder of them, his environment."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+HEAD = b"# @package _global_\n"
+FILES = {  # what an experiment file holds → what is said of it
+    "a bad indent": (HEAD + b"train:\n  steps: 5\n   warmup: 2\n", r"FILE, line 4: expected YAML; got mapping .*"),
+    "a tab": (HEAD + b"train:\n\tsteps: 5\n", r"FILE, line 3: expected YAML; got found character '\\t' .*"),
+    "a key twice": (HEAD + b"seed: 1\nseed: 2\n", "FILE, line 3: expected YAML; got found duplicate key seed"),
+    "an open bracket": (HEAD + b"seed: [1\n", "FILE, line 3: expected YAML; got expected .*"),
+    "an unknown tag": (HEAD + b"seed: !x 1\n", "FILE, line 2: expected YAML; got could not determine .*"),
+    "a control character": (HEAD + b'name: "a\x01"\n', "FILE: expected YAML; got unacceptable character .*"),
+    "Latin-1": (HEAD + b"# caf\xe9\nseed: 1\n", "FILE, line 2: expected text in UTF-8; got the byte 0xe9"),
+    "Latin-1, far down": (
+        HEAD + "# é\n".encode() * 9000 + b"# caf\xe9\n", "FILE, line 9002: expected text in UTF-8; got the byte 0xe9",
+    ),
+    "nothing": (b"", "experiment: expected a file whose first line is '# @package _global_'; got an empty file"),
+    "a comment": (b"# mine\n", "experiment: expected a file whose first line is .*; got an empty file"),
+    "no package": (b"seed: 1\n", "experiment: expected a file whose first line is .*; got a file without that line"),
+}  # fmt: skip
+FLAGS = {  # a check of a plain run that no flag goes round
+    "--config-dir=mine experiment=ablate_mask": "hydra.sweeper.grids: expected nfexp -m, .*; got a single run",
+    "--config-dir mine experiment=ablate_mask": "hydra.sweeper.grids: expected nfexp -m, .*; got a single run",
+    "-cd mine experiment=good": "seed: expected an integer >= 0 .*; got -3",
+    "--config-d=mine experiment=good": "seed: expected an integer >= 0 .*; got -3",
+    "-cn config flow.n_flows=0": "flow.n_flows: expected an integer >= 1 .*; got 0",
+    "-cn own -cd mine": "seed: expected an integer >= 0 .*; got -7",
+    "-r hydra.sweeper.repeats=3": "hydra.sweeper.repeats: expected nfexp -m, .*; got a single run",
+    "--run seed=x": "seed: expected an integer >= 0 .*; got 'x'",
+    "--resolve seed=x": "seed: expected an integer >= 0 .*; got 'x'",
+    "-p train seed=x": "seed: expected an integer >= 0 .*; got 'x'",
+    "-cd absent": "--config-dir: expected a folder; got 'absent'",
+}
+
+
+@pytest.fixture
+def write():
+    """Write an experiment of the folder `mine`."""
+
+    def file(content, name="mine/experiment/good.yaml"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(content)
+        return str(Path(name).absolute())
+
+    return file
+
+
+@pytest.mark.parametrize("flags", [(), ("-m",)], ids=["run", "sweep"])
+@pytest.mark.parametrize(("content", "message"), FILES.values(), ids=FILES)
+def test_a_bad_file_is_named(nfexp, write, content, message, flags):
+    name = write(content)
+    code, out, err = nfexp(*flags, "--config-dir=mine", "experiment=good")
+    assert code == 1 and re.fullmatch(f"nfexp: {message.replace('FILE', re.escape(name))}\n", err) and not out, err
+    assert [p.name for p in Path().iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), FLAGS.items(), ids=FLAGS)
+def test_no_flag_goes_round_the_check(nfexp, write, arguments, message):
+    write(HEAD + b"seed: -3\n")
+    write(b"defaults: [config, _self_]\nseed: -7\n", "mine/own.yaml")
+    code, out, err = nfexp(*arguments.split())
+    assert code == 1 and re.fullmatch(f"nfexp: {message}\n", err) and not out, err
+    assert [p.name for p in Path().iterdir()] == ["mine"]
+
+
+def test_flags_that_only_show_are_not_checked(nfexp, write):
+    write(HEAD + b"seed: -3\n")
+    code, out, _ = nfexp("--cfg", "job", "--config-dir=mine", "experiment=good")
+    assert code == 0 and "seed: -3" in out
