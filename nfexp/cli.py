@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nfexp.record import Outcome, outcome
-from nfexp.spec import Spec, SpecError, Words, from_mapping, run_id
+from nfexp.spec import Spec, SpecError, Words, from_mapping, from_text, run_id
 from nfexp.sweep import REDO, read_plan
 from nfexp.work import check_all, keep, train
 
@@ -75,9 +75,28 @@ def check_controls(config: Mapping[str, Any]) -> None:
             raise SpecError(key, words, value)
 
 
+def plain_of(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain containers. Text from an interpolation becomes the number or truth it spells.
+
+    An environment variable is always text: ``seed=${oc.env:SEED}`` is meant as a typed configuration takes it.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+
+    def convert(node: Any, part: dict[str, Any], prefix: str) -> None:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                convert(node[key], value, f"{prefix}{key}.")
+            elif isinstance(value, str) and OmegaConf.is_interpolation(node, key):
+                truths = {"true": True, "false": False} if prefix + str(key) in CONTROLS else {}
+                part[key] = truths.get(value.lower(), from_text(f"{prefix}{key}", value))
+
+    convert(config, plain, "")
+    return plain
+
+
 def spec_of(config: DictConfig | dict[str, Any]) -> Spec:
     """The checked spec of a composed configuration without its `hydra` node."""
-    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    plain = plain_of(config) if isinstance(config, DictConfig) else config
     if "experiment" in plain:  # where Hydra puts what names no package
         what = "a file without that line" if plain["experiment"] else "an empty file"
         raise SpecError("experiment", "a file whose first line is '# @package _global_'", Words(what))

@@ -185,6 +185,30 @@ def _check_together(spec: Spec) -> None:
         raise SpecError("name", "letters, digits, '_', '-' and '.' only", spec.name)
 
 
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def from_text(key: str, text: str) -> Any:
+    """The number that a text spells exactly, where the key takes one; else the text.
+
+    >>> from_text("seed", "3"), from_text("train.lr", "1e-3"), from_text("data.text", "3")
+    (3, 0.001, '3')
+    """
+    cls: Any = Spec
+    *groups, leaf = key.split(".")
+    for group in groups:
+        cls = _hints(cls).get(group)
+        if not is_dataclass(cls):
+            return text
+    hint = _hints(cls).get(leaf)
+    kinds = {hint, *getattr(hint, "__args__", ())}
+    if int in kinds and re.fullmatch(r"[+-]?[0-9]{1,30}", text):
+        return int(text)
+    if float in kinds and NUMBER.fullmatch(text):
+        return float(text)
+    return text
+
+
 def flatten(spec: Spec) -> dict[str, Any]:
     """The keys as the command line spells them: ``{"data.name": …, "flow.n_flows": …, …, "seed": …}``."""
     flat: dict[str, Any] = {}

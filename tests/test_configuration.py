@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+
+from nfexp.cli import plain_of
 
 HEAD = b"# @package _global_\n"
 FILES = {  # what an experiment file holds → what is said of it
@@ -70,3 +73,40 @@ def test_flags_that_only_show_are_not_checked(nfexp, write):
     write(HEAD + b"seed: -3\n")
     code, out, _ = nfexp("--cfg", "job", "--config-dir=mine", "experiment=good")
     assert code == 0 and "seed: -3" in out
+
+
+ENVIRONMENT = {  # key, text of the variable → what it is
+    "an integer": ("seed", "3", 3),
+    "a number": ("train.lr", "1e-3", 0.001),
+    "a whole number": ("train.lr", "1", 1.0),
+    "a number or a word": ("train.batch_size", "64", 64),
+    "the word": ("train.batch_size", "full", "full"),
+    "a number or null": ("train.grad_clip", "2.5", 2.5),
+    "a truth": ("dry_run", "true", True),
+    "text": ("data.text", "2024", "2024"),
+    "a name": ("name", "7", "7"),
+    "no integer": ("seed", "3.5", "3.5"),
+    "blanks": ("seed", " 3", " 3"),
+    "nothing": ("seed", "", ""),
+}
+
+
+@pytest.mark.parametrize(("key", "text", "value"), ENVIRONMENT.values(), ids=ENVIRONMENT)
+def test_text_of_the_environment_is_read_as_the_keys_type(monkeypatch, key, text, value):
+    monkeypatch.setenv("GIVEN", text)
+    config = OmegaConf.create({"train": {}, "data": {}})
+    OmegaConf.update(config, key, "${oc.env:GIVEN}")
+    *group, leaf = key.split(".")
+    found = plain_of(config)
+    found = found[group[0]][leaf] if group else found[leaf]
+    assert found == value and type(found) is type(value)
+    OmegaConf.update(config, key, text)
+    assert OmegaConf.to_container(config) == plain_of(config)
+
+
+@pytest.mark.parametrize("arguments", [("-m", "dry_run=true"), ("flow.n_flows=0",)], ids=["sweep", "run"])
+def test_a_seed_of_the_environment(nfexp, monkeypatch, arguments):
+    monkeypatch.setenv("SEED", "3")
+    _, _, err = nfexp(*arguments, "seed=${oc.env:SEED}")
+    assert "seed" not in err
+    assert nfexp(*arguments, "seed='3'")[2].startswith(("nfexp: seed: expected an integer", "nfexp: flow.n_flows"))
