@@ -6,12 +6,22 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
+import yaml
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import (
+    create_automatic_config_search_path,
+    detect_calling_file_or_module_from_task_function,
+    get_args_parser,
+)
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -23,7 +33,7 @@ from nfexp.commands import command_line, folder_command, resumed
 from nfexp.files import trouble
 from nfexp.folders import Refused, check_fresh, claims
 from nfexp.record import Outcome, outcome
-from nfexp.spec import Spec, SpecError, Words, from_mapping, run_id
+from nfexp.spec import Spec, SpecError, Words, from_mapping, from_text, run_id
 from nfexp.surroundings import command
 from nfexp.sweep.folder import REDO, locked, read_plan
 from nfexp.sweep.worker import check_all, keep, train
@@ -69,9 +79,31 @@ def check_controls(config: Mapping[str, Any]) -> None:
             raise SpecError(key, words, value)
 
 
+def plain_of(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain containers. Text from an interpolation becomes the number or truth it spells.
+
+    An environment variable is always text: ``seed=${oc.env:SEED}`` is meant as a typed configuration takes it.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+
+    def convert(node: Any, part: dict[str, Any], prefix: str) -> None:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                convert(node[key], value, f"{prefix}{key}.")
+            elif isinstance(value, str) and OmegaConf.is_interpolation(node, key):
+                truths = {"true": True, "false": False} if prefix + str(key) in CONTROLS else {}
+                part[key] = truths.get(value.lower(), from_text(f"{prefix}{key}", value))
+
+    convert(config, plain, "")
+    return plain
+
+
 def spec_of(config: DictConfig | dict[str, Any]) -> Spec:
     """The checked spec of a composed configuration without its `hydra` node."""
-    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    plain = plain_of(config) if isinstance(config, DictConfig) else config
+    if "experiment" in plain:  # where Hydra puts what names no package
+        what = "a file without that line" if plain["experiment"] else "an empty file"
+        raise SpecError("experiment", "a file whose first line is '# @package _global_'", Words(what))
     check_controls(plain)
     return from_mapping({k: v for k, v in plain.items() if k not in CONTROLS})
 
@@ -119,14 +151,39 @@ def report(folder: Path) -> None:
         log.exception(f"the runs are safe, the report is not: make it again with {again}")
 
 
+def explain_file(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong with a file of the configuration, with its name and line."""
+    name = "configuration"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = frame.f_locals.get("full_path", name)  # of Hydra's reader of files
+    if isinstance(error, UnicodeDecodeError):
+        line, byte = 1, error.object[error.start]
+        try:
+            Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as whole:  # Hydra reads in parts; this error knows its place in the file
+            line = whole.object[: whole.start].count(b"\n") + 1
+        return f"{name}, line {line}: expected text in UTF-8; got the byte 0x{byte:02x}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{name}, line {error.problem_mark.line + 1}: expected YAML; got {error.problem}"
+    return f"{name}: expected YAML; got {' '.join(str(error).split())}"
+
+
+# What a command ends with in one line; anything else is a fault of nfexp, and has a traceback
+KNOWN_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError, RunFailed, Refused)
+
+
 def explain(error: BaseException) -> str:
     """One message with the key, what was expected and what came."""
+    if isinstance(error, Refused) and error.__cause__ is not None:
+        error = error.__cause__
     chain = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
     if own := next((e for e in chain if isinstance(e, SpecError | RunFailed)), None):
         return str(own)
     text = " ".join(str(error).split())
+    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+        return explain_file(error)
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         known = f"one of {', '.join(error.options)}" if error.options else "a file of the configuration"
@@ -146,45 +203,87 @@ def explain(error: BaseException) -> str:
     return " ".join([text, *str(error.__cause__ or "").split()])
 
 
+@contextmanager
+def configuration_of(asked: Namespace) -> Iterator[Hydra]:
+    """Hydra as it will look for the configuration of a command: ``--config-dir`` and the like count."""
+    file, module = detect_calling_file_or_module_from_task_function(job)
+    search_path = create_automatic_config_search_path(file, module, asked.config_path or conf_dir())
+    if asked.config_dir is not None:
+        folder = os.path.abspath(asked.config_dir)
+        if not os.path.isdir(folder):
+            raise SpecError("--config-dir", "a folder", asked.config_dir)
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    before = HydraConfig.instance().cfg
+    try:
+        yield Hydra.create_main_hydra2(task_name="nfexp", config_search_path=search_path)
+    finally:
+        HydraConfig.instance().cfg = before
+        GlobalHydra.instance().clear()
+
+
 def check_plain_run(arguments: Sequence[str]) -> None:
     """Raise what is wrong with a single run before Hydra makes its folder (a sweep checks its jobs itself)."""
-    if any(a.startswith("-") for a in arguments):
+    asked = get_args_parser().parse_args(list(arguments))
+    shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion
+    if shows or asked.multirun or asked.experimental_rerun:
         return
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        if GlobalHydra.instance().hydra.get_mode("config", list(arguments)) is RunMode.MULTIRUN:
+    name = asked.config_name or "config"
+    overrides = list(asked.overrides)
+    with configuration_of(asked) as maker:
+        if maker.get_mode(name, overrides) is RunMode.MULTIRUN:
             return
-        config = compose("config", list(arguments), return_hydra_config=True)
-        sweeper = config.hydra.sweeper
-        asked = [k for k in ("grids", "params", "zip", "exclude") if sweeper.get(k)]
-        if asked := asked + ["repeats"] * (sweeper.get("repeats", 1) != 1):
-            raise SpecError(f"hydra.sweeper.{asked[0]}", "nfexp -m, for this is a sweep", Words("a single run"))
+        config = maker.compose_config(name, overrides, RunMode.RUN, with_log_configuration=False)
+        HydraConfig.instance().set_config(config)
+        check_no_sweep(config.hydra.sweeper)
         with open_dict(config):
             del config["hydra"]
         single_spec(config)
 
 
+def check_no_sweep(sweeper: DictConfig) -> None:
+    """Raise if the configuration of a single run asks for several."""
+    asked = [key for key in ("grids", "params", "zip", "exclude") if sweeper.get(key)]
+    if sweeper.get("repeats", 1) != 1:
+        asked.append("repeats")
+    if asked:
+        raise SpecError(f"hydra.sweeper.{asked[0]}", "nfexp -m, for this is a sweep", Words("a single run"))
+
+
+@contextmanager
+def errors_handed_on() -> Iterator[bool]:
+    """Have Hydra raise its errors instead of printing its own message; gives whether the user asked for that, too."""
+    name = "HYDRA_FULL_ERROR"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield before == "1"
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 @command
 def main() -> None:
     """Entry point of `nfexp` and ``python -m nfexp``."""
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
     run: Any = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(job)
-    try:
-        check_plain_run(sys.argv[1:])
-        with claims:
-            run()
-    except KeyboardInterrupt as stop:
-        sys.stderr.write(f"nfexp: {stop if isinstance(stop, Interrupted) else 'interrupted; finished runs are kept'}\n")
-        sys.stderr.flush()
-        sys.stdout.flush()
-        os._exit(130)  # nothing that still runs is waited for
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, RunFailed, Refused) as error:
-        if wants_traceback:
-            raise
-        if isinstance(error, Refused):
-            error = error.__cause__
-        sys.stderr.write(f"nfexp: {explain(error)}\n")
-        sys.exit(1)
+    with errors_handed_on() as wants_traceback:
+        try:
+            check_plain_run(sys.argv[1:])
+            with claims:
+                run()
+        except KeyboardInterrupt as stop:
+            told = stop if isinstance(stop, Interrupted) else "interrupted; finished runs are kept"
+            sys.stderr.write(f"nfexp: {told}\n")
+            sys.stderr.flush()
+            sys.stdout.flush()
+            os._exit(130)  # nothing that still runs is waited for
+        except KNOWN_ERRORS as error:
+            if wants_traceback:
+                raise
+            sys.stderr.write(f"nfexp: {explain(error)}\n")
+            sys.exit(1)
 
 
 FREE = rf"({'|'.join(CONTROLS)}|hydra/launcher|hydra\.launcher\.\w+)="  # what may be new when a sweep is resumed

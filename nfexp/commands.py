@@ -14,7 +14,8 @@ from typing import NoReturn
 
 from nfexp.spec import SpecError, Words
 
-ONCE = ("redo", "mixed", "hydra.sweep.dir", "hydra.sweeper.resume")  # not what nfexp-resume is to say again
+# What nfexp-resume is not to say again
+ONCE = ("redo", "mixed", "hydra.mode", "hydra.sweep.dir", "hydra.sweeper.resume")
 
 
 def folder_word(folder: str | Path) -> str:
@@ -91,13 +92,20 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
     return CommandLine(flags, overrides)
 
 
-def key_of(argument: str) -> str:
-    """The key of an override or the name of a flag.
+def name_of(word: str) -> str:
+    """The key of an override, whatever its spelling, or the name of a flag; of neither, the text before its "=".
 
-    >>> key_of("++train.steps=3"), key_of("--config-dir=conf")
-    ('train.steps', '--config-dir')
+    >>> name_of("++train.steps=3"), name_of("--config-dir=conf"), name_of("(=3")
+    ('train.steps', '--config-dir', '(')
     """
-    return argument.partition("=")[0].lstrip("+~")
+    from hydra.errors import HydraException
+
+    from nfexp.arguments import key_of
+
+    try:
+        return key_of(word)
+    except HydraException:
+        return word.partition("=")[0]
 
 
 # The keys of Hydra's that say nothing of code or places, whatever their values are
@@ -133,7 +141,7 @@ def harmless(argument: str) -> bool:
     >>> harmless("data.text=a..b"), harmless("experiment=../../x"), harmless("--config-dir=x")
     (True, False, False)
     """
-    key, value = key_of(argument), argument.partition("=")[2]
+    key, value = name_of(argument), argument.partition("=")[2]
     if key == "hydra/sweeper":
         return value == "grids"
     if key.startswith("hydra/"):
@@ -155,7 +163,7 @@ def harmless(argument: str) -> bool:
 
 def to_repeat(arguments: Sequence[str]) -> list[str]:
     """What ``nfexp-resume`` repeats of a sweep's command; raises as :func:`command_line`."""
-    return [word for word in command_line(arguments).words() if key_of(word) not in ONCE]
+    return [word for word in command_line(arguments).words() if name_of(word) not in ONCE]
 
 
 def resume_command(folder: str | Path) -> str:
@@ -182,18 +190,18 @@ def resumed(folder: str, stored: Sequence[str], given: Sequence[str], free: str)
         raise SpecError(f"{folder}/sweep.json", "arguments that are safe to repeat", Words(str(error))) from None
     asked = [word for word in kept if not harmless(word)]
     for word in given:
-        if not (re.match(free, word) or word in kept or key_of(word) in map(key_of, asked)):
+        if not (re.match(free, word) or word in kept or name_of(word) in map(name_of, asked)):
             raise SpecError(word, "redo=…, mixed=…, dry_run=…, fail_fast=… or hydra.launcher.…=…",
                             Words("what would change the runs"))  # fmt: skip
-    mine = [key_of(word) for word in given]
-    missing = [word for word in asked if key_of(word) not in mine]
+    mine = [name_of(word) for word in given]
+    missing = [word for word in asked if name_of(word) not in mine]
     if missing:
         got = repr(missing[0])
         line = shlex.join(["nfexp-resume", folder_word(folder), *missing, *given])
         if line.isprintable():
             got += f", which can name code or another place; if you trust it, type: {line}"
         raise SpecError(f"{folder}/sweep.json", "arguments that are safe to repeat", Words(got))
-    words = [word for word in kept if key_of(word) not in mine]
+    words = [word for word in kept if name_of(word) not in mine]
     parts = command_line([*words, *given])
     place = f"hydra.sweep.dir={hydra_text(folder_word(folder))}"
     return [*parts.flags, "--multirun", *parts.overrides, place, "hydra.sweeper.resume=true"]

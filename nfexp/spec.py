@@ -143,11 +143,26 @@ def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") 
                 raise SpecError(full, "a group of keys", value)
             values[key] = from_mapping(value, hints[key], full + ".")
         else:
+            if full == "train.warmup":
+                value = steps_up_to(value, config.get("steps"))
             values[key] = _checked(full, value, hints[key], spec_field.metadata)
     spec = cls(**values)
     if cls is Spec:
         _check_together(spec)
     return spec
+
+
+def steps_up_to(value: Any, steps: Any) -> Any:
+    """The number of steps that "up_to_50" stands for, never more than there are; any other value is given back.
+
+    >>> steps_up_to("up_to_50", 2000), steps_up_to("up_to_50", 20), steps_up_to(100, 20)
+    (50, 20, 100)
+    """
+    found = re.fullmatch(r"up_to_(\d{1,9})", value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    largest = int(found[1])
+    return min(largest, steps) if type(steps) is int and steps > 0 else largest
 
 
 def _checked(key: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
@@ -182,6 +197,30 @@ def _check_together(spec: Spec) -> None:
         raise SpecError("train.warmup", f"at most train.steps = {spec.train.steps}", spec.train.warmup)
     if not re.fullmatch(r"[\w-][\w.-]*", spec.name):
         raise SpecError("name", "letters, digits, '_', '-' and '.' only", spec.name)
+
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def from_text(key: str, text: str) -> Any:
+    """The number that a text spells exactly, where the key takes one; else the text.
+
+    >>> from_text("seed", "3"), from_text("train.lr", "1e-3"), from_text("data.text", "3")
+    (3, 0.001, '3')
+    """
+    cls: Any = Spec
+    *groups, leaf = key.split(".")
+    for group in groups:
+        cls = _hints(cls).get(group)
+        if not is_dataclass(cls):
+            return text
+    hint = _hints(cls).get(leaf)
+    kinds = {hint, *getattr(hint, "__args__", ())}
+    if int in kinds and re.fullmatch(r"[+-]?[0-9]{1,30}", text):
+        return int(text)
+    if float in kinds and NUMBER.fullmatch(text):
+        return float(text)
+    return text
 
 
 def flatten(spec: Spec) -> dict[str, Any]:

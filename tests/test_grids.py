@@ -1,6 +1,7 @@
 """What a sweep consists of: unions, products, zips, exclusions and repeats, from the command line and from YAML."""
 
 import itertools
+import json
 import re
 import shutil
 from collections import Counter
@@ -15,12 +16,14 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from hydra_plugins.nfexp.grids_sweeper import GridsSweeper
+from hydra_plugins.nfexp.grids_sweeper import GridsSweeper, said_once
 from nfexp import cli
+from nfexp.arguments import quoted
 from nfexp.spec import SpecError, run_id
 
-KEYS = {"flow.n_flows": (1, 2, 6), "train.lr": ("1e-3", 0.001, 5e-3), "data": ("moons", "circles"), "seed": (0, 1, 3)}
+KEYS = {"flow.n_flows": (1, 2, 6), "train.lr": (1, 1.0, 5e-3), "data": ("moons", "circles"), "seed": (0, 1, 3)}
 START = {"flow.n_flows": 6, "train.lr": 5e-3, "data": "moons", "seed": 0}
 
 
@@ -157,10 +160,6 @@ def test_interpolated_overrides_of_a_sweep(expanded):
     assert [spec.train.warmup == spec.train.steps for spec in specs] == [True, True]
 
 
-def value_of(spelling):
-    return float(spelling) if spelling == "1e-3" else spelling
-
-
 @st.composite
 def lists(draw, keys, largest=3):
     """Some keys with lists of values."""
@@ -195,7 +194,7 @@ def member(point, sweep, *, narrowed):
     """Whether a point belongs to the union, said of the point instead of made by a product."""
 
     def has(key, listed):
-        return point[key] in map(value_of, listed)
+        return point[key] in listed
 
     def rows(columns):
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] or [{}]
@@ -214,7 +213,7 @@ def member(point, sweep, *, narrowed):
 
 def union(sweep, *, narrowed):
     """The points of a sweep, repeated; without what the command line restricts if it is `narrowed`."""
-    values = [sorted({value_of(v) for v in listed}) for listed in KEYS.values()]
+    values = [sorted(set(listed)) for listed in KEYS.values()]
     space = [dict(zip(KEYS, row, strict=True)) for row in itertools.product(*values)]
     once = [point for point in space if member(point, sweep, narrowed=narrowed)]
     return [point | {"seed": point["seed"] + i} for point in once for i in range(sweep["repeats"])]
@@ -226,7 +225,7 @@ def model(sweep):
         return "hydra.sweeper.repeats"
 
     def hit(entry, point):
-        return all(point[k] in map(value_of, v) for k, v in entry.items())
+        return all(point[k] in v for k, v in entry.items())
 
     points, wide = union(sweep, narrowed=True), union(sweep, narrowed=False)
     for i, entry in enumerate(sweep["exclude"]):
@@ -255,7 +254,124 @@ def test_points_are_those_of_a_plain_model(plain_sweeper, sweep):
     assert len(sweeper.points(arguments)[0]) == len(points) + excluded
 
 
+SPELLINGS = {  # arguments → runs: a key is the same key however it is spelled
+    "forced": (["experiment=ablate_flows", "data=moons", "seed=0", "++flow.n_flows=4"], 1),
+    "forced, a key of params": (["experiment=ablate_flows", "data=moons", "++seed=0"], 9),
+    "forced, several values": (["experiment=ablate_flows", "data=moons", "seed=0", "++flow.n_flows=4,5"], 2),
+    "forced, a point of no grid": (["hydra.sweeper.grids=[{seed:[0,1]},{seed:2}]", "++seed=7"], 0),
+    "forced, counted from": (["++seed=7", "hydra.sweeper.repeats=3"], 3),
+    "forced, recorded": (["hydra.sweeper.grids=[{record.walk:[1,2]}]", "++record.walk=3"], 1),
+    "forced in a grid": (["hydra.sweeper.grids=[{++seed:[0,1,2]}]", "seed=1"], 1),
+    "forced in a zip": (["hydra.sweeper.zip={++seed:[0,1],flow.n_flows:[1,2]}", "seed=1"], 1),
+    "forced in params": (["hydra.sweeper.params={++seed:[0,1,2]}", "seed=1,2"], 2),
+    "forced in exclude": (["seed=0,1", "hydra.sweeper.exclude=[{++seed:1}]"], 1),
+    "a group in its own package": (["hydra.sweeper.grids=[{data@data:[moons,circles]}]", "data=moons"], 1),
+    "that, excluded": (["data=moons,circles", "hydra.sweeper.exclude=[{data@data:moons}]"], 1),
+    "the last one counts": (["hydra.sweeper.grids=[{seed:[0,1,2]}]", "seed=0,1", "++seed=2"], 1),
+}
+
+
+@pytest.mark.parametrize(("arguments", "n"), SPELLINGS.values(), ids=SPELLINGS)
+def test_a_key_is_one_key_however_it_is_spelled(expanded, arguments, n):
+    specs, _ = expanded(*arguments)
+    assert len({run_id(spec) for spec in specs}) == n
+
+
+@pytest.mark.parametrize("removed", ["~flow.n_flows", "~flow.n_flows=6"])
+def test_a_key_that_is_removed_is_removed_from_every_point(expanded, removed):
+    with pytest.raises(SpecError, match=r"flow.n_flows: expected a value; got nothing"):
+        expanded("experiment=ablate_flows", "data=moons", removed)
+
+
+SAID_ONCE = {
+    "redo=failed": True, "++redo=diverged": True, "+mixed=true": True, "~redo": True, "++hydra.sweep.dir=s": True,
+    "hydra.sweeper.resume=true": True, "seed=0": False, "++redone=1": False, "-m": False, "--config-dir=redo": False,
+    "redo": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "once"), SAID_ONCE.items(), ids=SAID_ONCE)
+def test_what_a_resumed_sweep_is_not_told_again(text, once):
+    assert said_once(text) == once
+
+
+def test_the_plan_of_a_sweep_with_forced_keys(nfexp, small_args, monkeypatch):
+    monkeypatch.setattr(cli, "report", lambda folder: None)
+    words = ["++redo=diverged", "++mixed=true", "++fail_fast=false", "++seed=3", "hydra.sweep.dir=s"]
+    code, _, err = nfexp("-m", *small_args, "record=none", *words)
+    plan = json.loads(Path("s/sweep.json").read_text())
+    assert code == 0 and plan["arguments"] == ["-m", *small_args, "record=none", "++fail_fast=false", "++seed=3"], err
+    assert plan["jobs"][0]["overrides"] == [*small_args, "record=none", "++seed=3"]
+    assert plan["centres"]["moons"]["seed"] == 3
+
+
+TEXTS = [
+    "A, B", "Z", "\\", "\\\\", " a", "a ", "a b", "f(x)", "range(3)", "choice(a,b)", "2024", "007", "1e3", "-1",
+    "1_000", "0x1F", "true", "False", "null", "NULL", "inf", "NaN", "~", "???", "", " ", "[1]", "{a:1}", "a=b", "a:b",
+    "'", '"', "it's", "'\"'", "\\'", "a\\", "${x}", "\\${x}", "${", "$", "a\nb", "\ttab", "é", "日本", "#", "*", "a,b",
+    "(", ")", "]", "}", ",", "=", "%", "a..b",
+]  # fmt: skip
+
+
+def same_value(a, b):
+    return a == b and type(a) is type(b)
+
+
+def arrives(sweeper, values):
+    """What the configurations of a grid with a list of values hold."""
+    sweeper.grids = {"all": {"data.text": values}}
+    points, _ = sweeper.points([])
+    assert len(points) == len(values)
+    return [sweeper.composer.plain(point)["data"]["text"] for point in points]
+
+
+@pytest.fixture(scope="module")
+def free_sweeper(sweeper_of):
+    return sweeper_of()[0]
+
+
+def test_a_list_entry_arrives_as_the_text_it_is(free_sweeper):
+    assert arrives(free_sweeper, TEXTS) == TEXTS
+    for text in TEXTS[:8]:
+        free_sweeper.exclude = [{"data.text": [text]}]
+        kept, excluded = free_sweeper.points([])
+        free_sweeper.exclude = []
+        assert excluded == 1 and len(kept) == len(TEXTS) - 1, text
+
+
+HARD = st.text(alphabet=st.sampled_from("ab1 \\'\"${}[](),:=\n\t~+-_.%#é"), max_size=8)
+SCALARS = HARD | st.text(max_size=20) | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.lists(SCALARS, min_size=1, max_size=3))
+def test_a_list_entry_arrives_as_exactly_that_value(free_sweeper, values):
+    found = arrives(free_sweeper, values)
+    assert all(map(same_value, found, values)) and len(found) == len(values)
+
+
+@settings(max_examples=15, deadline=None)
+@given(value=SCALARS)
+def test_hydra_reads_a_quoted_value_as_that_value(free_sweeper, value):
+    config = free_sweeper.hydra_context.config_loader.load_sweep_config(
+        free_sweeper.config, [f"data.text={quoted(value)}"]
+    )
+    assert same_value(OmegaConf.to_container(config.data, resolve=True)["text"], value)
+
+
 BAD = {
+    "a key twice in two spellings": (
+        ["hydra.sweeper.grids=[{seed:[0,1],++seed:[2]}]"],
+        r"grids\[0\].seed: expected each key once; got \+\+seed as well",
+    ),
+    "a list in a list": (
+        ["hydra.sweeper.grids=[{data.text:[[a]]}]"],
+        r"grids\[0\].data.text: expected a value or a list of values; got \[\['a'\]\]",
+    ),
+    "a text that is no list of values": (
+        ["hydra.sweeper.grids=[{data.text:'f(x)'}]"],
+        r"grids\[0\].data.text: expected values as the command line spells them, or a list; got 'f\(x\)'",
+    ),
     "empty list": (
         ["+hydra.sweeper.grids.a={seed:[]}"],
         r"grids.a.seed: expected a value or a list of values; got \[\]",

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
-    surroundings files spec commands streams
+    surroundings files spec arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.stack
     data.densities data
     train score checkpoint run record

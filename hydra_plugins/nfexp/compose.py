@@ -165,12 +165,14 @@ class Composer:
 
     def plain(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The task configuration of a job as nested dicts."""
+        from nfexp.cli import plain_of
+
         task = self._task(overrides)
         if task is None:
             config = self(overrides)
             with open_dict(config):
                 del config["hydra"]
-            task = OmegaConf.to_container(config, resolve=True)
+            task = plain_of(config)
         return task
 
     def spec(self, overrides: Sequence[str]) -> Spec:

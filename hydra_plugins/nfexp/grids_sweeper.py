@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import json
 import logging
 import os
 import random
-import re
 import sys
 import time
 from collections import Counter
@@ -19,11 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.nfexp.compose import Composer
+from nfexp.arguments import Argument, argument, each, given, key_of, key_of_override
 
 if TYPE_CHECKING:
     from nfexp.spec import Spec
@@ -31,19 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Choices = dict[str, list[str]]  # override key → its values, as the command line would spell them
-
-
-def spell(value: Any) -> str:
-    """A YAML scalar as the command line spells it."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
-@functools.cache
-def meaning(text: str) -> Any:
-    """What a spelling stands for: 0.001 for 1e-3."""
-    (override,) = OverridesParser.create().parse_overrides([f"value={text}"])
-    return override.value()
+Point = dict[str, Argument]  # key → the value it has there
+Choices = dict[str, list[Argument]]  # key → its values
 
 
 def same(a: Any, b: Any) -> bool:
@@ -53,12 +41,15 @@ def same(a: Any, b: Any) -> bool:
 
 def matches(entry: Choices, values: Mapping[str, Any]) -> bool:
     """Whether each key of an entry has one of the values that the entry lists."""
-    return all(k in values and any(same(values[k], meaning(v)) for v in listed) for k, listed in entry.items())
+    for key, listed in entry.items():
+        if key not in values or not any(same(values[key], one.value) for one in listed):
+            return False
+    return True
 
 
-def spelled(point: Mapping[str, str]) -> list[str]:
+def spelled(point: Point) -> list[str]:
     """A point as overrides."""
-    return [f"{key}={value}" for key, value in point.items()]
+    return [one.line for one in point.values()]
 
 
 def since(begun: float) -> str:
@@ -92,7 +83,7 @@ class Common(NamedTuple):
     """
 
     params: Choices
-    rows: list[dict[str, str]]
+    rows: list[Point]
     cli: Choices
     narrows: bool = True
 
@@ -138,21 +129,38 @@ class GridsSweeper(Sweeper):
         self.composer = getattr(self.launcher, "composer", None) or Composer(hydra_context.config_loader, config)
 
     def _choices(self, entries: Mapping[str, Any], where: str) -> Choices:
-        from nfexp.spec import SpecError
+        """The values of each key. A list holds them as they are; a text alone is read as on the command line."""
+        from nfexp.spec import SpecError, Words
 
-        parser, choices = OverridesParser.create(config_loader=self.hydra_context.config_loader), {}
-        for key, value in entries.items():
-            if isinstance(value, Mapping) or value == []:
-                raise SpecError(f"{where}.{key}", "a value or a list of values", value)
-            text = ",".join(map(spell, value)) if isinstance(value, list) else spell(value)
-            (override,) = parser.parse_overrides([f"{key}={text}"])
-            if override.is_sweep_override() and not override.is_discrete_sweep():
-                raise SpecError(f"{where}.{key}", "a list of values", text)
-            values = override.sweep_string_iterator() if override.is_sweep_override() else [text]
-            choices[str(key)] = [str(v) for v in values]
+        choices: Choices = {}
+        for name, value in entries.items():
+            listed = value if isinstance(value, list) else [value]
+            if listed == [] or any(isinstance(one, Mapping | list) for one in listed):
+                raise SpecError(f"{where}.{name}", "a value or a list of values", value)
+            if isinstance(value, str):
+                found = self._parsed(str(name), value, where)
+            else:
+                found = [given(str(name), one) for one in listed]
+            key = found[0].key
+            if key in choices:
+                raise SpecError(f"{where}.{key}", "each key once", Words(f"{name} as well"))
+            choices[key] = found
         return choices
 
-    def _rows(self, lists: Mapping[str, Any] | None, where: str) -> list[dict[str, str]]:
+    def _parsed(self, name: str, text: str, where: str) -> list[Argument]:
+        """The values that a text lists in Hydra's grammar: ``1,2`` or ``range(1,9)``."""
+        from nfexp.spec import SpecError
+
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        try:
+            override = parser.parse_override(f"{name}={text}")
+        except HydraException:
+            raise SpecError(f"{where}.{name}", "values as the command line spells them, or a list", text) from None
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise SpecError(f"{where}.{name}", "a list of values", text)
+        return list(each(override))
+
+    def _rows(self, lists: Mapping[str, Any] | None, where: str) -> list[Point]:
         """The rows of a zip: what its lists hold side by side. Without lists, one empty row."""
         from nfexp.spec import SpecError
 
@@ -164,7 +172,7 @@ class GridsSweeper(Sweeper):
             raise SpecError(where, "lists of one length", lengths)
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] or [{}]
 
-    def _expand(self, grid: Any, where: str, common: Common) -> Iterator[dict[str, str]]:
+    def _expand(self, grid: Any, where: str, common: Common) -> Iterator[Point]:
         """The points of one grid: its own keys over `params`, the command line keeping only what agrees with it.
 
         What a run records is no such key: there the command line simply wins.
@@ -189,40 +197,41 @@ class GridsSweeper(Sweeper):
         own = {k: v for k, v in own.items() if not (k in cli and changes_no_number(k))}
         rows = [o | i for o in outer for i in inner]
         every = params | cli if narrows else cli | params
-        asked = {k: v for k, v in cli.items() if narrows and (k in own or k in rows[0])}
+        removed = {k: v[0] for k, v in cli.items() if v[0].kind == "remove"}
+        asked = {k: v for k, v in cli.items() if narrows and k not in removed and (k in own or k in rows[0])}
         free = {k: v for k, v in (every | own).items() if k not in rows[0]}
         for row in rows:
             for values in itertools.product(*free.values()):
-                point = dict(zip(free, values, strict=True)) | row
-                if matches(asked, {k: meaning(point[k]) for k in asked}):
+                point = dict(zip(free, values, strict=True)) | row | removed
+                if matches(asked, {k: point[k].value for k in asked}):
                     yield point
 
-    def _union(self, common: Common) -> list[dict[str, str]]:
+    def _union(self, common: Common) -> list[Point]:
         grids = self.grids or {"all": {}}
         named = grids.items() if isinstance(grids, dict) else enumerate(grids)
         where = "hydra.sweeper.grids.{}" if isinstance(grids, dict) else "hydra.sweeper.grids[{}]"
         return [point for name, grid in named for point in self._expand(grid, where.format(name), common)]
 
-    def _values(self, point: Mapping[str, str]) -> dict[str, Any]:
+    def _values(self, point: Point) -> dict[str, Any]:
         """What the configuration of a point holds by key, before it is checked, and the option of each group."""
         task = self.composer.plain(spelled(point))
         nested = {f"{g}.{k}": v for g, part in task.items() if isinstance(part, dict) for k, v in part.items()}
-        chosen = {k: meaning(v) for k, v in point.items()}
+        chosen = {k: one.value for k, one in point.items()}
         plain = {k: v for k, v in task.items() if not isinstance(v, dict)}
         return dict(self.config.hydra.runtime.choices) | chosen | plain | nested
 
-    def _repeated(self, points: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    def _repeated(self, points: Sequence[Point]) -> list[Point]:
         """Each point with `repeats` seeds, counted from its own."""
         if self.repeats == 1:
             return list(points)
-        firsts = [self._values(point).get("seed") for point in points]
-        return [
-            point | {"seed": spell(seed)}
-            for point, first in zip(points, firsts, strict=True)
-            for seed in (range(first, first + self.repeats) if type(first) is int else [first])
-        ]
+        repeated: list[Point] = []
+        for point in points:
+            first = self._values(point).get("seed")
+            seeds = range(first, first + self.repeats) if type(first) is int else [first]
+            repeated += [point | {"seed": given("seed", seed)} for seed in seeds]
+        return repeated
 
-    def _kept(self, points: Sequence[dict[str, str]], common: Common) -> list[dict[str, str]]:
+    def _kept(self, points: Sequence[Point], common: Common) -> list[Point]:
         """The points that no entry of `exclude` matches; raises if an entry matches none, for then it is a slip.
 
         An entry may match what only the command line leaves out: that of an experiment stays right in a part of it.
@@ -254,18 +263,18 @@ class GridsSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         cli: Choices = {}
         for override in parser.parse_overrides(list(arguments)):
-            key = override.get_key_element()
+            key = key_of_override(override)
             if override.is_sweep_override():
                 if key == "experiment" or key in CONTROLS:
                     raise SpecError(key, "one value, for it says what the sweep is", override.input_line)
-                cli |= self._choices({key: override.input_line.split("=", 1)[1]}, "command line")
-            else:
-                cli[key] = [override.get_value_element_as_str()]
+                if not override.is_discrete_sweep():
+                    raise SpecError(key, "a list of values", override.input_line)
+            cli[key] = list(each(override))
         params = self._choices(self.params, "hydra.sweeper.params")
         common = Common(params, self._rows(self.zip, "hydra.sweeper.zip"), cli)
         once = self._union(common)
         counted = once if self.repeats > 1 else []
-        seeds = list(dict.fromkeys(spell(self._values(point).get("seed")) for point in counted))
+        seeds = list(dict.fromkeys(str(self._values(point).get("seed")) for point in counted))
         if len(seeds) > 1:
             several = Words(f"{len(seeds)} seeds: {', '.join(seeds[:4])}{', …' * (len(seeds) > 4)}")
             raise SpecError("hydra.sweeper.repeats", "1, or a sweep of one seed to count from", several)
@@ -281,8 +290,8 @@ class GridsSweeper(Sweeper):
         from nfexp.sweep.worker import check_all
 
         check_controls(self.config)
+        fixed = [a for a in arguments if key_of(a) not in CONTROLS or argument(a).swept]
         check_output_subdir(self.config)
-        fixed = [a for a in arguments if not re.fullmatch(f"({'|'.join(CONTROLS)})=[^,]*", a)]
         folder = named_folder(self.config, "sweep")  # fixes ${now:…} before any job copies it
         begun, old = time.perf_counter(), read_plan(folder)
         if self.resume and not old:
@@ -411,19 +420,17 @@ class GridsSweeper(Sweeper):
 
     def _begin(self, folder: Path, step: Step, fixed: list[str]) -> None:
         """Write what the sweep intends: `multirun.yaml` as Hydra does, and `sweep.json` for the reports."""
-        from nfexp.commands import ONCE, key_of
+        from nfexp.commands import ONCE, name_of
         from nfexp.files import replacing
         from nfexp.spec import flatten
         from nfexp.sweep.folder import Plan, begin, read_plan
 
         with replacing(folder / "multirun.yaml") as path:
             OmegaConf.save(self.config, path)
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        single = [o.input_line for o in parser.parse_overrides(fixed) if not o.is_sweep_override()]
-        single = [line for line in single if not line.startswith(("data=", "hydra."))]
-        plan = Plan(name=self.config.name, arguments=[a for a in sys.argv[1:] if key_of(a) not in ONCE])
+        single = [a for a in fixed if not argument(a).swept and key_of(a) != "data"]
+        plan = Plan(name=self.config.name, arguments=[a for a in sys.argv[1:] if name_of(a) not in ONCE])
         for k, spec in step.specs.items():
             if spec.data.name not in plan.centres:
-                own = [o for o in step.overrides[k] if o.startswith("data=")]
+                own = [o for o in step.overrides[k] if key_of(o) == "data"]
                 plan.centres[spec.data.name] = flatten(self.composer.spec([*own, *single]))
         begin(folder, read_plan(folder), step, plan)
