@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from hydra import compose, initialize_config_dir
 
-from nfexp.cli import conf_dir, spec_of
+from nfexp.configuration import conf_dir, spec_of
 from nfexp.spec import Spec, flatten, unflatten
 
 PEERS = {"normflows": "separate", "zuko": "shared", "nflows": "shared", "flowjax": "shared"}  # with their conditioner

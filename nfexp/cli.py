@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,83 +29,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nfexp.commands import command_line, folder_command, resumed
+from nfexp.commands import command_line, resumed
+from nfexp.configuration import CONTROLS, conf_dir, spec_of
 from nfexp.files import trouble
-from nfexp.folders import Refused, check_fresh, claims
-from nfexp.record import Outcome, outcome
-from nfexp.spec import Spec, SpecError, Words, from_mapping, from_text, run_id
-from nfexp.surroundings import command
-from nfexp.sweep.folder import REDO, locked, read_plan
+from nfexp.record import RunFailed, objective, outcome
+from nfexp.spec import Spec, SpecError, Words, run_id
+from nfexp.surroundings import command, environment
+from nfexp.sweep.claim import Refused, check_fresh, claims
+from nfexp.sweep.conclusion import Interrupted
+from nfexp.sweep.folder import locked, read_plan
 from nfexp.sweep.worker import check_all, keep, train
 
 log = logging.getLogger(__name__)
-
-
-def conf_dir() -> str:
-    """Absolute path of the configuration: packaged in a wheel, beside the package in a checkout."""
-    packaged = Path(__file__).parent / "conf"
-    return str(packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf")
-
-
-def job_folder(job: int) -> str:
-    """The folder of a job below its sweep: its number, zero-padded."""
-    return f"{job:04d}"
-
-
-OmegaConf.register_new_resolver("nfexp.job_folder", job_folder, replace=True)
-
-
-CONTROLS: dict[str, tuple[Any, ...]] = {  # keys that say how a command goes about it, not what a run is
-    "dry_run": (False, True),
-    "fail_fast": (False, True),
-    "mixed": (False, True),
-    "redo": tuple(REDO),
-}
-
-
-class RunFailed(RuntimeError):
-    """A run raised; its record says why."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended a sweep in good order; the message says what is there and how to go on."""
-
-
-def check_controls(config: Mapping[str, Any]) -> None:
-    for key, options in CONTROLS.items():
-        value = config.get(key)
-        if value not in options or type(value) is not type(options[0]):
-            words = "true or false" if options[0] is False else f"one of {', '.join(options)}"
-            raise SpecError(key, words, value)
-
-
-def plain_of(config: DictConfig) -> dict[str, Any]:
-    """A configuration as plain containers. Text from an interpolation becomes the number or truth it spells.
-
-    An environment variable is always text: ``seed=${oc.env:SEED}`` is meant as a typed configuration takes it.
-    """
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-
-    def convert(node: Any, part: dict[str, Any], prefix: str) -> None:
-        for key, value in part.items():
-            if isinstance(value, dict):
-                convert(node[key], value, f"{prefix}{key}.")
-            elif isinstance(value, str) and OmegaConf.is_interpolation(node, key):
-                truths = {"true": True, "false": False} if prefix + str(key) in CONTROLS else {}
-                part[key] = truths.get(value.lower(), from_text(f"{prefix}{key}", value))
-
-    convert(config, plain, "")
-    return plain
-
-
-def spec_of(config: DictConfig | dict[str, Any]) -> Spec:
-    """The checked spec of a composed configuration without its `hydra` node."""
-    plain = plain_of(config) if isinstance(config, DictConfig) else config
-    if "experiment" in plain:  # where Hydra puts what names no package
-        what = "a file without that line" if plain["experiment"] else "an empty file"
-        raise SpecError("experiment", "a file whose first line is '# @package _global_'", Words(what))
-    check_controls(plain)
-    return from_mapping({k: v for k, v in plain.items() if k not in CONTROLS})
 
 
 def single_spec(config: DictConfig) -> Spec:
@@ -115,13 +50,6 @@ def single_spec(config: DictConfig) -> Spec:
         raise SpecError("dry_run", "nfexp -m with the grids sweeper, which alone can plan", Words("a single run"))
     check_all([spec])
     return spec
-
-
-def objective(end: Outcome | None) -> float:
-    """The validation NLL of a run, nats (infinite if it diverged); raises if it failed or has not finished."""
-    if end is None or end.status == "failed":
-        raise RunFailed(end.reason if end else "not finished")
-    return end.val_nll
 
 
 def job(config: DictConfig) -> float:
@@ -138,17 +66,6 @@ def job(config: DictConfig) -> float:
             for _, result, trouble in train([spec], [folder]):
                 keep(folder, result, trouble)
     return objective(outcome(folder))
-
-
-def report(folder: Path) -> None:
-    """Make the tables, figures and pages of a finished sweep and print its claim table."""
-    from nfexp import report as reporting
-
-    try:
-        reporting.main([str(folder)])
-    except Exception:
-        again = folder_command("nfexp-report", folder)
-        log.exception(f"the runs are safe, the report is not: make it again with {again}")
 
 
 def explain_file(error: yaml.YAMLError | UnicodeDecodeError) -> str:
@@ -249,26 +166,12 @@ def check_no_sweep(sweeper: DictConfig) -> None:
         raise SpecError(f"hydra.sweeper.{asked[0]}", "nfexp -m, for this is a sweep", Words("a single run"))
 
 
-@contextmanager
-def errors_handed_on() -> Iterator[bool]:
-    """Have Hydra raise its errors instead of printing its own message; gives whether the user asked for that, too."""
-    name = "HYDRA_FULL_ERROR"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield before == "1"
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 @command
 def main() -> None:
     """Entry point of `nfexp` and ``python -m nfexp``."""
     run: Any = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(job)
-    with errors_handed_on() as wants_traceback:
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    with environment(HYDRA_FULL_ERROR="1"):  # Hydra then hands errors on instead of printing its own
         try:
             check_plain_run(sys.argv[1:])
             with claims:

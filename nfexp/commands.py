@@ -108,6 +108,15 @@ def name_of(word: str) -> str:
         return word.partition("=")[0]
 
 
+def is_said_once(word: str) -> bool:
+    """Whether a word of a command is an override that nfexp-resume is not to say again.
+
+    >>> is_said_once("++redo=failed"), is_said_once("redo")  # the path of a flag, "--config-dir redo"
+    (True, False)
+    """
+    return ("=" in word or word.startswith("~")) and name_of(word) in ONCE
+
+
 # The keys of Hydra's that say nothing of code or places, whatever their values are
 SETTINGS = re.compile(
     r"hydra\.(verbose|job\.chdir|job\.config\.override_dirname\.\w+|sweeper\.\w[\w./-]*"
@@ -146,8 +155,6 @@ def harmless(argument: str) -> bool:
         return value == "grids"
     if key.startswith("hydra/"):
         return bool(re.fullmatch(r"hydra/\w+=[\w-]+", argument.lstrip("+")))
-    if key == "hydra.mode":
-        return value == "MULTIRUN"
     if key == "hydra.sweep.subdir":  # the sweeper looks where it leads once it is filled in
         return stays_below(argument)
     if key in BELOW:
@@ -163,7 +170,7 @@ def harmless(argument: str) -> bool:
 
 def to_repeat(arguments: Sequence[str]) -> list[str]:
     """What ``nfexp-resume`` repeats of a sweep's command; raises as :func:`command_line`."""
-    return [word for word in command_line(arguments).words() if name_of(word) not in ONCE]
+    return [word for word in command_line(arguments).words() if not is_said_once(word)]
 
 
 def resume_command(folder: str | Path) -> str:

@@ -108,6 +108,17 @@ def holds_a_run(folder: Path) -> SpecError:
     return SpecError(str(folder), "a new or empty folder", Words("one that holds result.json"))
 
 
+class RunFailed(RuntimeError):
+    """A run raised; its record says why."""
+
+
+def objective(end: Outcome | None) -> float:
+    """The validation NLL of a run, nats (infinite if it diverged); raises if it failed or has not finished."""
+    if end is None or end.status == "failed":
+        raise RunFailed(end.reason if end else "not finished")
+    return end.val_nll
+
+
 def write_run(folder: Path, result: Result) -> None:
     """Write `history.csv`, `samples.npz`, `model.safetensors` and, last, `result.json`.
 

@@ -13,7 +13,8 @@ import yaml
 
 import nfexp as package
 from nfexp import spec as specs
-from nfexp.cli import conf_dir, main
+from nfexp.cli import main
+from nfexp.configuration import conf_dir
 
 
 def small_spec(**flat):

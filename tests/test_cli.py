@@ -12,7 +12,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 import nfexp as package
-from nfexp.cli import conf_dir, spec_of
+from nfexp.configuration import conf_dir, spec_of
 
 EXPERIMENTS = sorted(p.stem for p in (Path(conf_dir()) / "experiment").glob("*.yaml"))
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from nfexp import cli, commands
 from nfexp.spec import SpecError
+from nfexp.sweep import conclusion
 
 NAMES = (
     "Sweep (1)", "a b", "a  b", "it's", 'say "x"', "a=b", "redo=failed", "a,b", "{a}", "[a]", "a:b", "$HOME", "${x}",
@@ -57,7 +58,6 @@ PASSES = (
     "hydra.output_subdir=a/b", "hydra.job.name=mine", "hydra.job.name='a b'",
     "hydra.sweep.subdir=n${flow.n_flows}/${seed}",
     "hydra.sweep.subdir=a..b", "hydra.job.config.override_dirname.kv_sep=-", "hydra/job_logging=none",
-    "hydra.mode=MULTIRUN",
     "hydra/hydra_logging=disabled", "hydra/launcher=basic", "hydra/sweeper=grids", "hydra.launcher.workers=2",
     "hydra.launcher.slurm.time=60", "hydra.launcher.slurm.extra={qos: x}", "hydra.launcher.n_jobs=2",
     "+hydra.sweeper.grids.mine={seed:[1,2]}", 'hydra.sweeper.params={data.text: "a..b"}',
@@ -75,7 +75,7 @@ NEEDS_A_WORD = (
     "hydra.job.name=a/../../x", "hydra.job.name=${x}", "hydra.job.name=C:x", "hydra.sweep.subdir=/x",
     "hydra.sweep.subdir=..",
     "hydra.sweep.subdir='../x'", "hydra.sweep.subdir=a,../b", "hydra.sweep.subdir=[", "hydra.sweep.dir=/x",
-    "hydra.run.dir=/x", "hydra.mode=RUN", "hydra.runtime.output_dir=/x", "", "=x", "$x=1",
+    "hydra.run.dir=/x", "hydra.runtime.output_dir=/x", "", "=x", "$x=1",
 )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ OWN = "# @package _global_\nname: own\ntrain:\n  lr: 0.003\n"
 
 def resumes(nfexp, monkeypatch, *arguments, folder, more=()):
     """Train two runs, lose one, go on with the folder; gives the exit code, the message and how many there are."""
-    monkeypatch.setattr(cli, "report", lambda folder: None)
+    monkeypatch.setattr(conclusion, "report", lambda folder: None)
     place = f"hydra.sweep.dir={commands.hydra_text(folder)}"
     assert nfexp("-m", *arguments, *TINY, "seed=0,1", place)[0] == 0
     next(Path(folder).rglob("result.json")).unlink()

@@ -7,8 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from nfexp import cli
-from nfexp.cli import plain_of
+from nfexp.configuration import conf_dir, plain_of, spec_of
 
 HEAD = b"# @package _global_\n"
 FILES = {  # what an experiment file holds → what is said of it
@@ -125,8 +124,8 @@ WARMUPS = {
 
 @pytest.mark.parametrize(("overrides", "steps"), WARMUPS.values(), ids=WARMUPS)
 def test_the_default_warmup_follows_the_steps(overrides, steps):
-    with initialize_config_dir(cli.conf_dir(), version_base="1.3"):
-        assert cli.spec_of(compose("config", overrides)).train.warmup == steps
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        assert spec_of(compose("config", overrides)).train.warmup == steps
 
 
 def test_a_warmup_that_is_asked_for_does_not_follow(nfexp):

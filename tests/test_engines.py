@@ -24,7 +24,7 @@ from nfexp.checkpoint import CHECKPOINT
 from nfexp.record import outcome
 from nfexp.spec import SpecError
 from nfexp.sweep import executors as engines
-from nfexp.sweep.executors import slurm
+from nfexp.sweep import slurm
 from nfexp.sweep.pool import Pool
 from nfexp.sweep.slurm import Slurm, resources
 from nfexp.sweep.worker import Job, work
@@ -282,7 +282,7 @@ def here(tmp_path, monkeypatch):
     yield make
     for process in processes:
         process.wait(timeout=60)
-    pool.stop()
+    pool.close()
 
 
 def jobs_below(folder, specs):

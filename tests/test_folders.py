@@ -12,11 +12,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from nfexp import cli, load_runs
-from nfexp.cli import conf_dir
+from nfexp.configuration import conf_dir
 from nfexp.files import replacing
-from nfexp.folders import is_named_by_clock
 from nfexp.record import outcome, write_run
 from nfexp.spec import SpecError
+from nfexp.sweep import conclusion
+from nfexp.sweep.claim import is_named_by_clock
 from nfexp.sweep.folder import check_folders, locked
 from nfexp.sweep.worker import Job, work
 
@@ -27,7 +28,7 @@ BASIC = ("hydra/sweeper=basic", "hydra/launcher=basic")
 @pytest.fixture
 def run(nfexp, small_args, monkeypatch):
     """Call `nfexp` with tiny runs and without figures; gives (exit code, stdout, stderr)."""
-    monkeypatch.setattr(cli, "report", lambda folder: None)
+    monkeypatch.setattr(conclusion, "report", lambda folder: None)
     small = [a for a in small_args if a.split("=")[0] not in {t.split("=")[0] for t in TINY}]
     return lambda *arguments, **how: nfexp(*arguments, *small, *TINY, **how)
 
@@ -133,7 +134,8 @@ FINISHED = {
 def finished(tmp_path_factory):
     """A sweep of the grids sweeper, `s`, and what another sweeper left, `t`."""
     folder = tmp_path_factory.mktemp("finished")
-    given = [sys.executable, "-c", "from nfexp import cli; cli.report = print; cli.main()", "-m", *TINY, "seed=0,1"]
+    code = "from nfexp import cli; from nfexp.sweep import conclusion; conclusion.report = print; cli.main()"
+    given = [sys.executable, "-c", code, "-m", *TINY, "seed=0,1"]
     small = ["data.n_samples=100", "data.n_val=50", "data.n_test=50", "flow.hidden_width=8", "device=cpu"]
     subprocess.run([*given, *small, "hydra.sweep.dir=s"], cwd=folder, check=True, capture_output=True)
     shutil.copytree(folder / "s", folder / "t")

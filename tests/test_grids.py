@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from hydra_plugins.nfexp.grids_sweeper import GridsSweeper, said_once
+from hydra_plugins.nfexp.grids_sweeper import GridsSweeper
 from nfexp import cli
 from nfexp.arguments import quoted
+from nfexp.commands import is_said_once
+from nfexp.configuration import conf_dir
 from nfexp.spec import SpecError, run_id
+from nfexp.sweep import conclusion
 
 KEYS = {"flow.n_flows": (1, 2, 6), "train.lr": (1, 1.0, 5e-3), "data": ("moons", "circles"), "seed": (0, 1, 3)}
 START = {"flow.n_flows": 6, "train.lr": 5e-3, "data": "moons", "seed": 0}
@@ -30,7 +34,7 @@ START = {"flow.n_flows": 6, "train.lr": 5e-3, "data": "moons", "seed": 0}
 @pytest.fixture(scope="module")
 def sweeper_of():
     """Make the sweeper of a command line, and the arguments that are left for it."""
-    with initialize_config_dir(cli.conf_dir(), version_base="1.3"):
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
 
     def make(*arguments):
@@ -250,7 +254,7 @@ def test_points_are_those_of_a_plain_model(plain_sweeper, sweep):
     points, excluded = sweeper.points(arguments)
     specs = [sweeper.composer.spec(point) for point in points]
     assert {(s.flow.n_flows, s.train.lr, s.data.name, s.seed) for s in specs} == expected
-    sweeper.exclude = []
+    sweeper.options = replace(sweeper.options, exclude=[])
     assert len(sweeper.points(arguments)[0]) == len(points) + excluded
 
 
@@ -292,11 +296,11 @@ SAID_ONCE = {
 
 @pytest.mark.parametrize(("text", "once"), SAID_ONCE.items(), ids=SAID_ONCE)
 def test_what_a_resumed_sweep_is_not_told_again(text, once):
-    assert said_once(text) == once
+    assert is_said_once(text) == once
 
 
 def test_the_plan_of_a_sweep_with_forced_keys(nfexp, small_args, monkeypatch):
-    monkeypatch.setattr(cli, "report", lambda folder: None)
+    monkeypatch.setattr(conclusion, "report", lambda folder: None)
     words = ["++redo=diverged", "++mixed=true", "++fail_fast=false", "++seed=3", "hydra.sweep.dir=s"]
     code, _, err = nfexp("-m", *small_args, "record=none", *words)
     plan = json.loads(Path("s/sweep.json").read_text())
@@ -319,7 +323,7 @@ def same_value(a, b):
 
 def arrives(sweeper, values):
     """What the configurations of a grid with a list of values hold."""
-    sweeper.grids = {"all": {"data.text": values}}
+    sweeper.options = replace(sweeper.options, grids={"all": {"data.text": values}})
     points, _ = sweeper.points([])
     assert len(points) == len(values)
     return [sweeper.composer.plain(point)["data"]["text"] for point in points]
@@ -333,9 +337,9 @@ def free_sweeper(sweeper_of):
 def test_a_list_entry_arrives_as_the_text_it_is(free_sweeper):
     assert arrives(free_sweeper, TEXTS) == TEXTS
     for text in TEXTS[:8]:
-        free_sweeper.exclude = [{"data.text": [text]}]
+        free_sweeper.options = replace(free_sweeper.options, exclude=[{"data.text": [text]}])
         kept, excluded = free_sweeper.points([])
-        free_sweeper.exclude = []
+        free_sweeper.options = replace(free_sweeper.options, exclude=[])
         assert excluded == 1 and len(kept) == len(TEXTS) - 1, text
 
 
@@ -558,7 +562,7 @@ def test_a_dry_run_counts_jobs_duplicates_stacks_and_steps(nfexp):
 
 
 def test_resume_with_the_sweepers_keys(nfexp, small_args, monkeypatch):
-    monkeypatch.setattr(cli, "report", lambda folder: None)
+    monkeypatch.setattr(conclusion, "report", lambda folder: None)
     tiny = ("train.steps=2", "train.warmup=0", "train.n_evals=1", "record=none")
     small = [a for a in small_args if a.split("=")[0] not in {t.split("=")[0] for t in tiny}]
     sweep = ["-m", *small, *tiny, *MIXTURE, "hydra.sweep.dir=s"]

@@ -18,8 +18,10 @@ ROOMS = """
     analysis.statistics analysis.claims.measures analysis.claims.catalogue analysis.claims
     report.figures.curves report.figures.clouds report.figures.films report.figures.frames report.figures.summary
     report.figures report.figures.pen report.contents report.layouts report
-    sweep.worker sweep.planning sweep.pool sweep.folder sweep.executors sweep.slurm sweep.joblib
-    baselines folders cli __main__
+    configuration
+    sweep.worker sweep.planning sweep.pool sweep.folder sweep.claim sweep.compose sweep.grids sweep.dry_run
+    sweep.executors sweep.slurm sweep.joblib sweep.stacking sweep.conclusion
+    baselines cli __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = ("spec", "streams", "flows", "data", "train", "score", "checkpoint", "run")

@@ -11,6 +11,7 @@ import pytest
 
 from nfexp import cli, load_runs
 from nfexp.spec import SpecError
+from nfexp.sweep import conclusion
 from nfexp.sweep.folder import Plan, locked, read_plan
 
 TINY = ("train.steps=2", "train.warmup=0", "train.n_evals=1", "flow.n_flows=1", "record=none")
@@ -21,7 +22,7 @@ SWEEP = ("-m", *TINY, "hydra.sweep.dir=s")
 def run(nfexp, small_args, monkeypatch):
     """Call `nfexp` or `nfexp-resume` without figures; gives (exit code, stdout, stderr, jobs it wrote)."""
     reported = []
-    monkeypatch.setattr(cli, "report", reported.append)
+    monkeypatch.setattr(conclusion, "report", reported.append)
 
     def call(*arguments, entry=cli.main):
         before = {p: p.stat().st_mtime_ns for p in Path("s").rglob("result.json")}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nfexp import spec as specs
-from nfexp.cli import conf_dir
+from nfexp.configuration import conf_dir
 from nfexp.data.densities import TARGET_NAMES
 from nfexp.flows.bases import BASES
 from nfexp.flows.nn import ACTIVATIONS

@@ -52,7 +52,7 @@ def main():
     spawned.start()
     spawned.join()
     assert spawned.exitcode == 0
-    pool.stop()
+    pool.close()
 
 if __name__ == "__main__":
     main()

@@ -20,13 +20,13 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 
-from hydra_plugins.nfexp.compose import Composer
 from nfexp import load_runs, run
-from nfexp.cli import conf_dir
+from nfexp.configuration import conf_dir
 from nfexp.flows.cost import member_bytes
 from nfexp.record import outcome
 from nfexp.spec import stack_key
 from nfexp.sweep import worker as work_module
+from nfexp.sweep.compose import Composer
 from nfexp.sweep.planning import Machine, budget, plan
 from nfexp.sweep.pool import Pool
 from nfexp.sweep.worker import HOLDER, Job, following, leader, stopping, train, work
@@ -212,7 +212,7 @@ def test_a_worker_hands_on_what_a_call_returns_or_raises():
         with pytest.raises(RuntimeError, match="a worker process ended in _exit"):
             pool.call(os._exit, 3)
     finally:
-        pool.stop()
+        pool.close()
 
 
 PATCHED = """

@@ -14,12 +14,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from nfexp.configuration import REDO
 from nfexp.files import parse_json, read_plain, replacing
 from nfexp.record import Outcome, code_version, outcome
 from nfexp.spec import SCHEMA_VERSION, Spec, SpecError, Words, relevant, run_id
 from nfexp.sweep.worker import HOLDER, clear
-
-REDO = {"none": (), "failed": ("failed",), "diverged": ("diverged",), "both": ("failed", "diverged")}
 
 LARGEST_PLAN = 2**26  # bytes of a sweep.json that is read
 

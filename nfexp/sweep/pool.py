@@ -22,7 +22,7 @@ from typing import Any
 
 from nfexp.record import outcome
 from nfexp.surroundings import environment, settle_streams, socket_folder
-from nfexp.sweep.planning import threads_each
+from nfexp.sweep.planning import Machine, threads_each
 from nfexp.sweep.worker import Job, stopping, work
 from nfexp.sweep.worker import stop as stop_here
 
@@ -266,7 +266,7 @@ class Pool:
             finished = True
         finally:
             if not finished:
-                self.stop()
+                self.close()
 
     def _replace(
         self, worker: _Worker, job: Callable[[int], Job], queue: deque[tuple[list[int], str | None]],
@@ -285,7 +285,11 @@ class Pool:
         self.workers[self.workers.index(worker)] = self._start(worker.place)
         return [i for i in worker.task if i not in left]
 
-    def stop(self) -> None:
+    def machine(self, here: Callable[[], Machine]) -> Machine:
+        """This one."""
+        return here()
+
+    def close(self) -> None:
         """End the workers, each after what it is writing."""
         try:
             for worker in self.workers:

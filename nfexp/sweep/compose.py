@@ -19,6 +19,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf._utils import OmegaConfDumper
 
+from nfexp.configuration import job_folder, plain_of, spec_of
+
 if TYPE_CHECKING:
     from nfexp.spec import Spec
 
@@ -165,7 +167,6 @@ class Composer:
 
     def plain(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The task configuration of a job as nested dicts."""
-        from nfexp.cli import plain_of
 
         task = self._task(overrides)
         if task is None:
@@ -177,7 +178,6 @@ class Composer:
 
     def spec(self, overrides: Sequence[str]) -> Spec:
         """The checked spec of a job."""
-        from nfexp.cli import spec_of
 
         key = tuple(overrides)
         if key not in self.by_job:
@@ -206,7 +206,6 @@ class Composer:
 
     def folder(self, overrides: Sequence[str], number: int) -> str:
         """The absolute path of a job's directory."""
-        from nfexp.cli import job_folder
 
         top = str(self.master.hydra.sweep.dir)  # fixes ${now:…} before any job copies it
         if self._base(self._split(overrides)[0]).hydra["sweep"]["subdir"] == DEFAULT_SUBDIR:

@@ -1,0 +1,64 @@
+"""How a sweep ends: its report, the count of what is in its folders, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from nfexp.commands import folder_command, resume_command
+from nfexp.record import Outcome, RunFailed, outcome
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a sweep in good order; the message says what is there and how to go on."""
+
+
+def report(folder: Path) -> None:
+    """Make the tables, figures and pages of a finished sweep and print its claim table."""
+    from nfexp import report as reporting
+
+    try:
+        reporting.main([str(folder)])
+    except Exception:
+        again = folder_command("nfexp-report", folder)
+        log.exception(f"the runs are safe, the report is not: make it again with {again}")
+
+
+def report_on(folder: Path, places: Mapping[int, str]) -> dict[int, Outcome | None]:
+    """Report on the runs at `places` below the folder of a sweep, if there are any; gives what is there."""
+    ends = {number: outcome(folder / place) for number, place in places.items()}
+    if any(ends.values()):
+        begun = time.perf_counter()
+        report(folder)
+        log.info(f"{time.perf_counter() - begun:.1f} s to report")
+    log.info(summarise(ends))
+    return ends
+
+
+def raise_unless_complete(folder: Path, places: Mapping[int, str], ends: Mapping[int, Outcome | None]) -> None:
+    """Raise :class:`nfexp.record.RunFailed` if a run failed or has not finished."""
+    for number, end in ends.items():
+        if end is not None and end.status == "failed":
+            where = folder / places[number]
+            raise RunFailed(f"{summarise(ends)}; the first that failed: {where}: {end.reason}")
+    if None in ends.values():
+        raise RunFailed(f"{summarise(ends)}; {go_on(folder)}")
+
+
+def go_on(folder: Path) -> str:
+    return f"go on with: {resume_command(folder)}"
+
+
+def summarise(ends: Mapping[int, Outcome | None]) -> str:
+    """How many runs there are, by status.
+
+    >>> summarise({0: None, 1: None})
+    '2 runs: 2 not finished'
+    """
+    counts = Counter("not finished" if end is None else end.status for end in ends.values())
+    return f"{len(ends)} runs: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
