@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 SCHEMA_VERSION = 1  # of result.json and sweep.json
+NAME = r"[\w-][\w.-]*"
 
 
 class SpecError(ValueError):
@@ -36,11 +37,16 @@ def within(low: float, high: float = math.inf, *, exclusive: bool = False, words
     return field(metadata={"low": low, "high": high, "exclusive": exclusive, "words": words})
 
 
+def named() -> Any:
+    """A name that may stand in a file's name and on a page as it is."""
+    return field(metadata={"pattern": NAME})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """What is learned from: the target, and how many points are drawn from it."""
 
-    name: str  # of a target; `nfexp.data` knows which there are
+    name: str = named()  # of a target; `nfexp.data` knows which there are
     n_samples: int = within(2, 10_000_000)
     noise: float = within(0, 1e6, exclusive=True)
     n_val: int = within(2, 10_000_000)
@@ -107,7 +113,7 @@ class Record:
 class Spec:
     """One run. Build it with :func:`from_mapping`, which checks every value."""
 
-    name: str
+    name: str = named()
     data: Data
     flow: Flow
     train: Train
@@ -176,6 +182,8 @@ def _checked(key: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
     if "low" not in meta:
         if not isinstance(value, str):
             raise SpecError(key, "a string", value)
+        if "pattern" in meta and not re.fullmatch(meta["pattern"], value):
+            raise SpecError(key, "letters, digits, '_', '-' and '.' only", value)
         return value
     if value in meta["words"] and isinstance(value, str):
         return value
@@ -195,8 +203,6 @@ def _check_together(spec: Spec) -> None:
         raise SpecError("data.text", "letters to draw when data.name is 'text'", spec.data.text)
     if spec.train.warmup > spec.train.steps:
         raise SpecError("train.warmup", f"at most train.steps = {spec.train.steps}", spec.train.warmup)
-    if not re.fullmatch(r"[\w-][\w.-]*", spec.name):
-        raise SpecError("name", "letters, digits, '_', '-' and '.' only", spec.name)
 
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")

@@ -59,43 +59,55 @@ def _for_children() -> dict[str, str | None]:
     return values
 
 
-class _Patient(io.FileIO):
-    """The file of a stream. What cannot be written there is dropped, so that the work goes on; `trouble` says why."""
+class _Patient:
+    """A stream that takes every character. What cannot be written is dropped, so that the work goes on.
 
-    trouble: OSError | None = None
+    `trouble` says why. Each write is one call of the stream's own: a Ctrl-C within it leaves no line written twice.
+    """
 
-    def write(self, data: Any) -> int | None:
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self.stream = stream
+        self.trouble: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
         try:
-            return super().write(data)
+            return self.stream.write(text)
         except BlockingIOError:
             raise
         except OSError as error:
-            self.trouble = error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
-            return len(data)
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        """From now on write into nothing, what the stream still holds first."""
+        self.trouble = error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+        self.stream.flush()
 
 
 def _patient(stream: Any) -> Any:
     """The same stream, patient and with an escape for every character that its encoding lacks."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    if isinstance(getattr(stream.buffer, "raw", None), _Patient):
-        return stream
+    stream.reconfigure(errors="backslashreplace")
     try:
-        file = _Patient(stream.fileno(), "w", closefd=False)
+        stream.fileno()
     except (OSError, ValueError):  # a program that collects its output in memory
-        stream.reconfigure(errors="backslashreplace")
         return stream
-    stream.flush()
-    return io.TextIOWrapper(
-        io.BufferedWriter(file),
-        encoding=stream.encoding,
-        errors="backslashreplace",
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
+    return _Patient(stream)
 
 
 def settle_streams() -> None:
@@ -120,7 +132,7 @@ def _unwritten(stream: Any) -> OSError | None:
     """Why output was lost, unless its reader had simply seen enough."""
     with suppress(OSError, ValueError, AttributeError):
         stream.flush()
-    trouble = getattr(getattr(getattr(stream, "buffer", None), "raw", None), "trouble", None)
+    trouble = getattr(stream, "trouble", None)
     return None if isinstance(trouble, BrokenPipeError) else trouble
 
 
@@ -135,6 +147,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(main)
     def settled(*arguments: Any, **keywords: Any) -> Any:
         streams = sys.stdout, sys.stderr
+        errors = [getattr(stream, "errors", None) for stream in streams]
         settle_streams()
         try:
             with environment(**_for_children()):
@@ -145,6 +158,9 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
                 sys.stderr.write(f"standard output: expected one that can be written; got {lost.strerror}\n")
             _unwritten(sys.stderr)
             sys.stdout, sys.stderr = streams
+            for stream, before in zip(streams, errors, strict=True):
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors=before)
             if lost is not None:
                 raise SystemExit(1)
 

@@ -18,9 +18,10 @@ from nfexp import baselines, report
 from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
 from nfexp.analysis.table.baselines import COLUMNS, MODELS, data_key, load_baselines
-from nfexp.data import load, make_target
+from nfexp.data import Dataset, load, make_target
 from nfexp.report.contents import interval
 from nfexp.spec import Data, from_mapping
+from nfexp.streams import stream
 
 SMALL = {"data.n_samples": 60, "data.n_test": 200}
 
@@ -45,13 +46,20 @@ class Gaussian:
 
 @pytest.fixture
 def gaussian(monkeypatch):
-    monkeypatch.setattr(baselines, "make_target", lambda *args, **keywords: Gaussian())
+    law = Gaussian()
+
+    def load(data, seed):
+        splits = {"train": data.n_samples, "val": data.n_val, "test": data.n_test}
+        points = {split: law.sample(n, stream(seed, split)) for split, n in splits.items()}
+        return Dataset(event_shape=(2,), **points, density=law, true_log_prob=lambda: law.log_prob(points["test"]))
+
+    monkeypatch.setattr(baselines, "load_data", load)
 
 
 def test_all_find_a_gaussian_in_any_units(gaussian):
     rows = {r["model"]: r for r in baselines.fit_draws(data(n_samples=2000, n_test=4000), 0, list(MODELS))}
-    x = Gaussian().sample(4000, baselines.stream(0, "test"))
-    train = Gaussian().sample(2000, baselines.stream(0, "train"))
+    x = Gaussian().sample(4000, stream(0, "test"))
+    train = Gaussian().sample(2000, stream(0, "train"))
     shift, cov = train.mean(0), train.T.cov(correction=0)
     best = torch.distributions.MultivariateNormal(shift, cov).log_prob(x)  # the closed form: the sample's own moments
     assert rows["gaussian"]["test_nll"] == pytest.approx(-best.mean().item(), abs=1e-4)
@@ -70,7 +78,7 @@ def test_densities_integrate_to_one(model):
     low_x, high_x, low_y, high_y = target.extent()
     x, y = np.linspace(low_x - 1, high_x + 1, 300), np.linspace(low_y - 1, high_y + 1, 300)
     grid = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
-    train = target.sample(300, baselines.stream(0, "train")).numpy()
+    train = target.sample(300, stream(0, "train")).numpy()
     total = np.exp(baselines.fit(train, model, 0).log_prob(grid)).sum() * (x[1] - x[0]) * (y[1] - y[0])
     assert total == pytest.approx(1, abs=1e-3 if model != "gaussian" else 1e-2)
 
@@ -98,7 +106,7 @@ def test_the_bandwidth_is_the_one_of_the_highest_held_out_likelihood():
 
 
 def test_the_lowest_bic_of_all_is_taken_not_the_first_minimum():
-    x = make_target("circles", noise=0.05, text=None).sample(4000, baselines.stream(0, "train")).numpy()
+    x = make_target("circles", noise=0.05, text=None).sample(4000, stream(0, "train")).numpy()
     fits = {k: GaussianMixture(k, n_init=2, max_iter=300, random_state=0).fit(x).bic(x) for k in (6, 8, 12, 16, 32)}
     assert fits[32] < fits[8] < min(fits[6], fits[12], fits[16])
     assert baselines.fit_mixture(x, list(fits)).n_components == 32
@@ -239,7 +247,7 @@ BAD_TABLES = {
     "another heading": (b"a,b\n1,2\n", "expected the heading data.name,"),
     "a cell too few": ("moons,1", "line 2 as nfexp-baselines writes it"),
     "an open quote": ('"moons', "expected a readable table"),
-    "unknown target": (LINE | {"data.name": "<b>"}, "data.name: expected one of moons, .*; got '<b>'"),
+    "unknown target": (LINE | {"data.name": "<b>"}, "data.name: expected letters, digits, .*; got '<b>'"),
     "unknown model": (LINE | {"model": "flow\x1b[31m"}, r"model: expected one of gaussian, .*; got 'flow\\x1b"),
     "no number": (LINE | {"kl": "low"}, "could not convert"),
     "infinite": (LINE | {"kl": "inf"}, "kl: expected a finite number; got inf"),
