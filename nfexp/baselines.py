@@ -30,6 +30,7 @@ from nfexp.data import load_data
 from nfexp.spec import Data, from_mapping
 from nfexp.surroundings import command
 from nfexp.sweep.planning import cores
+from nfexp.usage import Usage, run
 
 USED = 20_000  # points that a mixture and a kernel estimate are fitted to, at most: the first ones
 COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -225,30 +226,36 @@ def _write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     write_csv(table, folder / BASELINES)
 
 
+USAGE = Usage(
+    command="nfexp-baselines",
+    purpose="Fit densities without a flow to the draws of a sweep's runs, into baselines.csv; the report shows them.",
+    folders="a run, a sweep, or a folder with several of them; what its baselines.csv lacks is fitted",
+    options={"workers=N": "fits at a time, each in a process of its own; one per core if not given"},
+    examples=[
+        "nfexp-baselines outputs/sweeps/ablations/2026-01-31_12-00-00",
+        "nfexp-baselines outputs/sweeps/ablations/2026-01-31_12-00-00 workers=1",
+    ],
+)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-baselines DIR… [workers=N]``: fit what each DIR/baselines.csv lacks for the runs in DIR; print its path.
 
     Ctrl-C keeps what is finished; given again, the command goes on from there.
     """
-    from nfexp.report.figures import arguments
+    return run(USAGE, argv, _fit_folders)
 
-    try:
-        folders, options = arguments(argv, "nfexp-baselines", {"workers": "N"})
-        workers = options.get("workers", str(cores()))
-        if not (workers.isdecimal() and 0 < int(workers) <= 1000):
-            raise ReportError("workers", "a whole number from 1 to 1000", repr(workers))
-        failed = 0
-        for folder in folders:
-            try:
-                failed += fit_all(Path(folder), int(workers))
-            except OSError as error:
-                raise cannot_write(folder, error) from error
-            print(printable(Path(folder) / BASELINES, 4096))
-    except ReportError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("nfexp-baselines: interrupted; finished fits are kept", file=sys.stderr)
-        return 130
+
+def _fit_folders(folders: list[str], options: dict[str, str]) -> int:
+    workers = options.get("workers", str(cores()))
+    if not (workers.isdecimal() and 0 < int(workers) <= 1000):
+        raise ReportError("workers", "a whole number from 1 to 1000", repr(workers))
+    failed = 0
+    for folder in folders:
+        try:
+            failed += fit_all(Path(folder), int(workers))
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        print(printable(Path(folder) / BASELINES, 4096))
     return 1 if failed else 0

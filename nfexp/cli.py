@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nfexp.commands import command_line, resumed
+from nfexp.commands import CommandLine, command_line, resumed
 from nfexp.configuration import CONTROLS, conf_dir, spec_of
 from nfexp.files import trouble
 from nfexp.record import RunFailed, objective, outcome
@@ -39,6 +39,7 @@ from nfexp.sweep.claim import Refused, check_fresh, claims
 from nfexp.sweep.conclusion import Interrupted
 from nfexp.sweep.folder import locked, read_plan
 from nfexp.sweep.worker import check_all, keep, train
+from nfexp.usage import VERSION, Usage, answered, one_line, version_line
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +170,9 @@ def check_no_sweep(sweeper: DictConfig) -> None:
 @command
 def main() -> None:
     """Entry point of `nfexp` and ``python -m nfexp``."""
+    if VERSION in sys.argv[1:]:
+        print(version_line())
+        return
     run: Any = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(job)
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     with environment(HYDRA_FULL_ERROR="1"):  # Hydra then hands errors on instead of printing its own
@@ -191,42 +195,48 @@ def main() -> None:
 
 FREE = rf"({'|'.join(CONTROLS)}|hydra/launcher|hydra\.launcher\.\w+)="  # what may be new when a sweep is resumed
 
-RESUME_USAGE = """\
-usage: nfexp-resume DIR [redo=failed|diverged|both] [mixed=true] [hydra.launcher.KEY=VALUE …] [--config-dir=PATH] …
-
-Go on with the sweep in the folder DIR: give its command again, train the runs that have no finished record, report.
-Finished runs are kept, and every run keeps its number.
-
-  DIR                      the folder of a sweep, the one that holds sweep.json
-  redo=…                   train failed or diverged runs again, or both
-  mixed=true               also where finished runs are of another code version
-  dry_run=true             only say what there is to train
-  fail_fast=true           end at the first run that fails
-  hydra.launcher.KEY=VALUE how and where runs are trained, such as hydra.launcher.workers=2; also hydra/launcher=NAME
-  --config-dir=PATH        again, if the sweep was begun with it: what can name code is not taken from DIR unasked
-                           (so are --config-name, callbacks, …: the refusal says what to type)
-
-examples:
-  nfexp-resume outputs/sweeps/adhoc/2026-01-31_12-00-00
-  nfexp-resume 'Sweep (1)' redo=failed --config-dir=my_experiments
-"""
+RESUME = Usage(
+    command="nfexp-resume",
+    purpose="""Go on with a sweep: give its command again, train the runs that have no finished record, report.
+Finished runs are kept, and every run keeps its number.""",
+    folders="the folder of a sweep, the one that holds sweep.json",
+    several=False,
+    options={
+        "redo=failed|diverged|both": "train such runs again",
+        "mixed=true": "also where finished runs are of another code version",
+        "dry_run=true": "only say what there is to train",
+        "fail_fast=true": "end at the first run that fails",
+        "hydra.launcher.KEY=VALUE": "how and where runs are trained, such as hydra.launcher.workers=2",
+        "--config-dir=PATH": "again, if the sweep was begun with it: what can name code is not taken from DIR unasked",
+    },
+    examples=[
+        "nfexp-resume outputs/sweeps/adhoc/2026-01-31_12-00-00",
+        "nfexp-resume 'Sweep (1)' redo=failed --config-dir=my_experiments",
+    ],
+)
 
 
 @command
 def resume() -> None:
     """``nfexp-resume DIR [redo=…] [mixed=true] …``: give the command of a sweep again; finished runs are kept."""
     words = sys.argv[1:]
-    if "-h" in words or "--help" in words:
-        print(RESUME_USAGE, end="")
+    if answered(RESUME, words):
         return
     try:
-        given = command_line(words)
+        given = _resume_words(words)
         folder, *more = given.overrides or [""]
         plan = read_plan(Path(folder)) if folder else None
         if plan is None:
             raise SpecError("DIR", "the folder of a sweep", folder or Words("nothing"))
         sys.argv[1:] = resumed(folder, plan.arguments, [*given.flags, *more], FREE)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"nfexp-resume: {explain(error)}\n")
+        sys.stderr.write(f"{one_line(RESUME.command, explain(error))}\n")
         sys.exit(1)
     main()
+
+
+def _resume_words(words: Sequence[str]) -> CommandLine:
+    try:
+        return command_line(words)
+    except ValueError as error:
+        raise SpecError(RESUME.command, RESUME.line, Words(str(error))) from None

@@ -147,7 +147,7 @@ def write_run(folder: Path, result: Result) -> None:
             writer.writerows(zip(*(v.tolist() for v in result.history.values()), strict=True))
     if result.arrays:
         with replacing(folder / "samples.npz") as path, path.open("wb") as file:
-            np.savez_compressed(file, **result.arrays)
+            np.savez_compressed(file, allow_pickle=False, **result.arrays)
     if result.state:
         with replacing(folder / "model.safetensors") as path:
             path.write_bytes(save({name: value.numpy() for name, value in result.state.items()}))
@@ -186,7 +186,7 @@ def _numbers(x: object, name: str) -> np.ndarray:
 def _integer(value: object, name: str) -> int:
     try:
         if not isinstance(value, bool):
-            return operator.index(value)
+            return operator.index(value)  # type: ignore[arg-type]  # it raises TypeError for what is no integer
     except TypeError:
         pass
     raise ValueError(f"{name}: expected an integer; got {value!r}")

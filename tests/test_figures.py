@@ -415,7 +415,7 @@ BAD = {
 def test_bad_input_is_one_line_and_code_2(case, sweep_dir, tmp_path, capsys):
     (tmp_path / "file").touch()
     words, message = BAD[case]
-    assert figures.main([w.format(tmp=tmp_path, sweep=sweep_dir) for w in words]) == 2
+    assert figures.main([w.format(tmp=tmp_path, sweep=sweep_dir) for w in words]) == 1
     out, err = capsys.readouterr()
     assert message in err and err.count("\n") == 1 and not out
 

@@ -16,8 +16,8 @@ from nfexp import cli, report
 from nfexp.report import figures
 from nfexp.sweep.folder import Plan
 
-COMMANDS = {"nfexp": (cli.main, 1), "nfexp-resume": (cli.resume, 1), "nfexp-report": (report.main, 2),
-            "nfexp-plot": (figures.main, 2)}  # fmt: skip
+COMMANDS = {"nfexp": (cli.main, 1), "nfexp-resume": (cli.resume, 1), "nfexp-report": (report.main, 1),
+            "nfexp-plot": (figures.main, 1)}  # fmt: skip
 
 CONFIGURATION = {
     "unknown key": ("flow.n_layers=3", "flow.n_layers: expected a key of the configuration .*; got an unknown one"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
-from nfexp.analysis.table import ReportError, cannot_write
+from nfexp.analysis.table import cannot_write
 from nfexp.analysis.table.baselines import load_baselines
 from nfexp.commands import folder_word
 from nfexp.files import replacing
@@ -20,6 +19,7 @@ from nfexp.report.contents import content
 from nfexp.report.figures import safe
 from nfexp.report.layouts import axis_tex, baselines_tex, claim_lines, claims_tex, to_html, to_markdown
 from nfexp.surroundings import command
+from nfexp.usage import Usage, run
 
 
 def write_text(text: str, path: Path) -> Path:
@@ -34,7 +34,8 @@ def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd
         found = table.collect(*dirs, cache=folder)
         runs, centres = found.runs, found.sweep.centres
         tables, judged = stats.ablations(runs, centres), claims.evaluate(runs, centres)
-        fits = load_baselines(*dirs, skipped=(unread := []))
+        unread: list[table.ReportError] = []
+        fits = load_baselines(*dirs, skipped=unread)
         table.skip(unread, found.skipped)
         own = figures.own_folder(folder / "tables")
         table.write_runs(runs, folder / "runs.csv")
@@ -67,15 +68,26 @@ def build(*dirs: str | Path, out: str | Path | None = None) -> Path:
     return _build(dirs, out)[0]
 
 
+USAGE = Usage(
+    command="nfexp-report",
+    purpose="Make tables, figures and pages of runs and sweeps again; print the verdicts and the path of report.html.",
+    folders="a run, a sweep, or a folder with several of them",
+    options={"out=PATH": "where the report goes: the folder itself if not given; needed for several folders"},
+    examples=[
+        "nfexp-report outputs/sweeps/ablations/2026-01-31_12-00-00",
+        "nfexp-report outputs/sweeps/ablations outputs/sweeps/blog out=both",
+    ],
+)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-report DIR… [out=PATH]``: build the report; print the claims and the path of report.html."""
-    try:
-        folders, options = figures.arguments(argv, "nfexp-report", {"out": "PATH"})
-        path, found = _build(folders, options.get("out"))
-    except ReportError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return run(USAGE, argv, _report)
+
+
+def _report(folders: list[str], options: dict[str, str]) -> int:
+    path, found = _build(folders, options.get("out"))
     for line in claim_lines(found):
         print(line)
     print(table.printable(path, 4096))

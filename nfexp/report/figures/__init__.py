@@ -40,6 +40,7 @@ from nfexp.report.figures.curves import draw_ablation, draw_convergence, plain
 from nfexp.report.figures.films import Film, film_training, film_walk, save_film
 from nfexp.report.figures.frames import centre_scores, differences, exemplar, learning_curves
 from nfexp.report.figures.summary import draw_summary
+from nfexp.usage import Usage, run
 
 STYLE = Path(__file__).parent / "nfexp.mplstyle"
 AXES = 100  # at most this many ablations are drawn; their tables are always written
@@ -269,45 +270,35 @@ def output(dirs: Sequence[str | Path], out: str | Path | None) -> Path:
     return folder
 
 
-def arguments(argv: Sequence[str] | None, command: str, options: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Split a command line into directories and `key=value` options; ReportError for anything else."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    usage = f"{command} DIR… " + " ".join(f"[{k}={v}]" for k, v in options.items())
-    if {"-h", "--help"} & set(words):
-        print(f"usage: {usage}")
-        raise SystemExit(0)
-    found: dict[str, str] = {}
-    folders = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if word.startswith("-") and not Path(word).exists():
-            raise ReportError(command, usage, f"the option {word}")
-        if not equals or Path(word).exists() or not key.isidentifier():
-            folders.append(word)
-        elif key in options and value:
-            found[key] = value
-        else:
-            raise ReportError(command, " or ".join(f"{k}={v}" for k, v in options.items()), word)
-    if not folders:
-        raise ReportError(command, usage, "no directory")
-    return folders, found
+USAGE = Usage(
+    command="nfexp-plot",
+    purpose="Draw figures from the stored results of runs and sweeps, without training; print their paths.",
+    folders="a run, a sweep, or a folder with several of them",
+    options={
+        "figures=NAME,PATTERN_*": "which ones, by name or pattern (quote it); all but films (gif_*) if not given",
+        "out=PATH": "where figures/ goes; needed for several folders",
+    },
+    examples=[
+        "nfexp-plot outputs/sweeps/ablations/2026-01-31_12-00-00",
+        "nfexp-plot outputs/runs/2026-01-31_12-00-00 'figures=gallery_*,gif_walk_*' out=pictures",
+    ],
+)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-plot DIR… [figures=NAME,PATTERN_*] [out=PATH]``: draw from stored results and print the paths."""
-    try:
-        folders, options = arguments(argv, "nfexp-plot", {"figures": "NAME,PATTERN_*", "out": "PATH"})
-        out = output(folders, options.get("out"))
-        found = table.collect(*folders)
-        tables = stats.ablations(found.runs, found.sweep.centres)
-        words = options.get("figures", "*")
-        words = words[1:-1] if words[0] + words[-1] == "[]" else words
-        only = [name.strip() for name in words.split(",") if name.strip()]
-        paths = draw_all(out, found.runs, found.sweep, tables, only=only)
-    except ReportError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for path in paths.values():
+    return run(USAGE, argv, _plot)
+
+
+def _plot(folders: list[str], options: dict[str, str]) -> int:
+    out = output(folders, options.get("out"))
+    found = table.collect(*folders)
+    tables = stats.ablations(found.runs, found.sweep.centres)
+    words = options.get("figures", "*")
+    if words[0] + words[-1] == "[]":  # as Hydra spells a list
+        words = words[1:-1]
+    only = [name.strip() for name in words.split(",") if name.strip()]
+    for path in draw_all(out, found.runs, found.sweep, tables, only=only).values():
         print(path)
     return 0

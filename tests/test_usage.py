@@ -1,0 +1,65 @@
+"""Every command says what it is, which version, and in one line what is wrong with its arguments."""
+
+import importlib.metadata
+import sys
+
+import pytest
+
+from nfexp import baselines, cli, report
+from nfexp.report import figures
+
+COMMANDS = {
+    "nfexp-resume": cli.resume,
+    "nfexp-report": report.main,
+    "nfexp-plot": figures.main,
+    "nfexp-baselines": baselines.main,
+}
+
+
+@pytest.fixture(params=COMMANDS)
+def command(request, monkeypatch, capsys):
+    """Call a command; gives its name, and for some words exit code, output and errors."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", [request.param, *words])
+        try:
+            code = COMMANDS[request.param]() or 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return request.param, call
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_has_purpose_arguments_and_two_examples(command, word):
+    name, call = command
+    code, out, err = call(word)
+    assert (code, err) == (0, "") and out.startswith(f"usage: {name} DIR")
+    assert out.count(f"\n  {name} ") == 2 and "\n  --version " in out
+    assert max(map(len, out.splitlines()[1:])) <= 120
+
+
+def test_version(command):
+    _, call = command
+    code, out, err = call("--version")
+    assert (code, err) == (0, "") and out.startswith(f"nfexp {importlib.metadata.version('nfexp')}")
+
+
+@pytest.mark.parametrize("words", [[], ["--nonsense"], ["nowhere"]], ids=["nothing", "an option", "an absent folder"])
+def test_what_is_wrong_is_one_line_that_begins_with_the_command(command, words, tmp_path, monkeypatch):
+    name, call = command
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*words)
+    assert (code, out) == (1, "") and err.startswith(f"{name}: ") and err.count("\n") == 1
+    assert "expected " in err and "; got " in err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_nfexp_itself(nfexp):
+    code, out, _ = nfexp("--version")
+    assert code == 0 and out.startswith(f"nfexp {importlib.metadata.version('nfexp')}")
+    code, out, err = nfexp("--help")
+    assert code == 0 and not err and "usage: nfexp [-m]" in out and "flow: blog, paper, realnvp, tuned" in out
+    assert sum(line.startswith("  nfexp ") for line in out.splitlines()) == 5
