@@ -8,7 +8,7 @@ reproduce: .venv/installed
 
 # The page, tables and pictures of docs/reproduction.md, from the CSVs in docs/reproduction/.
 reproduction-docs: .venv/installed
-	$(BIN)/python -m benchmarks.reproduction docs
+	$(BIN)/python -m reproduction docs
 
 test: lint
 	$(BIN)/python -m pytest

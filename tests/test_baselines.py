@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fake_sweep import centre, write_sweep
 from sklearn.mixture import GaussianMixture
 
 from nfexp import baselines, report
@@ -22,6 +21,7 @@ from nfexp.data import Dataset, load, make_target
 from nfexp.report.contents import interval
 from nfexp.spec import Data, from_mapping
 from nfexp.streams import stream
+from tests.helpers.fake_sweep import centre, write_sweep
 
 SMALL = {"data.n_samples": 60, "data.n_test": 200}
 

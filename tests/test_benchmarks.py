@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import cases, children, contenders, ledger, quality, sweeps, tables, training
+from benchmarks import cases, children, contenders, ledger, sweeps, tables, training
 from benchmarks.cases import Case
+from reproduction import others
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def test_a_peer_is_scored_as_our_runs_are(library):
     pytest.importorskip(library.partition("_")[0])
     tiny = {"data__n_samples": 1024, "train__batch_size": 64, "train__warmup": 2, "flow__n_flows": 2}
     few, more = (
-        quality.trained(library, "nfexp's", "moons", 0.1, 0, **tiny, train__steps=steps)["kl"] for steps in (2, 60)
+        others.trained(library, "nfexp's", "moons", 0.1, 0, **tiny, train__steps=steps)["kl"] for steps in (2, 60)
     )
     assert 0 < more < few - 0.1
 

@@ -3,13 +3,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sweep import ablation_runs, ablation_sweep, centre, default_metrics, paper_effects
 
 from nfexp.analysis.claims import Finding, evaluate, find, judge, p_values, verdict
 from nfexp.analysis.claims.catalogue import CLAIMS, Claim
 from nfexp.analysis.claims.measures import Contrast, mean_of
 from nfexp.analysis.statistics import studies
 from nfexp.analysis.table import METRICS, infer_centres, load_runs, load_sweep, read_runs, write_csv
+from tests.helpers.fake_sweep import ablation_runs, ablation_sweep, centre, default_metrics, paper_effects
 
 TARGETS = ("moons", "circles", "spiral2", "spiral4")
 CENTRES = {t: {k: v for k, v in centre(t).items() if k not in ("name", "seed", "device")} for t in TARGETS}

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_work import patched
 
 from nfexp import load_runs
 from nfexp.checkpoint import CHECKPOINT
@@ -28,6 +27,7 @@ from nfexp.sweep import slurm
 from nfexp.sweep.pool import Pool
 from nfexp.sweep.slurm import Slurm, resources
 from nfexp.sweep.worker import Job, work
+from tests.helpers.sabotage import patched
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 QUIET = {

@@ -1,15 +1,15 @@
-"""The fault campaign of `benchmarks/faults.py` at a small size, and what a killed process leaves to others."""
+"""The fault campaign of `tests/robustness/faults.py` at a small size, and what a killed process leaves to others."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from benchmarks import faults
 from nfexp import run
 from nfexp.checkpoint import CHECKPOINT, Checkpoint
 from nfexp.record import outcome
 from nfexp.sweep.worker import Job, work
+from tests.robustness import faults
 
 QUICK = {"train__steps": 2, "train__warmup": 0}
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")

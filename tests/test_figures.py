@@ -6,7 +6,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sweep import centre, write_run, write_sweep
 from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 from PIL import Image
@@ -19,6 +18,7 @@ from nfexp.report.figures.curves import draw_ablation, plain
 from nfexp.report.figures.films import film_training, film_walk
 from nfexp.report.figures.frames import centre_scores, exemplar, learning_curves
 from nfexp.report.figures.summary import draw_summary
+from tests.helpers.fake_sweep import centre, write_run, write_sweep
 
 STORED = {"record.samples": 60, "record.grid": 16, "record.walk": 80}
 

@@ -10,11 +10,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from fake_sweep import write_sweep
 
 from nfexp import cli, report
 from nfexp.report import figures
 from nfexp.sweep.folder import Plan
+from tests.helpers.fake_sweep import write_sweep
 
 COMMANDS = {"nfexp": (cli.main, 1), "nfexp-resume": (cli.resume, 1), "nfexp-report": (report.main, 1),
             "nfexp-plot": (figures.main, 1)}  # fmt: skip

@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sweep import centre, write_run, write_sweep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from nfexp.analysis import statistics as stats
 from nfexp.analysis.table.baselines import load_baselines
 from nfexp.report import contents, figures
 from nfexp.report.figures.frames import centre_scores, learning_curves
+from tests.helpers.fake_sweep import centre, write_run, write_sweep
 
 
 def study(folder):

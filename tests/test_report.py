@@ -1,40 +1,16 @@
 import re
-from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from fake_sweep import centre, write_run, write_sweep
 
 from nfexp import report
 from nfexp.analysis import table
 from nfexp.report import contents, figures, layouts
+from tests.helpers.fake_sweep import centre, write_run, write_sweep
+from tests.helpers.pages import Page
 
 HOSTILE = "<script>alert('x')</script> & 50%_a|b"
 STORED = {"record.samples": 40, "record.grid": 12, "record.walk": 60}
-
-
-class Page(HTMLParser):
-    """What a page refers to, its tags, its visible text, its headings."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.links, self.tags, self.words, self.pictures = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        found = dict(attrs)
-        self.links += [found[k] for k in ("src", "href", "srcset", "data", "action") if k in found]
-        if tag == "img":
-            self.pictures.append(found)
-
-    def handle_data(self, data):
-        if not self.tags or self.tags[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 def study(folder):

@@ -6,18 +6,18 @@ import re
 import pandas as pd
 import pytest
 import torch
-from conftest import small_spec
-from fake_sweep import ablation_sweep
 
-from benchmarks.reproduction import PAGE, load, worst
-from benchmarks.reproduction.blocks import BLOCKS, RESTED_ON, judge
-from benchmarks.reproduction.page import refreshed
-from benchmarks.reproduction.taking import take, truth
 from nfexp import load_runs
 from nfexp.analysis.claims import CLAIMS
 from nfexp.data import density_of
 from nfexp.data import load as load_dataset
 from nfexp.spec import flatten
+from reproduction import PAGE, load, worst
+from reproduction.blocks import BLOCKS, RESTED_ON, judge
+from reproduction.page import refreshed
+from reproduction.taking import take, truth
+from tests.helpers.fake_sweep import ablation_sweep
+from tests.helpers.specs import small_spec
 
 
 @pytest.fixture

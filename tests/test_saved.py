@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sweep import ablation_sweep, centre, write_run, write_sweep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from nfexp import report
 from nfexp.analysis.table import MANY, ReportError, load_runs, read_runs, write_csv, write_runs
 from nfexp.analysis.table import saved as saved_module
 from nfexp.report import figures
+from tests.helpers.fake_sweep import ablation_sweep, centre, write_run, write_sweep
 
 ODD = [
     ({"seed": 0, "flow.n_flows": 3}, {"kl": 1 / 3, "seconds": 1e-7}, "completed"),

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sweep import ablation_sweep, centre, write_sweep
 from scipy import stats as scipy_stats
 
 from nfexp.analysis.statistics import (
@@ -26,10 +25,11 @@ from nfexp.analysis.statistics import (
     studies,
 )
 from nfexp.analysis.table import load_runs, load_sweep
+from tests.helpers.fake_sweep import ablation_sweep, centre, write_sweep
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import intervals
+from tests.helpers import intervals
 
 
 def loaded(folder, runs, **options):

@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sweep import METRICS, ablation_sweep, centre, write_run, write_sweep
 
 from nfexp.analysis.table import (
     CONFIG,
@@ -19,6 +18,7 @@ from nfexp.analysis.table import (
     load_sweep,
     write_csv,
 )
+from tests.helpers.fake_sweep import METRICS, ablation_sweep, centre, write_run, write_sweep
 
 SIX = [({"flow.n_flows": n, "seed": s}, {"kl": 0.1 * n}, "completed") for n in (3, 6, 12) for s in (0, 1)]
 

@@ -17,12 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import small_spec
-from fake_sweep import METRICS, centre, default_metrics, write_run, write_sweep
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
-from test_report import Page
 
 from nfexp import report
 from nfexp.analysis.table import CACHE, MANY, ReportError, collect, load_arrays, load_histories, load_runs
@@ -34,6 +31,9 @@ from nfexp.report.figures import draw, films
 from nfexp.report.figures.clouds import draw_gallery
 from nfexp.report.figures.frames import centre_scores, exemplar
 from nfexp.report.figures.summary import draw_summary
+from tests.helpers.fake_sweep import METRICS, centre, default_metrics, write_run, write_sweep
+from tests.helpers.pages import Page
+from tests.helpers.specs import small_spec
 
 STORED = {"record.samples": 30, "record.grid": 8, "record.walk": 40}
 NAMES = {

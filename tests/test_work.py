@@ -30,6 +30,7 @@ from nfexp.sweep.compose import Composer
 from nfexp.sweep.planning import Machine, budget, plan
 from nfexp.sweep.pool import Pool
 from nfexp.sweep.worker import HOLDER, Job, following, leader, stopping, train, work
+from tests.helpers.sabotage import patched
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 
@@ -215,25 +216,8 @@ def test_a_worker_hands_on_what_a_call_returns_or_raises():
         pool.close()
 
 
-PATCHED = """
-import os, signal
-from nfexp import run
-whole = run.run_stack
-def run_stack(specs, **options):
-    if any(s.seed == 1 for s in specs):
-        {}
-    return whole(specs, **options)
-run.run_stack = run_stack
-"""
 LONG = ("seed=range(4)", "train.steps=500", "hydra.launcher.max_stack=2")
 ENDLESS = ("seed=range(4)", "train.steps=20,100000", "hydra.launcher.workers=5")
-
-
-def patched(folder, what):
-    """A folder that makes every Python whose path it is on do `what` when it trains seed 1."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(PATCHED.format(what))
-    return folder
 
 
 def test_a_failed_run_is_recorded_and_its_mates_finish(sweep, tmp_path):

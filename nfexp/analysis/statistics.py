@@ -135,8 +135,8 @@ def sign_tails(values: Iterable[float], margin: float) -> tuple[float, float]:
 def bootstrap_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
     """Ends of the percentile bootstrap interval of the mean (Efron 1979), the same for the same values.
 
-    Too narrow for few values: at 3, 5 and 10 normal ones it covers 75, 85 and 90% (``python -m benchmarks.intervals``).
-    NaN for fewer than two values.
+    Too narrow for few values: at 3, 5 and 10 normal ones it covers 75, 85 and 90%
+    (``python -m tests.helpers.intervals``). NaN for fewer than two values.
 
     >>> print("{:.2f} {:.2f}".format(*bootstrap_interval([0.5, 1.0, 1.5])))
     0.50 1.50

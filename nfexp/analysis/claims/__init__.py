@@ -22,7 +22,7 @@ the target that decides and its p-values. Where any of the paper's four targets 
 uncorrected rows and no vote; nor has a target without the needed runs.
 
 Why t decides and the bootstrap does not: false verdicts on one side, in %, where the true effect is exactly m and 2.5
-are allowed; 20,000 tables each (``python -m benchmarks.intervals``). "Arms" are differences of two equal log-normal
+are allowed; 20,000 tables each (``python -m tests.helpers.intervals``). "Arms" are differences of two equal log-normal
 arms, as paired runs without an effect give them; "skewed" is a log-normal of log-sd 0.5 by itself, on its worse side.
 
          normal                  arms                    skewed

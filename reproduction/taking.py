@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.cases import make_spec
-from benchmarks.reproduction import CENTRES, DATA, DRAWS, PICTURES, STUDIES, TRUTHS
 from nfexp.analysis.table import ReportError, collect, load_arrays, write_csv
 from nfexp.analysis.table.baselines import BASELINES, load_baselines
 from nfexp.data import density_of, load
 from nfexp.files import replacing
 from nfexp.report.figures import draw_all
+from reproduction import CENTRES, DATA, DRAWS, PICTURES, STUDIES, TRUTHS
 
 
 def copied(pictures: Iterable[Path], images: Path, prefix: str = "") -> None:

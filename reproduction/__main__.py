@@ -1,4 +1,4 @@
-"""python -m benchmarks.reproduction take STUDY DIR… | docs | worst RUN.
+"""python -m reproduction take STUDY DIR… | docs | worst RUN.
 
 `take` stores the runs of a study as docs/reproduction/STUDY.csv.gz, what its layers did as STUDY_layers.csv, the
 baselines beside them as baselines.csv, and draws the pictures that need more than tables (point clouds, densities,
@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.reproduction import PAGE, STUDIES
-from benchmarks.reproduction.page import draw, refreshed
-from benchmarks.reproduction.taking import take
-from benchmarks.reproduction.worst import worst
+from reproduction import PAGE, STUDIES
+from reproduction.page import draw, refreshed
+from reproduction.taking import take
+from reproduction.worst import worst
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.reproduction", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m reproduction", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="what", required=True)
     taking = commands.add_parser("take")

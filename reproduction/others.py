@@ -1,4 +1,4 @@
-"""python -m benchmarks.quality: held-out KL of other libraries' flows at this project's budget.
+"""python -m reproduction.others: held-out KL of other libraries' flows at this project's budget.
 
 Each is trained on the draws of nfexp's own runs (`experiment=peers`: 2,000 steps of 256 points, each seen once), scaled
 by their moments, and scored on the same test draws against the same exact density: by nfexp's recipe and, for zuko,
@@ -96,7 +96,7 @@ def study(seeds: int, workers: int, path: Path) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m reproduction.others", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULT)

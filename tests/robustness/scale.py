@@ -1,8 +1,8 @@
-"""What a report costs as sweeps grow: ``python -m benchmarks.scale [runs…]``, the table of docs/scaling.md.
+"""What a report costs as sweeps grow: ``python -m tests.robustness.scale [runs…]``, the table of docs/scaling.md.
 
-Run directories are synthetic (tests/fake_sweep.py) but whole: `.hydra/`, log, record, history of 20 evaluations, and
-an archive of samples as `record=lean` keeps it, one file per target under many names. Two shapes: the ablation study
-with more and more seeds, where nearly all runs are in some learning curve, and a full grid, where nearly none is.
+Run directories are synthetic (tests/helpers/fake_sweep.py) but whole: `.hydra/`, log, record, history of 20
+evaluations, and an archive of samples as `record=lean` keeps it, one file per target under many names. Two shapes: the
+ablation study with more and more seeds, where nearly all runs are in some learning curve, and a full grid, where nearly none is.
 
 CPU seconds are those of the process itself and of the processes that draw beside it: with a core for each, the larger
 of the two is the time it takes, whatever else the machine does meanwhile.
@@ -18,12 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-HOME = Path(__file__).parents[1]
-sys.path.insert(0, str(HOME / "tests"))
+from nfexp.analysis.table import CACHE
+from tests.helpers.fake_sweep import ablation_runs, centre, grid_runs, write_run, write_sweep
 
-from fake_sweep import ablation_runs, centre, grid_runs, write_run, write_sweep  # noqa: E402
-
-from nfexp.analysis.table import CACHE  # noqa: E402
+HOME = Path(__file__).parents[2]
 
 TIMES = "import os, sys; t = os.times(); print(t.user + t.system, t.children_user + t.children_system, file=sys.stderr)"
 REPORT = f"import sys; from nfexp.report import main; code = main(sys.argv[1:]); {TIMES}; sys.exit(code)"

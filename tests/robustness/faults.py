@@ -1,4 +1,4 @@
-"""python -m benchmarks.faults: sweeps killed, starved of disk and robbed of their folder, and what is left each time.
+"""python -m tests.robustness.faults: sweeps killed, starved of disk and robbed of their folder, and what is left.
 
 A sweep of 40 runs is killed (kill -9) at random moments and resumed until all is done. After every kill each file is
 opened; at the end the table of runs is compared with that of an undisturbed sweep. Then other faults, one by one.
@@ -333,7 +333,7 @@ def shown(kills: pd.DataFrame, faults: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.robustness.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=10, help="a sweep has four times as many runs")
     parser.add_argument("--steps", type=int, default=1000)

@@ -8,7 +8,6 @@ from dataclasses import fields
 import numpy as np
 import pandas as pd
 
-from benchmarks.reproduction import DRAWS, Centres
 from benchmarks.tables import markdown
 from nfexp.analysis import claims
 from nfexp.analysis import statistics as stats
@@ -17,8 +16,9 @@ from nfexp.analysis.statistics import mean_interval, share_interval, studies
 from nfexp.analysis.table.baselines import MODELS
 from nfexp.report.contents import BADGES, interval, number
 from nfexp.report.figures.curves import plain
+from reproduction import DRAWS, Centres
 
-OTHERS = "peers_others"  # of benchmarks.quality
+OTHERS = "peers_others"  # of reproduction.others
 TRAINING, VALIDATION = "train_truth", "val_truth"  # the targets' own NLL on those draws
 Block = Callable[[Mapping[str, pd.DataFrame], Mapping[str, Centres]], str]
 

@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import pictures
-from benchmarks.reproduction import DATA, PICTURES, load
-from benchmarks.reproduction.blocks import BLOCKS
-from benchmarks.reproduction.taking import copied
 from benchmarks.tables import rewritten
 from nfexp.analysis import statistics as stats
 from nfexp.report.figures import draw as draw_figures
 from nfexp.report.figures import swept
 from nfexp.report.figures.curves import draw_ablation
+from reproduction import DATA, PICTURES, load
+from reproduction.blocks import BLOCKS
+from reproduction.taking import copied
 
 SHOWN = ("flows", "depth", "activation", "samples", "noise", "mask", "coupling", "norm", "lr")
 

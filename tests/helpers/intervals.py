@@ -1,4 +1,4 @@
-"""Which interval holds its level at few seeds: ``python -m benchmarks.intervals``, the table of nfexp.analysis.claims.
+"""Which interval holds its level at few seeds: ``python -m tests.helpers.intervals``.
 
 Samples of n paired differences with a known mean; how often each 95% interval misses it, by side. No torch, no runs.
 """
