@@ -2,7 +2,8 @@
 
 Run directories are synthetic (tests/helpers/fake_sweep.py) but whole: `.hydra/`, log, record, history of 20
 evaluations, and an archive of samples as `record=lean` keeps it, one file per target under many names. Two shapes: the
-ablation study with more and more seeds, where nearly all runs are in some learning curve, and a full grid, where nearly none is.
+ablation study with more and more seeds, where nearly all runs are in some learning curve, and a full grid, where nearly
+none is.
 
 CPU seconds are those of the process itself and of the processes that draw beside it: with a core for each, the larger
 of the two is the time it takes, whatever else the machine does meanwhile.
