@@ -40,7 +40,7 @@ class StackLauncher(Launcher):
         self.hydra_context = hydra_context
         self.config = config
         self.composer = Composer(hydra_context.config_loader, config)
-        self.stacking = Stacking(self.options, Path(str(config.hydra.sweep.dir)))
+        self.stacking = Stacking(self.options, lambda: Path(str(config.hydra.sweep.dir)))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nfexp.spec import SpecError, Words

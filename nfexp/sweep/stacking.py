@@ -81,15 +81,19 @@ class Stacking:
     ----------
     options
         The keys of `hydra.launcher`.
-    folder
-        Of the sweep.
+    folder_now
+        Gives the folder of the sweep, whose name is settled only when it is claimed.
     """
 
-    def __init__(self, options: Options, folder: Path) -> None:
+    def __init__(self, options: Options, folder_now: Callable[[], Path]) -> None:
         self.options = options
-        self.folder = folder
+        self.folder_now = folder_now
         self._pool: Pool | None = None
         self._executor: Executor | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.folder_now()
 
     @property
     def pool(self) -> Pool:
