@@ -16,8 +16,12 @@ from nfexp.report import figures
 from nfexp.sweep.folder import Plan
 from tests.helpers.fake_sweep import write_sweep
 
-COMMANDS = {"nfexp": (cli.main, 1), "nfexp-resume": (cli.resume, 1), "nfexp-report": (report.main, 1),
-            "nfexp-plot": (figures.main, 1)}  # fmt: skip
+COMMANDS = {
+    "nfexp": cli.main,
+    "nfexp-resume": cli.resume,
+    "nfexp-report": report.main,
+    "nfexp-plot": figures.main,
+}
 
 CONFIGURATION = {
     "unknown key": ("flow.n_layers=3", "flow.n_layers: expected a key of the configuration .*; got an unknown one"),
@@ -185,15 +189,16 @@ def contents():
 @pytest.mark.parametrize(("command", "arguments", "message"), CASES.values(), ids=CASES)
 def test_bad_input(nfexp, capsys, command, arguments, message):
     lay_out()
-    before, (entry, expected) = contents(), COMMANDS[command]
-    if expected == 1:
+    before = contents()
+    entry = COMMANDS[command]
+    if command in ("nfexp", "nfexp-resume"):
         code, out, err = nfexp(*shlex.split(arguments), entry=entry)
-        message = f"nfexp(-resume)?: {message}"
+        command = "nfexp(-resume)?"  # a sweep that is resumed is nfexp's
     else:
         code = entry(shlex.split(arguments))
         out, err = capsys.readouterr()
-    assert code == expected and not out
-    assert re.fullmatch(message, err.removesuffix("\n")) and err.count("\n") == 1, err
+    assert code == 1 and not out
+    assert re.fullmatch(f"({command}: )?{message}", err.removesuffix("\n")) and err.count("\n") == 1, err
     assert contents() == before
 
 
