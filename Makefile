@@ -16,6 +16,7 @@ test: lint
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 # A torch that PYTHON already has is kept; otherwise the pinned one is installed.
 .venv/installed: pyproject.toml constraints.txt
@@ -30,6 +31,6 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks all $(ARGS)
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
 
 .PHONY: reproduce reproduction-docs test lint bench clean

@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from nfexp.analysis.table import ReportError, cannot_write, collect, printable, write_csv
 from nfexp.analysis.table.baselines import BASELINES, COLUMNS, DATA, MODELS, data_key, load_baselines
+from nfexp.analysis.table.records import rows_of
 from nfexp.data import load_data
 from nfexp.spec import Data, from_mapping
 from nfexp.surroundings import command
@@ -153,11 +154,13 @@ def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[tuple[Data, int
     >>> [(data.name, seed, len(models)) for data, seed, models in wanted(runs, pd.DataFrame())[0]]
     [('moons', 0, 3), ('moons', 1, 3)]
     """
-    there = {(data_key(row), row["seed"], row["model"]) for row in fits.to_dict("records")}
-    tasks, refused = {}, []
-    for row in runs.to_dict("records"):
+    there = {(data_key(row), row["seed"], row["model"]) for row in rows_of(fits)}
+    tasks: dict[tuple[tuple[Any, ...], Any], list[str]] = {}  # models by data_key and seed
+    refused: list[str] = []
+    for row in rows_of(runs):
         key = data_key(row)
-        if lacking := [m for m in MODELS if (key, row["seed"], m) not in there]:
+        lacking = [m for m in MODELS if (key, row["seed"], m) not in there]
+        if lacking:
             tasks.setdefault((key, row["seed"]), lacking)
     found = []
     for (key, seed), models in tasks.items():
@@ -184,7 +187,8 @@ def fit_all(folder: Path, workers: int) -> int:
     tasks, refused = wanted(collect(folder).runs, fits)
     for line in refused:
         print(f"{folder}: {printable(line, 300)}", file=sys.stderr)
-    rows, failed = fits.to_dict("records"), len(refused)
+    rows = rows_of(fits)
+    failed = len(refused)
     _write(rows, folder)  # what cannot be written shows before anything is fitted
     saved = time.monotonic()
     context = multiprocessing.get_context("spawn")

@@ -61,8 +61,12 @@ class CommandLine:
         return [*self.flags, *self.overrides]
 
 
-def refuse(message: str | int = 0, *rest: object) -> NoReturn:
+def refuse(message: str | int) -> NoReturn:
     raise ValueError(f"a command line that begins no sweep ({message})")
+
+
+def refuse_to_exit(status: int = 0, message: str | None = None) -> NoReturn:
+    refuse(status)
 
 
 def command_line(arguments: Sequence[str]) -> CommandLine:
@@ -77,7 +81,7 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
 
     parser: argparse.ArgumentParser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    parser.exit = refuse  # type: ignore[method-assign]
+    parser.exit = refuse_to_exit  # type: ignore[method-assign]
     found = vars(parser.parse_intermixed_args(list(arguments)))
     overrides = found.pop("overrides")
     found.pop("multirun")

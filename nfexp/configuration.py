@@ -51,6 +51,12 @@ def plain_of(config: DictConfig) -> dict[str, Any]:
     return dict(plain)
 
 
+def written(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain containers, with its interpolations as they are written."""
+    plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+    return dict(plain)
+
+
 def _convert(node: Any, part: dict[str, Any], prefix: str) -> None:
     """Convert what interpolates in `node` where its value stands in `part`, in place."""
     for key, value in part.items():
@@ -87,7 +93,7 @@ def _values_at(node: Any, place: Any, key: str) -> Any:
 
 def spec_of(config: DictConfig | Mapping[str, Any]) -> Spec:
     """The checked spec of a composed configuration without its `hydra` node."""
-    plain = plain_of(config) if isinstance(config, DictConfig) else dict(config)
+    plain: dict[Any, Any] = plain_of(config) if isinstance(config, DictConfig) else dict(config)
     if "experiment" in plain:  # where Hydra puts what names no package
         what = "a file without that line" if plain["experiment"] else "an empty file"
         raise SpecError("experiment", "a file whose first line is '# @package _global_'", Words(what))

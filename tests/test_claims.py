@@ -79,7 +79,7 @@ def simulated(claim, side, tables, sd=0.01, seeds=None):
 def findings(claim, side, tables, **options):
     found = studies(*simulated(claim, side, 4 * tables if claim == "K1c" else tables, **options))
     if claim != "K1c":
-        return [find(CLAIM[claim], study) for study in found.values()]
+        return [find(CLAIM[claim], {target: study}) for target, study in found.items()]
     names, parts = ("circles", "moons", "spiral4", "spiral2"), list(found.values())
     return [find(CLAIM[claim], dict(zip(names, parts[i : i + 4], strict=True))) for i in range(0, 4 * tables, 4)]
 

@@ -26,6 +26,7 @@ from nfexp.sweep import executors as engines
 from nfexp.sweep import slurm
 from nfexp.sweep.pool import Pool
 from nfexp.sweep.slurm import Slurm, resources
+from nfexp.sweep.stacking import Options, Stacking
 from nfexp.sweep.worker import Job, work
 from tests.helpers.sabotage import patched
 
@@ -94,6 +95,16 @@ def test_a_machine_without_slurm(monkeypatch):
 @dataclass(frozen=True)
 class Handle:
     job_id: str
+
+
+@pytest.mark.parametrize("executor", engines.EXECUTORS)
+def test_every_executor_ends_with_its_sweep(executor, tmp_path):
+    launcher = Options(max_stack=None, memory=None, workers=None, executor=executor, backend="loky", wait=True,
+                       slurm=resources(NEEDS))  # fmt: skip
+    stacking = Stacking(launcher, tmp_path)
+    assert stacking.executor is stacking.executor
+    stacking.close()
+    assert stacking.pool.workers == []
 
 
 @pytest.fixture

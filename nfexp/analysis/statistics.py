@@ -166,10 +166,10 @@ def holm(p: Sequence[float]) -> np.ndarray:
     >>> holm([0.03, 0.01, 0.02]).round(3).tolist()
     [0.04, 0.03, 0.04]
     """
-    p = np.nan_to_num(np.asarray(p, dtype=float), nan=1.0)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    known = np.nan_to_num(np.asarray(p, dtype=float), nan=1.0)
+    order = np.argsort(known, kind="stable")
+    adjusted = np.empty(len(known))
+    adjusted[order] = np.maximum.accumulate(known[order] * np.arange(len(known), 0, -1))
     return np.minimum(adjusted, 1)
 
 
@@ -219,9 +219,13 @@ def deviations(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> 
     codes, targets = pd.factorize(runs["data.name"])
     out = {}
     for column in config_columns(runs):
-        values, middles = runs[column].to_numpy(object), [centres.get(t, {}).get(column) for t in targets]
-        middles = np.array([*(None if m != m else m for m in middles), None], dtype=object)[codes]
-        out[column] = np.where(np.equal(middles, None), ~pd.isna(values), values != middles)
+        values = runs[column].to_numpy(object)
+        known = [centres.get(t, {}).get(column) for t in targets]
+        by_code = [None if value != value else value for value in known]
+        by_code.append(None)  # code −1, of a run without a target
+        middles = np.array(by_code, dtype=object)[codes]
+        lacking = np.array([value is None for value in by_code])[codes]
+        out[column] = np.where(lacking, ~pd.isna(values), values != middles)
     return pd.DataFrame(out, index=runs.index, dtype=bool)
 
 
@@ -270,7 +274,8 @@ def _summary(runs: pd.DataFrame, columns: list[str], targets: list[str]) -> pd.D
     for name in AVERAGED:
         mean, n = groups[name].mean(), groups[name].count()
         low, high = t_interval(mean, groups[name].std(), n)
-        table = table.assign(**{f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high})
+        ends: dict[str, Any] = {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
+        table = table.assign(**ends)
     table = table.assign(n_pairs=groups["kl_diff"].count(), is_centre=groups["is_centre"].any()).reset_index()
     cells = table[by].itertuples(index=False)
     rank = [(targets.index(target), *map(_sortable, values)) for target, *values in cells]
@@ -352,7 +357,7 @@ def studies(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> dic
     studies = {}
     for target, centre in centres.items():
         cells: dict[frozenset[tuple[str, Any]], list[int]] = {}
-        for i in np.flatnonzero(runs["data.name"] == target):
+        for i in np.flatnonzero(runs["data.name"] == target).tolist():
             cells.setdefault(keys[i], []).append(i)
         studies[target] = Study(target, centre, {k: runs.iloc[i] for k, i in cells.items()})
     return studies

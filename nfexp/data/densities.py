@@ -246,11 +246,11 @@ def _raster(text: str | None) -> np.ndarray:
     from matplotlib.textpath import text_to_path
 
     font = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans-Bold.ttf"
-    good = isinstance(text, str) and len(text) <= _MAX_TEXT and text.isprintable() and text.strip()
-    if not good or not all(get_font(font).get_char_index(ord(c)) for c in text):
+    if not isinstance(text, str) or not _has_ink(text) or not all(get_font(font).get_char_index(ord(c)) for c in text):
         what = f"1 to {_MAX_TEXT} printable characters with ink, all in DejaVu Sans Bold"
         raise ValueError(f"data.text: expected {what}; got {text!r}")
-    path = Path(*text_to_path.get_text_path(FontProperties(fname=font), text, ismath=False))
+    vertices, codes = text_to_path.get_text_path(FontProperties(fname=font), text, ismath=False)
+    path = Path(vertices, codes)
     low, high = path.get_extents().get_points()
     scale = min(8 / (high[0] - low[0]), 4 / (high[1] - low[1])) / _CELL
     columns, rows = np.ceil((high - low) * scale - 1e-9).astype(int)
@@ -261,15 +261,20 @@ def _raster(text: str | None) -> np.ndarray:
     # contains_points of the whole path fills holes: wind about each contour by its sign, as TrueType does
     winding = np.zeros(len(centres))
     for polygon in path.to_polygons():
-        x, y = polygon.T
+        x, y = np.asarray(polygon).T
         sign = np.sign(x[:-1] @ y[1:] - x[1:] @ y[:-1])
         winding += sign * Path(polygon).contains_points(centres)
     return (winding != 0).reshape(rows, columns)
 
 
+def _has_ink(text: str) -> bool:
+    return len(text) <= _MAX_TEXT and text.isprintable() and text.strip() != ""
+
+
 def _rectangles(ink: np.ndarray) -> list[tuple[int, int, int, int]]:
     """Splits a raster into (i, j, k, m), columns i … j-1 of rows k … m-1; equal runs of rows are merged."""
-    done, pending = [], {}
+    done: list[tuple[int, int, int, int]] = []
+    pending: dict[tuple[int, int], int] = {}
     for k, row in enumerate(np.pad(ink, ((0, 1), (1, 1))).astype(int)):
         flips = np.flatnonzero(np.diff(row)).tolist()
         runs = list(zip(flips[0::2], flips[1::2], strict=True))

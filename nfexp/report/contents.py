@@ -11,6 +11,7 @@ import pandas as pd
 from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
 from nfexp.analysis.table.baselines import DATA, MODELS, data_key
+from nfexp.analysis.table.records import rows_of
 from nfexp.report.figures import safe, swept
 from nfexp.report.figures.curves import plain, troubles
 from nfexp.report.figures.frames import differences
@@ -25,7 +26,7 @@ RULE = (
 LISTED = 1000  # runs that did not complete, and files that could not be read: the rest is in runs.csv and on stderr
 
 
-def number(value: object) -> str:
+def number(value: Any) -> str:
     """Three decimals, fewer from 10 on, scientific where neither says anything; "–" if missing.
 
     >>> number(0.04123), number(0.00023), number(0.00002), number(386.42), number(None)
@@ -39,7 +40,7 @@ def number(value: object) -> str:
     return f"{x:.1e}".replace(".0e", "e")
 
 
-def interval(mean: object, low: object, high: object) -> str:
+def interval(mean: Any, low: Any, high: Any) -> str:
     """A mean with its interval, "0.041 [0.036, 0.049]"; the mean alone where there is none."""
     return number(mean) + (f" [{number(low)}, {number(high)}]" if low == low and low is not None else "")
 
@@ -82,7 +83,7 @@ def verdicts(found: pd.DataFrame) -> tuple[list[dict[str, Any]], int]:
                         "n": f"{row['n']:.0f}",
                         "note": "" if row["note"] != row["note"] or row["note"] is None else row["note"],
                     }
-                    for row in parts.to_dict("records")
+                    for row in rows_of(parts)
                 ],
             }
         )
@@ -100,7 +101,8 @@ def centre_results(
     runs = table.distinct(runs)
     at_centre = runs[[not d for d in differences(runs, centres)]]
     out = []
-    for target, own in at_centre.groupby("data.name"):
+    for name, own in at_centre.groupby("data.name"):
+        target = str(name)
         done = own[own["status"] == "completed"]
         counts = {"n": len(done)} | {f"n_{t}": int((own["status"] == t).sum()) for t in TROUBLES}
         cell = {
@@ -122,7 +124,7 @@ def centre_results(
         found = (fits or {}).get(data_key(centres[target]))
         if found is not None:
             flow = done.set_index("seed")["kl"]
-            for row in stats.references(found, flow).to_dict("records"):
+            for row in rows_of(stats.references(found, flow)):
                 cell = {k: interval(*(row[f"{k}_{end}"] for end in ENDS)) for k in ("kl", "test_nll", "over")}
                 cell |= {"true_nll": number(row["true_nll_mean"]), "seconds": number(row["seconds_mean"])}
                 cell["over"] = ("+" if row["over_mean"] > 0 else "") + cell["over"]
@@ -155,7 +157,9 @@ def axis_section(
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
     draws: dict[tuple[str, ...], dict[str, Any]] = {}  # the part of the values that says what is learned from
     numeric = [c for c in columns if pd.api.types.is_numeric_dtype(frame[c])]
-    for row in frame.sort_values(numeric, kind="stable").to_dict("records") if numeric else frame.to_dict("records"):
+    if numeric:
+        frame = frame.sort_values(numeric, kind="stable")
+    for row in rows_of(frame):
         value = tuple(plain(row[c]) for c in columns)
         differs = interval(row["kl_diff_mean"], row["kl_diff_low"], row["kl_diff_high"])
         draws[value] = {c: row[c] for c in columns if c in DATA}
@@ -173,7 +177,7 @@ def axis_section(
         lines.append({"values": shown, "cells": [cells.get(t) for t in targets], "baseline": False,
                       "centre": any(c["centre"] for c in cells.values())})  # fmt: skip
         if fits and centres and last[tuple(draws[value].values())] == value:
-            found = [fits.get(data_key(centres[t] | draws[value])) for t in targets]
+            found = [fits.get(data_key({**centres[t], **draws[value]})) for t in targets]
             lines += _baseline_lines([c if c in DATA else None for c in columns], shown, found)
     return {"axis": axis, "columns": columns, "targets": targets, "rows": lines, "file": safe(axis)}
 
@@ -184,10 +188,12 @@ def _baseline_lines(
     """A line per model with a cell per target: named in a column that has no say in the draws (None), if there is."""
     cells: dict[str, list[Any]] = {model: [None] * len(found) for model in MODELS}
     for i, fits in enumerate(found):
-        for row in [] if fits is None else stats.references(fits).to_dict("records"):
+        if fits is None:
+            continue
+        for row in rows_of(stats.references(fits)):
             kl = interval(*(row[f"kl_{end}"] for end in ENDS))
             cells[row["model"]][i] = {"kl": kl, "diff": "", "n": row["n"], "troubles": [], "centre": False}
-    lines = []
+    lines: list[dict[str, Any]] = []
     for model, name in MODELS.items():
         values = [v if c else "" for c, v in zip(columns, shown, strict=True)]
         at = list(columns).index(None) if None in columns else 0
@@ -235,7 +241,7 @@ def content(found: table.Collection, tables: Mapping[str, pd.DataFrame], judged:
                  "differs": ", ".join(f"{c} = {table.printable(plain(r[c]), CELL)}" for c in d) or "centre",
                  "at": plain(r["diverged_at"]) if r["diverged_at"] == r["diverged_at"] else "–",
                  "reason": found.reasons.get(r["dir"]) or ("planned, no result" if r["status"] == "missing" else "–")}
-                for r, d in zip(listed.to_dict("records"), differences(listed, sweep.centres), strict=True)],
+                for r, d in zip(rows_of(listed), differences(listed, sweep.centres), strict=True)],
         "n_bad": len(bad),
         "skipped": [str(error) for error in found.skipped[:LISTED]],
         "n_skipped": len(found.skipped),

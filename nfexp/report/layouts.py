@@ -15,6 +15,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from nfexp.analysis.table.records import rows_of
 from nfexp.report.contents import BASELINES_NOTE, HEADINGS, caption, interval, verdicts
 
 
@@ -114,7 +115,7 @@ def baselines_tex(centre: Sequence[Mapping[str, Any]]) -> str:
 def claims_tex(found: pd.DataFrame) -> str:
     rows = []
     for name, own in found.groupby("claim", sort=False):
-        for i, r in enumerate(own.to_dict("records")):
+        for i, r in enumerate(rows_of(own)):
             rows.append([name if i == 0 else "", r["sentence"] if i == 0 else "", r["target"],
                          interval(r["estimate"], r["low"], r["high"]), f"{r['n']:.0f}", r["verdict"]])  # fmt: skip
     head = ["claim", "sentence", "target", "estimate", "n", "verdict"]

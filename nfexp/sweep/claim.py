@@ -13,6 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nfexp.configuration import written
 from nfexp.spec import SpecError, Words
 from nfexp.sweep.folder import locked
 
@@ -45,7 +46,7 @@ def named_folder(config: DictConfig, kind: str) -> Path:
 
 def check_output_subdir(config: DictConfig) -> None:
     """Raise if `.hydra/`, whatever its name, would lie outside the folder of its run."""
-    name = OmegaConf.to_container(config.hydra, resolve=False)["output_subdir"]
+    name = written(config.hydra)["output_subdir"]
     if name is not None and (os.path.isabs(name) or os.pardir in Path(name).parts):
         raise SpecError("hydra.output_subdir", "a folder below that of the run, or null", name)
 
@@ -56,7 +57,7 @@ def is_clock(pattern: str) -> bool:
 
 def is_named_by_clock(config: DictConfig, kind: str) -> bool:
     """Whether a folder is named after the second, as both are unless the command says otherwise."""
-    name = OmegaConf.to_container(config.hydra[kind], resolve=False)["dir"]
+    name = written(config.hydra[kind])["dir"]
     return any(is_clock(pattern) for pattern in re.findall(r"\$\{now:([^}]*)\}", name))
 
 

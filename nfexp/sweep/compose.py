@@ -19,13 +19,16 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf._utils import OmegaConfDumper
 
-from nfexp.configuration import job_folder, plain_of, spec_of
+from nfexp.configuration import job_folder, plain_of, spec_of, written
 
 if TYPE_CHECKING:
     from nfexp.spec import Spec
 
 
-class FastDumper(getattr(yaml, "CDumper", yaml.Dumper)):
+_Dumper: Any = getattr(yaml, "CDumper", yaml.Dumper)
+
+
+class FastDumper(_Dumper):
     """OmegaConf's way to write YAML, by the C library where PyYAML has it."""
 
 
@@ -45,7 +48,7 @@ class Base(NamedTuple):
 
     config: DictConfig
     task: Mapping[str, Any] | None
-    hydra: Mapping[str, Any]
+    hydra: dict[str, Any]
     logging: Mapping[str, Any] | None
     texts: dict[str, str]
 
@@ -82,7 +85,9 @@ def filled(node: Any, folder: str) -> Any:
 
 def logging_of(config: DictConfig) -> dict[str, Any]:
     """`hydra.job_logging` with `hydra.verbose`, as logging.config takes it; {} where that asks for nothing."""
-    found = OmegaConf.to_container(config.hydra.job_logging, resolve=True) if config.hydra.job_logging else {}
+    if not config.hydra.job_logging:
+        return {}
+    found: Any = OmegaConf.to_container(config.hydra.job_logging, resolve=True)
     if not found.get("root"):
         return {}
     verbose = config.hydra.verbose
@@ -131,7 +136,7 @@ class Composer:
     def _base(self, groups: tuple[str, ...]) -> Base:
         if groups not in self.by_groups:
             config = self.loader.load_sweep_config(self.master, list(groups))
-            raw = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+            raw = written(config)
             hydra = raw.pop("hydra")
             asks = set(re.findall(r"\$\{[^}]*\}", repr(hydra["job_logging"])))
             how = None
@@ -153,10 +158,10 @@ class Composer:
         base = self._base(groups).task
         if base is None or any(isinstance(o.value(), dict | list) or "${" in str(o.value()) for o in values):
             return None
-        out = {k: dict(v) if isinstance(v, dict) else v for k, v in base.items()}
+        out: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in base.items()}
         for override in values:
             *path, leaf = override.key_or_group.split(".")
-            node = out
+            node: Any = out
             for key in path:
                 node = node.get(key) if isinstance(node, dict) else None
             if not isinstance(node, dict) or leaf not in node:
@@ -223,7 +228,7 @@ class Composer:
                 full.hydra.runtime.output_dir = folder
             with current(full) as config:
                 how = logging_of(config)
-                task = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+                task = written(config)
             hydra = task.pop("hydra")
         else:
             lines = [o for o, _ in map(self._parsed, overrides)]

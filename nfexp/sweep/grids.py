@@ -239,8 +239,8 @@ class Grids:
                 if key not in removed and (key in own or key in rows[0]):
                     narrowing[key] = values
         for row in rows:
-            for values in itertools.product(*free.values()):
-                point = dict(zip(free, values, strict=True)) | row | removed
+            for chosen in itertools.product(*free.values()):
+                point = dict(zip(free, chosen, strict=True)) | row | removed
                 if matches(narrowing, {key: point[key].value for key in narrowing}):
                     yield point
 

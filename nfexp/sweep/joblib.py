@@ -9,7 +9,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
@@ -143,7 +143,8 @@ class Joblib:
         todo = deque(enumerate(stacks))
         begun: dict[int, tuple[list[int], list[Job]]] = {}
         while todo:
-            results, broken = self._results(todo, begun, job, workers, how), None
+            results = self._results(todo, begun, job, workers, how)
+            broken: Exception | None = None
             try:
                 for place, error in results:
                     if place is None:
@@ -173,7 +174,7 @@ class Joblib:
     def _results(
         self, todo: deque[tuple[int, list[int]]], begun: dict[int, tuple[list[int], list[Job]]],
         job: Callable[[int], Job], workers: int, how: Mapping[str, Any],
-    ) -> Iterator[tuple[int | None, Exception | None]]:  # fmt: skip
+    ) -> Generator[tuple[int | None, Exception | None], None, None]:  # fmt: skip
         """What :func:`train_stack` gives back, as it comes; None and the error if its process died.
 
         Stacks move from `todo` to `begun` as they are handed out.

@@ -59,7 +59,9 @@ def _serve(pipe: connection.Connection) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, stop)
-    threading.Thread(target=_follow, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
     settle_streams()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     with suppress(EOFError, BrokenPipeError):
@@ -190,7 +192,7 @@ class Pool:
 
     def __init__(self) -> None:
         forks = "forkserver" in multiprocessing.get_all_start_methods() and _make_room_for_sockets()
-        self.context = multiprocessing.get_context("forkserver" if forks else "spawn")
+        self.context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         self.workers: list[_Worker] = []
         if forks:
             _load_ahead(self.context)
@@ -249,7 +251,7 @@ class Pool:
                             worker.task, worker.lost = queue.popleft()
                             jobs = [job(i) for i in worker.task]
                             worker.send(work_at, worker.place, threads_each(workers), jobs, lost=worker.lost, **how)
-                    busy = {worker.pipe: worker for worker in self.workers if worker.task}
+                    busy: dict[Any, _Worker] = {worker.pipe: worker for worker in self.workers if worker.task}
                     ready = connection.wait([heard, *busy])
                     if heard in ready:
                         raise KeyboardInterrupt

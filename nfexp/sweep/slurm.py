@@ -91,7 +91,7 @@ class Element:
             heard.append(signum)
             stop()
 
-        submitits = {s: signal.signal(s, note) for s in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
+        submitits: dict[int, Any] = {s: signal.signal(s, note) for s in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
         try:
             work_at(0, self.threads, jobs, **self.how)
         except Interrupted:
@@ -197,9 +197,9 @@ class Slurm:
         try:
             while queue or running:
                 if queue:
-                    jobs = [[job(i) for i in task] for task in queue]
-                    handles = self._submit(jobs, workers, how)
-                    running |= dict(zip(handles, zip(queue, jobs, strict=True), strict=True))
+                    new = [[job(i) for i in task] for task in queue]
+                    handles = self._submit(new, workers, how)
+                    running |= dict(zip(handles, zip(queue, new, strict=True), strict=True))
                     queue = []
                 if not self.wait:
                     self._announce(running)
@@ -231,6 +231,9 @@ class Slurm:
         finally:
             if running:
                 self._cancel([*running])
+
+    def close(self) -> None:
+        """Nothing is held open: what is queued or runs ends with :meth:`run`, or is to go on."""
 
     def _announce(self, running: Mapping[Any, object]) -> None:
         jobs = " ".join(sorted({handle.job_id.split("_")[0] for handle in running}))

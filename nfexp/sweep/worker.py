@@ -83,13 +83,13 @@ def following(root: str | None, led_by: str) -> Iterator[None]:
     """Tell this process to stop, for a while, once the sweep is no longer led by this process."""
     done = threading.Event()
 
-    def look() -> None:
+    def look(folder: str) -> None:
         while not done.wait(LOOK_SECONDS):
-            if leader(root) != led_by:
+            if leader(folder) != led_by:
                 stop()
                 return
 
-    looking = threading.Thread(target=look, daemon=True)
+    looking = threading.Thread(target=look, args=(root,), daemon=True)
     if root is not None and led_by:
         looking.start()
     try:
@@ -162,14 +162,17 @@ def train(
     pending = deque([list(range(len(specs)))])
     while pending:
         part = pending.popleft()
-        carried_on = [path for i in part if (path := Path(folders[i]) / CHECKPOINT).exists()]
+        places = [Path(folders[i]) for i in part]
+        checkpoints = [place / CHECKPOINT for place in places]
+        carried_on = [path for path in checkpoints if path.exists()]
+        trouble = None
         try:
-            how = {"folders": [Path(folders[i]) for i in part], "code": code_version(), "stop": stop}
-            results, trouble = run.run_stack([specs[i] for i in part], **how), None
+            results = run.run_stack([specs[i] for i in part], folders=places, code=code_version(), stop=stop)
         except (run.Interrupted, OSError):  # told to stop; a checkpoint that cannot be written
             raise
         except Exception as error:
-            reason, trouble = f"{type(error).__name__}: {error}", traceback.format_exc()
+            reason = f"{type(error).__name__}: {error}"
+            trouble = traceback.format_exc()
             if len(part) > 1:
                 size = (len(part) + 1) // 2 if out_of_memory(error) else 1
                 log.warning(f"a stack of {len(part)} raised {reason}; it goes on in stacks of {size}")

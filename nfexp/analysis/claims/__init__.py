@@ -136,35 +136,43 @@ def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd
     by_target = studies(runs, centres)
     rows = []
     for claim in CLAIMS:
-        found = [find(claim, s) for s in ([by_target] if claim.across else by_target.values())]
-        rows += judge(claim, found)
+        groups: list[dict[str, Study]] = [{target: study} for target, study in by_target.items()]
+        if claim.across:
+            groups = [by_target]
+        rows += judge(claim, [find(claim, group) for group in groups])
     return pd.DataFrame(rows)
 
 
-def find(claim: Claim, subject: Study | Mapping[str, Study]) -> Finding:
-    """Measure one claim on the study of one target, or (`across`) on those of all."""
-    group = subject if claim.across else {subject.target: subject}
+def find(claim: Claim, group: Mapping[str, Study]) -> Finding:
+    """Measure one claim on a group of studies by target: of one target, or (`across`) of all."""
     for study in group.values():
         study.used, study.notes = {}, []
     contrasts: Sequence[Contrast] = ()
     gap = ""
     try:
-        contrasts = claim.measure(subject)
+        contrasts = claim.contrasts(group)
     except Absent as reason:
         gap = str(reason)
-    target = "all" if claim.across else subject.target
-    label = (lambda s, text: f"{s.target}: {text}") if claim.across else (lambda s, text: text)
-    notes = [gap] if gap else []
-    notes += [label(s, text) for s in group.values() for text in s.notes]
-    notes += [label(s, text) for s in group.values() if (text := _losses(s))]
-    lost = [] if claim.about_divergence else [label(s, text) for s in group.values() if (text := _half_lost(s))]
-    notes += lost
-    if not gap and not lost and (few := [c for c in contrasts if math.isnan(c.tails(0.0)[0])]):
+    said = [text for s in group.values() for text in _labelled(claim, s, s.notes)]
+    losses = [text for s in group.values() for text in _labelled(claim, s, [_losses(s)])]
+    lost: list[str] = []
+    if not claim.about_divergence:
+        lost = [text for s in group.values() for text in _labelled(claim, s, [_half_lost(s)])]
+    notes = [*([gap] if gap else []), *said, *losses, *lost]
+    few = [c for c in contrasts if math.isnan(c.tails(0.0)[0])]
+    if few and not gap and not lost:
         why = "no run that ended" if few[0].share else "fewer than two pairs of completed runs"
         notes.append(f"{why}{': ' * bool(few[0].label)}{few[0].label}")
+    target = "all" if claim.across else next(iter(group))
     cells = dict.fromkeys(named(dict(sorted(key))) for s in group.values() for key in s.used)
     rows = " | ".join(cells) or ("" if gap else "every completed run")
     return Finding(claim, target, contrasts, bool(lost), not gap or bool(lost), rows, "; ".join(notes))
+
+
+def _labelled(claim: Claim, study: Study, texts: Sequence[str]) -> list[str]:
+    """The texts that say something; of a claim `across` targets with the target that they are about."""
+    label = f"{study.target}: " if claim.across else ""
+    return [f"{label}{text}" for text in texts if text]
 
 
 def _losses(study: Study) -> str:

@@ -9,7 +9,7 @@ Margins in nats are of the mean KL at one budget, and say what would matter to a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nfexp.analysis.claims.measures import (
@@ -17,7 +17,9 @@ from nfexp.analysis.claims.measures import (
     FLOWS,
     NOISE,
     SAMPLES,
+    Across,
     Contrast,
+    Measure,
     covering_masks,
     deeper,
     divergence,
@@ -34,6 +36,7 @@ from nfexp.analysis.claims.measures import (
     time_by_samples,
     versus,
 )
+from nfexp.analysis.statistics import Study
 
 PAPER, BLOG = "Kataria, section III", "tutorial blog"
 
@@ -46,13 +49,24 @@ class Claim:
     source: str
     sentence: str
     estimand: str
-    measure: Callable[..., Sequence[Contrast]]
+    measure: Measure | Across
     kind: str = "above"
     margin: float = 0.0
     why: str = "the sign decides"
     quantifier: str = "every"
-    across: bool = False
     about_divergence: bool = False
+
+    @property
+    def across(self) -> bool:
+        """Whether it is about all targets at once, and not about each."""
+        return isinstance(self.measure, Across)
+
+    def contrasts(self, group: Mapping[str, Study]) -> list[Contrast]:
+        """What is measured on the studies of a group: of all targets if it is `across` them, else of one."""
+        if isinstance(self.measure, Across):
+            return self.measure.of(group)
+        (study,) = group.values()
+        return self.measure(study)
 
 
 CLAIMS = (
@@ -70,9 +84,9 @@ CLAIMS = (
         measure=each_complex_flow,
     ),
     Claim(
-        id="K1c", source=PAPER, sentence="Simple targets (moons, spiral2) need fewer flows.", across=True,
+        id="K1c", source=PAPER, sentence="Simple targets (moons, spiral2) need fewer flows.",
         estimand="flows needed (smallest number within 0.05 nats of the seed's lowest KL on the flows axis): mean of "
-        "circles and spiral4 − mean of moons and spiral2, flows", measure=flows_needed,
+        "circles and spiral4 − mean of moons and spiral2, flows", measure=Across(flows_needed),
     ),
     Claim(
         id="K1d", source=PAPER, sentence="Six flows are the optimum most of the time.", kind="below", margin=0.02,

@@ -7,7 +7,7 @@ candidate, so that noise alone cannot make the best one good.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,14 @@ def share_of(label: str, hits: pd.Series, margin: float | None = None) -> Contra
     return Contrast(label, hits.to_numpy(dtype=float), True, margin)
 
 
-Measure = Callable[[Study], Sequence[Contrast]]
+Measure = Callable[[Study], list[Contrast]]
+
+
+@dataclass(frozen=True)
+class Across:
+    """A measure of the studies of all targets at once."""
+
+    of: Callable[[Mapping[str, Study]], list[Contrast]]
 
 
 def versus(a: Mapping[str, Any], b: Mapping[str, Any], *metrics: str) -> Measure:

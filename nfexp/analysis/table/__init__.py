@@ -142,13 +142,14 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
     places = {top: list(search(top, skipped, tops)) for top in tops}
     wanted = {p.result for own in places.values() for p in own if p.result}
     known: dict[str, str] = {}
-    for folder in dict.fromkeys([*tops, *([Path(cache)] if cache else [])]):
-        known |= read_cache(folder, wanted - known.keys())
+    for top in dict.fromkeys([*tops, *([Path(cache)] if cache else [])]):
+        known |= read_cache(top, wanted - known.keys())
     plans: dict[Path, dict[str, Plan]] = {}
     rows: dict[str, dict[str, Any]] = {}
     records: dict[str, dict[str, Any]] = {}  # by directory
     kept: dict[str, dict[str, Any]] = {}  # by identity
-    words, refused = _Vocabulary(), {}
+    refused: dict[str, ReportError] = {}  # by directory
+    words = _Vocabulary()
     for top in tops:
         plans[top] = _plans(places[top], skipped)
         for place in places[top]:
@@ -169,14 +170,14 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
     for top in tops:
         for folder, (_, _, plan) in plans[top].items():
             for job, row in plan.items():
-                place = os.path.join(folder, os.path.normpath(job))
-                if place not in rows:
+                path = os.path.join(folder, os.path.normpath(job))
+                if path not in rows:
                     try:
                         words.admit(os.path.join(folder, "sweep.json"), row)
                     except ReportError as error:
                         skipped.append(error)
                         break
-                    rows[place] = {"job": _job(place, home), "status": "missing"} | row
+                    rows[path] = {"job": _job(path, home), "status": "missing"} | row
     skip(skipped, [])
     if cache and kept.keys() != known.keys():
         write_cache(Path(cache), kept, started)
@@ -198,7 +199,7 @@ def _tabulate(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def _record(place: Place, known: Mapping[str, str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The identity, the record and the row of a place, from what is known of its file or else from the file."""
     path = os.path.join(place.folder, "result.json")
-    if place.result in known:
+    if place.result is not None and place.result in known:
         return place.result, *check_record(path, known[place.result])
     raw, status = read_bounded(path)
     return identity(status), *check_record(path, raw)
@@ -277,14 +278,17 @@ def load_sweep(dirs: Iterable[str | os.PathLike[str]] | str | os.PathLike[str], 
     ReportError
         As :func:`load_runs`.
     """
-    tops, skipped = _folders([dirs] if isinstance(dirs, (str, os.PathLike)) else dirs), []
+    tops = _folders([dirs] if isinstance(dirs, (str, os.PathLike)) else dirs)
+    skipped: list[ReportError] = []
     plans = {top: _plans(search(top, skipped, tops), skipped) for top in tops}
     skip(skipped, [])
     return _sweep(plans, runs)
 
 
 def _sweep(plans: Mapping[Path, Mapping[str, Plan]], runs: pd.DataFrame) -> Sweep:
-    names, centres, places = [], {}, set(runs["dir"])
+    names: list[str] = []
+    centres: dict[str, dict[str, Any]] = {}
+    places = set(runs["dir"])
     for top, own in plans.items():
         for folder, (name, found, plan) in own.items():
             names.append(name)
@@ -364,7 +368,8 @@ def config_columns(runs: pd.DataFrame) -> list[str]:
     >>> config_columns(pd.DataFrame(columns=["job", "data.name", "flow.n_flows", "seed", "kl", "dir"]))
     ['flow.n_flows']
     """
-    return [c for c in runs if c not in ("job", "status", "dir", "data.name", "seed", *METRICS) and is_config(c)]
+    others = ("job", "status", "dir", "data.name", "seed", *METRICS)
+    return [c for c in runs.columns if c not in others and is_config(c)]
 
 
 def load_histories(runs: pd.DataFrame, *, skipped: list[ReportError] | None = None) -> pd.DataFrame:
@@ -384,8 +389,8 @@ def load_histories(runs: pd.DataFrame, *, skipped: list[ReportError] | None = No
                 lost.append(error)
     skip(lost, [] if skipped is None else skipped)
     frame = pd.DataFrame(np.concatenate(blocks), columns=list(HISTORY))
-    frame.insert(0, "job", runs["job"].astype(str).iloc[found].array)
-    frame.insert(1, "dir", runs["dir"].astype(str).iloc[found].array)
+    frame.insert(0, "job", runs["job"].astype(str).iloc[found].reset_index(drop=True))
+    frame.insert(1, "dir", runs["dir"].astype(str).iloc[found].reset_index(drop=True))
     return frame
 
 
@@ -403,11 +408,11 @@ def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     frame = frame.assign(**{c: frame[c].map(_spelling(c)) for c in words})
     returns = any(frame[c].astype(str).str.contains("\r", regex=False).any() for c in words)
     whole = {c: "Int64" for c in COUNTS if c in frame and (frame[c].isna() | (frame[c] % 1 == 0)).all()}
+    quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL  # which does not quote carriage returns
     with (
         replacing(path) as temporary,
         open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
-        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL  # which does not quote carriage returns
         frame.astype(whole).to_csv(file, index=False, lineterminator="\n", quoting=quoting)
 
 

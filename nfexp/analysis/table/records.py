@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
 import numpy as np
+import pandas as pd
 
 from nfexp.files import open_plain, parse_json, read_plain, trouble
 from nfexp.spec import SCHEMA_VERSION, Spec
@@ -78,7 +79,7 @@ def is_config(key: str) -> bool:
 
 
 KINDS = {k: v for k, v in _kinds().items() if is_config(k)}
-ANY = frozenset({int, float, str, type(None)})
+ANY: frozenset[type] = frozenset({int, float, str, type(None)})
 CONFIG = tuple(KINDS)
 REQUIRED = (
     "data.name", "data.n_samples", "data.noise", "flow.n_flows", "flow.hidden_depth", "flow.hidden_width",
@@ -272,12 +273,24 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     return values.reshape(shape, order="F" if fortran else "C")
 
 
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, by column.
+
+    >>> rows_of(pd.DataFrame({"seed": [0, 1], "kl": [0.1, 0.2]}))
+    [{'seed': 0, 'kl': 0.1}, {'seed': 1, 'kl': 0.2}]
+    """
+    rows: Any = frame.to_dict("records")
+    return list(rows)
+
+
 def known_versions(records: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The releases of each package, and the commits, that `records` name, as short text; at most 20 of each."""
     found: dict[str, dict[str, None]] = {}
     for record in records:
-        known = record.get("versions") if isinstance(record.get("versions"), dict) else {}
-        for package, release in {**known, "commit": str(record.get("git_commit") or "")[:12]}.items():
+        versions = record.get("versions")
+        known = versions if isinstance(versions, dict) else {}
+        commit = str(record.get("git_commit") or "")[:12]
+        for package, release in {**known, "commit": commit}.items():
             if release and (package in found or len(found) < 20):
                 releases = found.setdefault(printable(package, 40), {})
                 if len(releases) < 20:

@@ -71,7 +71,7 @@ def safe(name: object) -> str:
     return fit if fit == name else f"{fit}-{zlib.crc32(str(name).encode(errors='replace')):08x}"
 
 
-def _title(row: Mapping[str, object]) -> str:
+def _title(row: Mapping[str, Any]) -> str:
     differs = [f"{c} = {plain(row[c])}" for c in row["differs"]]
     which = ", ".join(differs[:4]) + (", …" if len(differs) > 4 else "") if differs else "centre"
     kl = row.get("kl")
@@ -79,7 +79,7 @@ def _title(row: Mapping[str, object]) -> str:
     return f"{row['data.name']} · {_flows(row)} · run {row['job']}, seed {row['seed']} ({which}){score}"
 
 
-def _flows(config: Mapping[str, object]) -> str:
+def _flows(config: Mapping[str, Any]) -> str:
     n = config["flow.n_flows"]
     return f"{plain(n)} {'flow' if n == 1 else 'flows'}"
 
@@ -157,7 +157,10 @@ def draw(folder: Path, tasks: Mapping[str, Callable[[], Figure | Film]]) -> None
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter of a foreign name: drawn as a box
         for name, task in tasks.items():
             picture = task()
-            (save if isinstance(picture, Figure) else save_film)(picture, folder, name)
+            if isinstance(picture, Figure):
+                save(picture, folder, name)
+            else:
+                save_film(picture, folder, name)
 
 
 def _draw_with_pens(folder: Path, tasks: Mapping[str, Callable[[], Figure | Film]]) -> None:
@@ -219,7 +222,7 @@ def draw_all(
         If a name or pattern fits no figure that can be drawn, or the folder cannot be written.
     """
     figures = plan(runs, sweep, tables, skipped)
-    chosen = {}
+    chosen: dict[str, Callable[[], Figure | Film]] = {}
     for pattern in only:
         names = [n for n in fnmatch.filter(figures, pattern) if pattern != "*" or not n.startswith("gif_")]
         if not names and pattern != "*":

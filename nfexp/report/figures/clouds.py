@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,9 +22,10 @@ NEGLIGIBLE = math.log(1e-3)  # below the peak of the exact density, in nats: no 
 REACH = 3.0  # of its colours, nats, at most: the far tails of a poor fit would take them all
 
 Arrays = Mapping[str, np.ndarray]
+Limits = tuple[float, float, float, float]  # x0, x1, y0, y1
 
 
-def box(*clouds: np.ndarray, cover: float = 0.99, pad: float = 0.12) -> tuple[float, float, float, float]:
+def box(*clouds: np.ndarray, cover: float = 0.99, pad: float = 0.12) -> Limits:
     """The square (x0, x1, y0, y1) that holds the middle `cover` of every cloud, with a margin; finite points only."""
     tail = 50 * (1 - cover)
     finite = [c[np.isfinite(c).all(1)] for c in clouds]
@@ -60,7 +62,7 @@ def _tiles(n: int, n_columns: int, title: str, *, apart: bool = False) -> tuple[
     return figure, grid[:n]
 
 
-def cloud(axes: Axes, points: np.ndarray, title: str, limits: tuple[float, ...], **look: object) -> PathCollection:
+def cloud(axes: Axes, points: np.ndarray, title: str, limits: Limits, **look: Any) -> PathCollection:
     """Points (N, 2) in a square panel of their own."""
     drawn = axes.scatter(points[:, 0], points[:, 1], linewidths=0, **look)
     axes.set_title(literal(title), fontsize=9, fontweight="normal", pad=3, y=1)
@@ -68,7 +70,7 @@ def cloud(axes: Axes, points: np.ndarray, title: str, limits: tuple[float, ...],
     return drawn
 
 
-def square(axes: Axes, limits: tuple[float, ...]) -> None:
+def square(axes: Axes, limits: Limits) -> None:
     """A square panel in a thin frame with few ticks and no grid."""
     axes.set(xlim=limits[:2], ylim=limits[2:], aspect="equal")
     axes.grid(False)
@@ -78,9 +80,8 @@ def square(axes: Axes, limits: tuple[float, ...]) -> None:
     axes.locator_params(nbins=4)
 
 
-def _label_edges(grid: list[Axes], limits: list[tuple[float, ...]]) -> None:
+def _label_edges(grid: list[Axes], limits: list[Limits], columns: int) -> None:
     """Keep tick labels where they say something: at the left and below, and where a panel has limits of its own."""
-    columns = grid[0].get_gridspec().ncols
     for i, axes in enumerate(grid):
         if i % columns and limits[i] in (limits[i - 1], *limits[columns::columns]):
             axes.tick_params(labelleft=False)
@@ -99,14 +100,15 @@ def draw_gallery(arrays: Arrays, title: str) -> Figure:
     tiles += [("best model", arrays["best"], ORANGE)]
     limits = box(target, cover=1.0)
     boxes = [box(points) if name == "base" else limits for name, points, _ in tiles]
-    figure, grid = _tiles(len(tiles), min(4, math.ceil(math.sqrt(len(tiles)))), title)
+    n_columns = min(4, math.ceil(math.sqrt(len(tiles))))
+    figure, grid = _tiles(len(tiles), n_columns, title)
     for axes, (name, points, colour), own in zip(grid, tiles, boxes, strict=True):
         cloud(axes, points, name, own, s=3.5, alpha=0.45, color=colour)
-    _label_edges(grid, boxes)
+    _label_edges(grid, boxes, n_columns)
     return figure
 
 
-def density_image(arrays: Arrays, kind: str) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+def density_image(arrays: Arrays, kind: str) -> tuple[np.ndarray, Limits]:
     """The density exp(grid_log_KIND) (rows, columns) and the extent of its image, whose numbers sit at mid-cell."""
     x0, x1, y0, y1 = map(float, arrays["grid_extent"])
     image = np.exp(np.minimum(arrays[f"grid_log_{kind}"].astype(float), 200))
@@ -138,7 +140,7 @@ def draw_density(arrays: Arrays, title: str) -> Figure:
         axes.grid(False)
         axes.locator_params(nbins=5)
         axes.set_aspect("equal")
-    bars = {"shrink": 0.86, "pad": 0.015, "aspect": 28}
+    bars: dict[str, Any] = {"shrink": 0.86, "pad": 0.015, "aspect": 28}
     more = "max" if np.nanmax(learned) > top else "neither"
     figure.colorbar(drawn, ax=[left, middle], label="density", extend=more, **bars)
     more = "both" if known.max(initial=0) > reach else "neither"
@@ -160,7 +162,7 @@ class Walk:
     names: list[str]
     points: np.ndarray  # (layers, N, 2)
     colours: np.ndarray  # (N,)
-    limits: list[tuple[float, ...]]  # x0, x1, y0, y1 per layer
+    limits: list[Limits]  # per layer
     grid: np.ndarray  # (layers, nodes, 2)
     pieces: list[np.ndarray]  # the nodes along each piece of a grid line, within one quadrant
     piece_colours: list[str]
@@ -191,8 +193,10 @@ class Walk:
 
     def draw_grid(self, axes: Axes, nodes: np.ndarray) -> LineCollection:
         """Draw the lines of the grid, behind the points, where its `nodes` (nodes, 2) now are."""
-        look = {"colors": self.piece_colours, "linewidths": 0.6, "alpha": 0.8, "zorder": 0.5}
-        return axes.add_collection(LineCollection([nodes[p] for p in self.pieces], **look), autolim=False)
+        pieces = [nodes[piece] for piece in self.pieces]
+        lines = LineCollection(pieces, colors=self.piece_colours, linewidths=0.6, alpha=0.8, zorder=0.5)
+        axes.add_collection(lines, autolim=False)
+        return lines
 
 
 def draw_walk(arrays: Arrays, title: str) -> Figure:
@@ -202,11 +206,12 @@ def draw_walk(arrays: Arrays, title: str) -> Figure:
     """
     walk = Walk.of(arrays, most=2000 if "walk_grid" in arrays else None)  # more points would hide the grid
     n_layers, n_points = walk.points.shape[:2]
-    figure, grid = _tiles(n_layers, min(n_layers, 4 if n_layers <= 16 else 6), title, apart=True)
+    n_columns = min(n_layers, 4 if n_layers <= 16 else 6)
+    figure, grid = _tiles(n_layers, n_columns, title, apart=True)
     size = 5.0 if n_points <= 2000 else 2.0
     for axes, points, nodes, name, limits in zip(grid, walk.points, walk.grid, walk.names, walk.limits, strict=True):
         cloud(axes, points, name, limits, s=size, alpha=0.5, c=walk.colours, rasterized=n_points > 1000)
         walk.draw_grid(axes, nodes)
     if len(set(walk.limits)) <= 2:
-        _label_edges(grid, walk.limits)
+        _label_edges(grid, walk.limits, n_columns)
     return figure

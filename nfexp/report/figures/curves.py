@@ -24,6 +24,7 @@ KL_LABEL = "KL(target ‖ flow), nats per point"
 EXCESS_LABEL = "NLL − true NLL, nats per point"
 TITLE = 140  # letters of a title
 VECTORS = 500  # lines of one colour and panel; more become pixels in the PDF
+ACROSS = 4  # panels in a row, at most
 LINES, LABELS = 12, 40  # shown of a second swept column, and of the values along one axis
 OFF_SCALE = 1e4  # a mean this many times the median mean would flatten all others
 
@@ -38,8 +39,8 @@ def plain(value: object) -> str:
 
 
 def panels(targets: Sequence[str], *, height: float = 2.6) -> tuple[Figure, dict[str, Axes]]:
-    """A figure with one panel per target, at most four in a row, sharing the y axis."""
-    n_columns = min(len(targets), 4)
+    """A figure with one panel per target, at most ACROSS in a row, sharing the y axis."""
+    n_columns = min(len(targets), ACROSS)
     n_rows = math.ceil(len(targets) / n_columns)
     width = {1: 5.2, 2: 7.6, 3: 9.4}.get(n_columns, 10.8)
     figure = Figure(figsize=(width, height * n_rows + 0.65), layout="constrained")
@@ -115,8 +116,10 @@ def _numeric(values: Iterable[object]) -> bool:
     )
 
 
-def _place(axes: Axes, values: list, *, log: bool, numeric: bool, keep: object) -> dict[object, float]:
-    """Lay out the swept values on the x axis of one panel; returns the place of each."""
+def _place(
+    axes: Axes, values: list, *, log: bool, numeric: bool, keep: object, inches: float
+) -> dict[object, float]:  # fmt: skip
+    """Lay out the swept values on the x axis of one panel, `inches` wide; returns the place of each."""
     at = {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
     if log:
         axes.set_xscale("log")
@@ -129,7 +132,6 @@ def _place(axes: Axes, values: list, *, log: bool, numeric: bool, keep: object) 
     axes.xaxis.set_major_locator(FixedLocator(places.tolist()))
     share = (inner - low + pad) / (high - low + 2 * pad)
     labels = [plain(v) for v in values]
-    inches = axes.get_figure().get_figwidth() / axes.get_gridspec().ncols - 0.55
     room = [0.068 * (len(text) + 0.9) / inches for text in labels]
     ends = (0, len(values) - 1) if numeric else ()
     kept: list[int] = []
@@ -146,6 +148,20 @@ def _place(axes: Axes, values: list, *, log: bool, numeric: bool, keep: object) 
         axes.set_xticklabels([literal(text) for text in labels], rotation=30, ha="right", rotation_mode="anchor")
     axes.grid(axis="x", visible=False)
     return at
+
+
+def _is_logarithmic(frame: pd.DataFrame, column: str) -> bool:
+    """Whether the numbers of a column are positive, and those of one target span more than a decade."""
+    spans = frame.groupby("data.name")[column].agg(["min", "max"])
+    return bool((spans["min"] > 0).all()) and bool((spans["max"] > 10 * spans["min"]).any())
+
+
+def _beside(at: Mapping[object, float], share: float, limits: tuple[float, float], *, log: bool) -> dict[object, float]:
+    """The places moved by a share of the axis: the intervals of several lines stand side by side."""
+    low, high = limits
+    if log:
+        return {value: x * (high / low) ** share for value, x in at.items()}
+    return {value: x + share * (high - low) for value, x in at.items()}
 
 
 def _palette(values: list) -> dict[object, str]:
@@ -200,9 +216,8 @@ def draw_ablation(frame: pd.DataFrame, columns: Sequence[str]) -> Figure:
     room = min(0.5, 0.07 + 0.0185 * max(written)) if written else 0.0
     cap = scale_values(grid[targets[0]], frame["kl_mean"], [*frame["kl_low"], *frame["kl_high"]], room=room)
     numeric = _numeric(frame[x_column])
-    spans = frame.groupby("data.name")[x_column].agg(["min", "max"]) if numeric else None
-    log = numeric and bool(((spans["min"] > 0) & (spans["max"] > 10 * spans["min"])).any())
-    log = log and bool((spans["min"] > 0).all())
+    log = numeric and _is_logarithmic(frame, x_column)
+    inches = figure.get_figwidth() / min(len(targets), ACROSS) - 0.55
     colours = _palette(lines) if rest else {None: CYCLE[0]}
     seen: set[str] = set()
     for target, axes in grid.items():
@@ -210,16 +225,17 @@ def draw_ablation(frame: pd.DataFrame, columns: Sequence[str]) -> Figure:
         centre = own[own["is_centre"].astype(bool)]
         middle = centre[x_column].iloc[0] if len(centre) else None
         values = [v for v in _unique(frame[x_column]) if v in set(own[x_column])]
-        at = _place(axes, sorted(values) if numeric else values, log=log, numeric=numeric, keep=middle)
+        if numeric:
+            values = sorted(values)
+        at = _place(axes, values, log=log, numeric=numeric, keep=middle, inches=inches)
         if middle is not None:
             axes.axvline(at[middle], color="#999999", linewidth=0.8, linestyle=(0, (2, 3)), zorder=0.5)
         notes: dict[object, list[str]] = {}
         for i, line in enumerate(lines):
             part = own if line is None else own[own[rest[0]] == line]
             shift = (i - (len(lines) - 1) / 2) / max(len(lines) - 1, 1) * min(0.05, 0.012 * len(lines))
-            low, high = axes.get_xlim()
-            move = (lambda x, s=shift, r=high / low: x * r**s) if log else (lambda x, s=shift * (high - low): x + s)
-            seen |= _draw_line(axes, part, x_column, {v: move(x) for v, x in at.items()}, cap,
+            places = _beside(at, shift, axes.get_xlim(), log=log)
+            seen |= _draw_line(axes, part, x_column, places, cap,
                                colour=colours[line], marker=MARKERS[i % len(MARKERS)], joined=numeric)  # fmt: skip
             for _, row in part.iterrows():
                 text = troubles(row) + ([f"mean {row['kl_mean']:.0e}"] if row["kl_mean"] > cap else [])
@@ -290,7 +306,7 @@ def _draw_line(axes: Axes, part: pd.DataFrame, x_column: str, at: dict, cap: flo
 def _key(seen: set[str], rest: Sequence[str]) -> list[Line2D]:
     """Legend entries for the marks that the figure really has."""
     colour = "#444444" if rest else CYCLE[0]
-    marks = {
+    marks: dict[str, tuple[str, dict[str, Any]]] = {
         "interval": ("mean, 95% interval over seeds", {"color": colour, "marker": "o"}),
         "one": ("one seed: no interval", {"color": colour, "marker": "o", "markerfacecolor": "white",
                                           "linestyle": "none"}),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nfexp.analysis.statistics import deviations, distinct, mean_interval
 from nfexp.analysis.table import ReportError, load_arrays, skip
+from nfexp.analysis.table.records import rows_of
 
 FAR = 1e30  # what lies further out is drawn there
 Centres = Mapping[str, Mapping[str, object]]
@@ -120,7 +122,7 @@ def _holds(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[str | in
 def exemplar(
     runs: pd.DataFrame, centres: Centres, target: str, kind: str, tries: int = 6,
     skipped: list[ReportError] | None = None,
-) -> dict | None:  # fmt: skip
+) -> dict[str, Any] | None:  # fmt: skip
     """The run to show for a target: completed, nearest to the centre, lowest seed, with what `kind` needs stored.
 
     Returns its row as a dict, with "arrays" (floats are float64, within ±FAR) and "differs" (the columns in which it
@@ -129,7 +131,7 @@ def exemplar(
     own = runs[(runs["data.name"] == target) & (runs["status"] == "completed")]
     own = own.assign(differs=differences(own, centres))
     own = own.assign(apart=own["differs"].map(len)).sort_values(["apart", "seed", "dir"], kind="stable")
-    for row in own.head(tries).to_dict("records"):
+    for row in rows_of(own.head(tries)):
         try:
             arrays = load_arrays(row["dir"], only=SHAPES[kind])
         except ReportError as error:

@@ -42,17 +42,17 @@ def draw_summary(arrays: Mapping[str, Arrays], seeds: pd.DataFrame, means: pd.Da
         axes.yaxis.set_label_coords(0.2 / width, (box.y0 + box.y1) / 2, transform=figure.transFigure)
 
     for i, (target, own) in enumerate(arrays.items()):
-        extent = tuple(map(float, own["grid_extent"]))
+        x0, x1, y0, y1 = map(float, own["grid_extent"])
         density, edges = density_image(own, "q")
         top = float(np.nanpercentile(density, 99.9))
         for j, name in enumerate(("target draws", "flow samples", "learned density")):
             axes = place(LEFT + i * (SIDE + GAP), TOP + j * (SIDE + GAP), SIDE, SIDE)
             if j < 2:
                 points = own["best" if j else "target"][: min(len(own["best"]), len(own["target"]))]
-                axes.scatter(*points.T, s=2.5, alpha=0.5, linewidths=0, color=BLUE if j else INK)
+                axes.scatter(points[:, 0], points[:, 1], s=2.5, alpha=0.5, linewidths=0, color=BLUE if j else INK)
             else:
                 axes.imshow(density, extent=edges, vmin=0, vmax=top or 1.0, cmap=SHADES)
-            square(axes, extent)
+            square(axes, (x0, x1, y0, y1))
             axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
             if not i:
                 label(axes, name)
