@@ -101,7 +101,7 @@ class Handle:
 def test_every_executor_ends_with_its_sweep(executor, tmp_path):
     launcher = Options(max_stack=None, memory=None, workers=None, executor=executor, backend="loky", wait=True,
                        slurm=resources(NEEDS))  # fmt: skip
-    stacking = Stacking(launcher, tmp_path)
+    stacking = Stacking(launcher, lambda: tmp_path)
     assert stacking.executor is stacking.executor
     stacking.close()
     assert stacking.pool.workers == []
