@@ -222,6 +222,7 @@ SUBDIRS = {
     "absolute": ("/tmp/nfexp-absent/${seed}", "a folder below that of the sweep; got '(../)+nfexp-absent/0'"),
     "hidden": (".runs/${seed}", "a folder that is not hidden, for reports pass over those; got '.runs/0'"),
     "hidden below": ("a/.${seed}", "a folder that is not hidden, for reports pass over those; got 'a/.0'"),
+    "a file's name": ("report.md/${seed}", "a folder whose name is not that of a file .*; got 'report.md/0'"),
     "the sweep's own": (".", "a folder below that of the sweep; got '.'"),
     "empty": ("", "a folder below that of the sweep; got '.'"),
 }  # fmt: skip

@@ -271,6 +271,12 @@ SPELLINGS = {  # arguments → runs: a key is the same key however it is spelled
     "forced in exclude": (["seed=0,1", "hydra.sweeper.exclude=[{++seed:1}]"], 1),
     "a group in its own package": (["hydra.sweeper.grids=[{data@data:[moons,circles]}]", "data=moons"], 1),
     "that, excluded": (["data=moons,circles", "hydra.sweeper.exclude=[{data@data:moons}]"], 1),
+    "as a dictionary": (["experiment=ablate_flows", "data=moons", "seed=0", "flow={n_flows:4}"], 1),
+    "as a dictionary of texts": (
+        ["hydra.sweeper.grids=[{flow.activation:[relu,tanh]}]", "flow={activation:'tanh'}"],
+        1,
+    ),
+    "as a forced dictionary": (["experiment=ablate_flows", "data=moons", "seed=0", "++flow={n_flows:4}"], 1),
     "the last one counts": (["hydra.sweeper.grids=[{seed:[0,1,2]}]", "seed=0,1", "++seed=2"], 1),
 }
 

@@ -155,6 +155,10 @@ class Step:
         return found
 
 
+# Of what a sweep and its report leave beside the runs: sweep.json, multirun.yaml, runs.csv, report.md, report.html
+OWN_SUFFIXES = (".json", ".yaml", ".csv", ".md", ".html")
+
+
 def check_folders(folders: Mapping[int, str]) -> None:
     """Raise unless every job has a folder of its own, below that of the sweep, where reports find it.
 
@@ -168,6 +172,8 @@ def check_folders(folders: Mapping[int, str]) -> None:
             raise SpecError(key, "a folder below that of the sweep", folder)
         if any(part.startswith(".") for part in parts):
             raise SpecError(key, "a folder that is not hidden, for reports pass over those", folder)
+        if Path(parts[0]).suffix in OWN_SUFFIXES:
+            raise SpecError(key, "a folder whose name is not that of a file of the sweep's own", folder)
         if parts in owners:
             raise SpecError(key, "a folder of its own for each job",
                             Words(f"{folder!r} for job {owners[parts]} and job {number}"))  # fmt: skip

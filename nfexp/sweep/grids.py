@@ -164,8 +164,19 @@ class Grids:
                     raise SpecError(key, "one value, for it says what the sweep is", override.input_line)
                 if not override.is_discrete_sweep():
                     raise SpecError(key, "a list of values", override.input_line)
-            choices[key] = list(each(override))
+            value = override.value()
+            if isinstance(value, dict):  # flow={n_flows:4} says what flow.n_flows=4 says
+                for leaf, one in value.items():
+                    self._check_leaf(key, leaf, one, override.input_line)
+                    choices[f"{key}.{leaf}"] = [given(f"{key}.{leaf}", one)]
+            else:
+                choices[key] = list(each(override))
         return choices
+
+    def _check_leaf(self, key: str, leaf: object, value: Any, written: Any) -> None:
+        """Raise for what a dictionary on the command line cannot be taken apart into: plain values by key."""
+        if not isinstance(leaf, str) or not (value is None or isinstance(value, bool | int | float | str)):
+            raise SpecError(key, f"plain values by key, or {key}.KEY=VALUE for each", Words(written))
 
     def _choices(self, entries: Mapping[str, Any], where: str) -> Choices:
         """The values of each key. A list holds them as they are; a text alone is read as on the command line."""
