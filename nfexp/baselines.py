@@ -31,7 +31,7 @@ from nfexp.data import load_data
 from nfexp.spec import Data, from_mapping
 from nfexp.surroundings import command
 from nfexp.sweep.planning import cores
-from nfexp.usage import Usage, run
+from nfexp.usage import RUNS, Usage, run
 
 USED = 20_000  # points that a mixture and a kernel estimate are fitted to, at most: the first ones
 COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -233,7 +233,7 @@ def _write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
 USAGE = Usage(
     command="nfexp-baselines",
     purpose="Fit densities without a flow to the draws of a sweep's runs, into baselines.csv; the report shows them.",
-    folders="a run, a sweep, or a folder with several of them; what its baselines.csv lacks is fitted",
+    folders=f"{RUNS}; what its baselines.csv lacks is fitted",
     options={"workers=N": "fits at a time, each in a process of its own; one per core if not given"},
     examples=[
         "nfexp-baselines outputs/sweeps/ablations/2026-01-31_12-00-00",

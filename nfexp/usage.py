@@ -10,6 +10,7 @@ from pathlib import Path
 from nfexp.spec import SpecError, Words
 
 HELP = ("-h", "--help")
+RUNS = "a run, a sweep, or a folder with several of them"  # the folders that most commands read
 VERSION = "--version"
 
 

@@ -17,9 +17,9 @@ from nfexp.streams import stream
 class Dataset:
     """The points of one run, (N, *event_shape) in float64, data units, and what is known of where they come from.
 
-    Nothing that works with a dataset asks for more than its event shape, whether it has a `log_prob`, and its
-    `levels`. `density` can draw fresh points, too; `true_log_prob` gives its log-density at the test points (N,),
-    nats, or None. `levels` is the number of values of a pixel, None where points are not images.
+    `density` is the exact law where it is known: it can draw fresh points, too, and `true_log_prob` gives its
+    log-density at the test points, (N,), nats; it is None without one. `levels` is the number of values of a pixel,
+    None where points are not images. Nothing that works with a dataset asks where its points come from.
     """
 
     event_shape: tuple[int, ...]

@@ -19,7 +19,7 @@ from nfexp.report.contents import content
 from nfexp.report.figures import safe
 from nfexp.report.layouts import axis_tex, baselines_tex, claim_lines, claims_tex, to_html, to_markdown
 from nfexp.surroundings import command
-from nfexp.usage import Usage, run
+from nfexp.usage import RUNS, Usage, run
 
 
 def write_text(text: str, path: Path) -> Path:
@@ -71,7 +71,7 @@ def build(*dirs: str | Path, out: str | Path | None = None) -> Path:
 USAGE = Usage(
     command="nfexp-report",
     purpose="Make tables, figures and pages of runs and sweeps again; print the verdicts and the path of report.html.",
-    folders="a run, a sweep, or a folder with several of them",
+    folders=RUNS,
     options={"out=PATH": "where the report goes: the folder itself if not given; needed for several folders"},
     examples=[
         "nfexp-report outputs/sweeps/ablations/2026-01-31_12-00-00",

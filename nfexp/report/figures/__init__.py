@@ -40,7 +40,7 @@ from nfexp.report.figures.curves import draw_ablation, draw_convergence, plain
 from nfexp.report.figures.films import Film, film_training, film_walk, save_film
 from nfexp.report.figures.frames import centre_scores, differences, exemplar, learning_curves
 from nfexp.report.figures.summary import draw_summary
-from nfexp.usage import Usage, run
+from nfexp.usage import RUNS, Usage, run
 
 STYLE = Path(__file__).parent / "nfexp.mplstyle"
 AXES = 100  # at most this many ablations are drawn; their tables are always written
@@ -276,7 +276,7 @@ def output(dirs: Sequence[str | Path], out: str | Path | None) -> Path:
 USAGE = Usage(
     command="nfexp-plot",
     purpose="Draw figures from the stored results of runs and sweeps, without training; print their paths.",
-    folders="a run, a sweep, or a folder with several of them",
+    folders=RUNS,
     options={
         "figures=NAME,PATTERN_*": "which ones, by name or pattern (quote it); all but films (gif_*) if not given",
         "out=PATH": "where figures/ goes; needed for several folders",
