@@ -10,8 +10,9 @@ reproduce: .venv/installed
 reproduction-docs: .venv/installed
 	$(BIN)/python -m reproduction docs
 
+# One process per core, at most four: many tests start a small sweep of their own.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

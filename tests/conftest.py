@@ -75,11 +75,12 @@ class Sweep(subprocess.Popen):
         return sorted(self.folder.glob("*/result.json"))
 
     def wait_for(self, what, seconds=120):
-        """Wait until `what()` is true or the sweep has ended."""
+        """Wait until `what()` is true; it is asked once a look, for what was true may pass."""
         deadline = time.monotonic() + seconds
-        while not what() and self.poll() is None and time.monotonic() < deadline:
+        while not what():
+            assert self.poll() is None, "the sweep ended first"
+            assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.05)
-        assert what(), "waited in vain"
 
     def family(self):
         """Process ids of its descendants."""
@@ -93,13 +94,16 @@ class Sweep(subprocess.Popen):
         return found[1:]
 
     def workers(self):
-        """Those of its descendants that work: forked from the one that has torch loaded."""
-        below = {}
-        for pid in self.family():
-            with suppress(OSError):  # ended since
-                with_parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                below.setdefault(int(with_parent[1]), []).append(pid)
-        return below.get(max((p for p in below if p != self.pid), default=0), [])
+        """Those of its descendants that train: forked from the one child that has torch loaded."""
+        children = [child for child in self.family() if parent_of(child) == self.pid]
+        return [pid for pid in self.family() if parent_of(pid) in children]
+
+
+def parent_of(pid):
+    """Process id of the parent; None once the process has ended."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return None
 
 
 @pytest.fixture

@@ -216,7 +216,7 @@ def test_a_worker_hands_on_what_a_call_returns_or_raises():
         pool.close()
 
 
-LONG = ("seed=range(4)", "train.steps=500", "hydra.launcher.max_stack=2")
+LONG = ("seed=range(4)", "flow.n_flows=1", "train.steps=2000", "hydra.launcher.max_stack=2")
 ENDLESS = ("seed=range(4)", "train.steps=20,100000", "hydra.launcher.workers=5")
 
 
