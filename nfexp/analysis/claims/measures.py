@@ -1,7 +1,7 @@
-"""What the claims measure: functions of a study that return contrasts, or say that their runs are absent.
+"""What the claims measure: functions of a study that return contrasts, or raise Absent.
 
-No contrast is chosen by looking at the values that it is then tested with: a "best of" becomes one contrast per
-candidate, so that noise alone cannot make the best one good.
+No contrast is chosen by looking at the values that it is then tested with: a "best of" becomes one
+contrast per candidate, so that noise alone cannot make the best one good.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ LR = "train.lr"
 BATCH = "train.batch_size"
 ALTERNATING = {"flow.mask": "alternating"}
 FIXED = {"flow.mask": "fixed"}
-GOOD_ENOUGH = 0.05  # nats above the lowest KL of a seed: how far good recipes lie apart, see the catalogue
+# Nats above the lowest KL of a seed: how far good recipes lie apart, see the catalogue.
+GOOD_ENOUGH = 0.05
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One effect: the mean of paired differences over seeds, or (`share`) the share of runs that something is true of.
+    """One effect: a mean of paired differences over seeds, or a share of runs (`share`).
 
     `margin` replaces the claim's where the effect is another quantity than the claim's estimand.
     """
@@ -61,7 +62,10 @@ class Contrast:
         return mean_interval(self.values, level)
 
     def tails(self, margin: float, *, signs: bool = False) -> Tails:
-        """p-values of "the effect is at most `margin`" and of "at least"; of the mean, or of the median by signs."""
+        """p-values of "the effect is at most `margin`" and of "at least".
+
+        By `signs` the effect is the median, else the mean.
+        """
         if self.share:
             return share_tails(self.values, margin)
         if signs:
@@ -117,8 +121,9 @@ def each_complex_flow(study: Study) -> list[Contrast]:
     found = []
     for key in study.cells:
         own = dict(key)
-        is_larger = any(own.get(size, 0) > study.centre.get(size, math.inf) for size in (DEPTH, WIDTH))
-        if own.get(FLOWS) == 1 and own.keys() <= {FLOWS, DEPTH, WIDTH} and is_larger:
+        is_deeper = own.get(DEPTH, 0) > study.centre.get(DEPTH, math.inf)
+        is_wider = own.get(WIDTH, 0) > study.centre.get(WIDTH, math.inf)
+        if own.get(FLOWS) == 1 and own.keys() <= {FLOWS, DEPTH, WIDTH} and (is_deeper or is_wider):
             found.append(mean_of(cell_name(key), study.gap(own, {})))
     if not found:
         raise Absent("missing: flow.n_flows=1 with more depth or width than the centre")
@@ -172,12 +177,13 @@ def time_by_samples(study: Study) -> list[Contrast]:
     full = {BATCH: "full"}
     if len(study.axis(SAMPLES, full)) < 2:
         raise Absent(
-            "not identifiable here: mini-batches make a step cost the same at every n, and seconds is a share of a "
-            "stack; needs runs with train.batch_size=full at two sample counts"
+            "not identifiable here: mini-batches make a step cost the same at every n, and seconds "
+            "is a share of a stack; needs runs with train.batch_size=full at two sample counts"
         )
     low, high = study.ends(SAMPLES, fixed=full)
     gap = study.gap(full | {SAMPLES: high}, full | {SAMPLES: low}, "seconds")
-    stacks = gap[~gap.round(3).duplicated()]  # runs of one stack share its time: they are one measurement
+    # Runs of one stack share its time: they are one measurement.
+    stacks = gap[~gap.round(3).duplicated()]
     study.notes.append(f"{len(gap)} runs in {len(stacks)} pairs of stacks")
     return [mean_of(f"n={high} against n={low}", stacks)]
 
@@ -208,29 +214,36 @@ def each_under_noise(study: Study) -> list[Contrast]:
             found.append(key)
     if len(found) < 2:
         raise Absent(f"missing: data.noise={noise:g} with another number of flows, depth or width")
-    contrasts = [mean_of(cell_name(key), study.gap(dict(key), {}, "clean_distance")) for key in found]
+    contrasts = []
+    for key in found:
+        contrasts.append(mean_of(cell_name(key), study.gap(dict(key), {}, "clean_distance")))
     return sorted(contrasts, key=lambda contrast: contrast.label)
 
 
 def fixed_mask(study: Study) -> list[Contrast]:
-    """KL(fixed) − KL(alternating); where most runs under the fixed mask diverged, the share that did."""
+    """KL(fixed) − KL(alternating), or the share of fixed runs that diverged, if most did."""
     nothing = pd.DataFrame({"status": [], "seed": []})
     lost = diverged(study.cells.get(study.key(FIXED), nothing))
     if lost.mean() > 0.5:  # not of NaN, the mean of nothing
         study.cell(ALTERNATING)  # looked at, so that what it lost counts too
-        return [share_of("share of runs under the fixed mask that diverged, which is the claim", lost, 0.5)]
+        label = "share of runs under the fixed mask that diverged, which is the claim"
+        return [share_of(label, lost, margin=0.5)]
     return versus(FIXED, ALTERNATING)(study)
 
 
 def covering_masks(study: Study) -> list[Contrast]:
-    """KL(mask changed once) − KL(alternating); a note says how random masks do, which need not cover both."""
+    """KL(mask changed once) − KL(alternating).
+
+    A note says how random masks do, which need not cover both coordinates.
+    """
     key = study.key({"flow.mask": "random"})
     if key in study.cells:  # looked at without `cell`: the verdict does not need it
         runs = study.cells[key]
         done = runs[runs["status"] == "completed"]
         gap = done.set_index("seed")["kl"] - study.values("kl", ALTERNATING)
         mean, low, high = mean_interval(gap)
-        study.notes.append(f"random masks: {mean:.3g} [{low:.3g}, {high:.3g}], {gap.count()} of {len(runs)} runs")
+        counted = f"{gap.count()} of {len(runs)} runs"
+        study.notes.append(f"random masks: {mean:.3g} [{low:.3g}, {high:.3g}], {counted}")
     return versus({"flow.mask": "once"}, ALTERNATING)(study)
 
 
@@ -245,15 +258,20 @@ def divergence(study: Study) -> list[Contrast]:
     cells = [study.cell({LR: lr}) for lr in study.axis(LR)] or [study.cell({})]
     lost = diverged(pd.concat(cells))
     study.notes.append(f"{lost.sum()} of {len(lost)} runs diverged")
-    of_seed = lost.groupby(level=0).any()  # runs of one seed share draws and initialisation: one trial
+    # Runs of one seed share draws and initialisation: one trial.
+    of_seed = lost.groupby(level=0).any()
     return [share_of("", of_seed)]
 
 
 def divergence_by_lr(study: Study) -> list[Contrast]:
-    """Of the seeds that diverged at one of two learning rates, the share that did at the higher (McNemar 1947)."""
+    """Of the seeds that diverged at one of two learning rates, the share at the higher.
+
+    The exact test of it is McNemar's (1947).
+    """
     low, high = study.ends(LR)
     columns = {lr: diverged(study.cell({LR: lr})) for lr in (high, low)}
-    lost = pd.concat(columns, axis=1, join="inner").astype(bool)  # rows are the seeds that ended at both
+    # Rows are the seeds that ended at both.
+    lost = pd.concat(columns, axis=1, join="inner").astype(bool)
     if not lost.to_numpy().any():
         raise Absent(f"no run diverged at lr {high:g} or {low:g}: nothing to help against")
     n_high = lost[high].sum()

@@ -1,4 +1,4 @@
-"""Means and shares over seeds with intervals and tests, the ablation tables, and the cells of a study."""
+"""Means and shares over seeds with intervals and tests, ablation tables, the cells of a study."""
 
 from nfexp.analysis.statistics.ablations import (
     AVERAGED,
