@@ -41,7 +41,10 @@ def printable(text: object, limit: int = 120) -> str:
     """
     flat = " ".join(str(text)[: 4 * limit].split())
     if not flat.isprintable():
-        flat = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
+        letters = ""
+        for letter in flat:
+            letters += letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        flat = letters
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 

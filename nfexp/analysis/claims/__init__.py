@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nfexp.analysis.claims.catalogue import CLAIMS, Claim
 from nfexp.analysis.claims.findings import Finding, PValues, find, p_values, verdict
 from nfexp.analysis.claims.measures import HARD, SIMPLE
-from nfexp.analysis.statistics import Interval, Study, holm, studies
+from nfexp.analysis.statistics import Interval, holm, studies
 
 __all__ = [
     "CLAIMS",
@@ -50,12 +51,11 @@ def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd
     by_target = studies(runs, centres)
     rows = []
     for claim in CLAIMS:
-        groups: list[dict[str, Study]]
         if claim.across:
-            groups = [by_target]
+            found = [find(claim, by_target)]
         else:
-            groups = [{target: study} for target, study in by_target.items()]
-        rows += judge(claim, [find(claim, group) for group in groups])
+            found = [find(claim, {target: study}) for target, study in by_target.items()]
+        rows += judge(claim, found)
     return pd.DataFrame(rows)
 
 
@@ -110,9 +110,9 @@ def _count(claim: Claim, voting: Sequence[Finding], *, signs: bool) -> _Votes:
     small enough, and contradicted once fewer than m targets are left: at the (k − m + 1)-th
     smallest p_against.
     """
-    alone = [finding.p(signs=signs) for finding in voting]
-    p_for = [float(p) for p in holm([p.p_for for p in alone])]
-    p_against = [float(p) for p in holm([p.p_against for p in alone])]
+    alone = np.array([finding.p(signs=signs) for finding in voting])  # (k, 2)
+    p_for = holm(alone[:, 0]).tolist()
+    p_against = holm(alone[:, 1]).tolist()
     corrected = {}
     for finding, own_for, own_against in zip(voting, p_for, p_against, strict=True):
         corrected[finding.target] = PValues(own_for, own_against)

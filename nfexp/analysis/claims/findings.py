@@ -58,6 +58,7 @@ def p_values(contrast: Contrast, kind: str, margin: float, *, signs: bool = Fals
 
 
 def _known_tails(contrast: Contrast, margin: float, signs: bool) -> list[float]:
+    """The p-values of `Contrast.tails`, 1 where one is missing."""
     return [1.0 if math.isnan(p) else p for p in contrast.tails(margin, signs=signs)]
 
 

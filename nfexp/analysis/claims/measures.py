@@ -20,9 +20,10 @@ from nfexp.analysis.statistics import (
     Study,
     Tails,
     bootstrap_interval,
-    cell_name,
+    changes_of,
     mean_interval,
     mean_tails,
+    named,
     share_interval,
     share_tails,
     sign_tails,
@@ -120,11 +121,11 @@ def each_complex_flow(study: Study) -> list[Contrast]:
     """KL of each single flow that is deeper or wider than the centre, minus the centre's."""
     found = []
     for key in study.cells:
-        own = dict(key)
+        own = changes_of(key)
         is_deeper = own.get(DEPTH, 0) > study.centre.get(DEPTH, math.inf)
         is_wider = own.get(WIDTH, 0) > study.centre.get(WIDTH, math.inf)
         if own.get(FLOWS) == 1 and own.keys() <= {FLOWS, DEPTH, WIDTH} and (is_deeper or is_wider):
-            found.append(mean_of(cell_name(key), study.gap(own, {})))
+            found.append(mean_of(named(own), study.gap(own, {})))
     if not found:
         raise Absent("missing: flow.n_flows=1 with more depth or width than the centre")
     return sorted(found, key=lambda contrast: contrast.label)
@@ -132,7 +133,8 @@ def each_complex_flow(study: Study) -> list[Contrast]:
 
 def flows_needed(studies: Mapping[str, Study]) -> list[Contrast]:
     """Flows needed on hard targets minus on simple ones, per seed."""
-    needed = {}
+    hard = []
+    simple = []
     for target, study in studies.items():
         numbers = study.axis(FLOWS)
         if target not in SIMPLE + HARD or len(numbers) < 2:
@@ -140,11 +142,12 @@ def flows_needed(studies: Mapping[str, Study]) -> list[Contrast]:
         # Rows are the seeds that have the whole axis, columns the numbers of flows, rising.
         kl = pd.DataFrame({n: study.values("kl", {FLOWS: n}) for n in numbers}).dropna()
         is_enough = kl.le(kl.min(axis=1) + GOOD_ENOUGH, axis=0)
-        needed[target] = is_enough.idxmax(axis=1).astype(float)  # the first column that is true
-        mean = needed[target].mean()
-        study.notes.append(f"needed {mean:.2g}" if len(kl) else "no seed has the whole axis")
-    hard = [needed[target] for target in HARD if target in needed]
-    simple = [needed[target] for target in SIMPLE if target in needed]
+        needed = is_enough.idxmax(axis=1).astype(float)  # the first column that is true
+        study.notes.append(f"needed {needed.mean():.2g}" if len(kl) else "no seed has the whole axis")
+        if target in HARD:
+            hard.append(needed)
+        else:
+            simple.append(needed)
     if not hard or not simple:
         raise Absent("missing: a flows axis on a simple and on a hard target")
     return [mean_of("", _seed_means(hard) - _seed_means(simple))]
@@ -158,18 +161,24 @@ def _seed_means(columns: list[pd.Series]) -> pd.Series:
 
 def six_against_each(study: Study) -> list[Contrast]:
     """KL of six flows minus that of every other number."""
-    others = [n for n in study.axis(FLOWS) if n != 6]
-    if not others:
+    found = []
+    for n in study.axis(FLOWS):
+        if n != 6:
+            found.append(mean_of(f"against {n} flows", study.gap({FLOWS: 6}, {FLOWS: n})))
+    if not found:
         raise Absent("missing: a flows axis")
-    return [mean_of(f"against {n} flows", study.gap({FLOWS: 6}, {FLOWS: n})) for n in others]
+    return found
 
 
 def deeper(study: Study) -> list[Contrast]:
     """KL of every depth above 2 minus that of depth 2."""
-    depths = [depth for depth in study.axis(DEPTH) if depth > 2]
-    if not depths:
+    found = []
+    for depth in study.axis(DEPTH):
+        if depth > 2:
+            found.append(mean_of(f"depth {depth}", study.gap({DEPTH: depth}, {DEPTH: 2})))
+    if not found:
         raise Absent("missing: a depth above 2")
-    return [mean_of(f"depth {d}", study.gap({DEPTH: d}, {DEPTH: 2})) for d in depths]
+    return found
 
 
 def time_by_samples(study: Study) -> list[Contrast]:
@@ -208,15 +217,15 @@ def each_under_noise(study: Study) -> list[Contrast]:
     _, noise = study.ends(NOISE)
     found = []
     for key in study.cells:
-        own = dict(key)
+        own = changes_of(key)
         at_most_noise = own.get(NOISE, study.centre.get(NOISE)) == noise
         if at_most_noise and own.keys() <= {NOISE, FLOWS, DEPTH, WIDTH}:
-            found.append(key)
+            found.append(own)
     if len(found) < 2:
         raise Absent(f"missing: data.noise={noise:g} with another number of flows, depth or width")
     contrasts = []
-    for key in found:
-        contrasts.append(mean_of(cell_name(key), study.gap(dict(key), {}, "clean_distance")))
+    for own in found:
+        contrasts.append(mean_of(named(own), study.gap(own, {}, "clean_distance")))
     return sorted(contrasts, key=lambda contrast: contrast.label)
 
 

@@ -116,12 +116,13 @@ def _swept(differs: pd.DataFrame) -> list[list[str]]:
     Single axes come first, in the order of AXES.
     """
     order = [*AXES, *differs]
-    found = set()
+    found: list[list[str]] = []
     for pattern in differs.drop_duplicates().to_numpy(dtype=bool):
-        positions = sorted(order.index(column) for column in differs.columns[pattern])
-        if 1 <= len(positions) <= 2:
-            found.add((len(positions), *positions))
-    return [[order[position] for position in positions] for _, *positions in sorted(found)]
+        columns = sorted(differs.columns[pattern], key=order.index)
+        if 1 <= len(columns) <= 2:
+            found.append(columns)
+    found.sort(key=lambda columns: (len(columns), list(map(order.index, columns))))
+    return found
 
 
 def _summary(runs: pd.DataFrame, columns: list[str], targets: list[str]) -> pd.DataFrame:

@@ -178,7 +178,7 @@ def bootstrap_interval(values: Iterable[float], level: float = 0.95) -> tuple[fl
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's adjusted p-values (1979), shape (k,).
 
     Those below α are false together with probability at most α. The smallest is multiplied by k,

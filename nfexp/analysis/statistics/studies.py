@@ -29,9 +29,14 @@ def named(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in changes.items()) or "the centre"
 
 
+def changes_of(key: Key) -> dict[str, Any]:
+    """A key as changes, in the order of their columns: a set has none of its own."""
+    return dict(sorted(key))
+
+
 def cell_name(key: Key) -> str:
-    """:func:`named` of a key, its changes in the order of their columns."""
-    return named(dict(sorted(key)))
+    """A cell by its key, as :func:`named`."""
+    return named(changes_of(key))
 
 
 @dataclass
@@ -104,12 +109,12 @@ def studies(runs: pd.DataFrame, centres: Centres) -> dict[str, Study]:
     """One :class:`Study` per target of `centres`."""
     runs = distinct(runs[runs["data.name"].isin(list(centres))])
     # Positions in `runs`, by target and cell.
-    rows_of: dict[str, dict[Key, list[int]]] = {target: {} for target in centres}
+    rows_of: dict[str, dict[Key, list[int]]] = {}
     for i, (target, key) in enumerate(zip(runs["data.name"], _keys(runs, centres), strict=True)):
-        rows_of[target].setdefault(key, []).append(i)
+        rows_of.setdefault(target, {}).setdefault(key, []).append(i)
     found = {}
     for target, centre in centres.items():
-        cells = {key: runs.iloc[rows] for key, rows in rows_of[target].items()}
+        cells = {key: runs.iloc[rows] for key, rows in rows_of.get(target, {}).items()}
         found[target] = Study(target, centre, cells)
     return found
 

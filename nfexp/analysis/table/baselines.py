@@ -34,9 +34,13 @@ def data_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     >>> data_key({"data.name": "moons", "data.n_samples": 200.0, "data.noise": 0.05, "seed": 3})
     ('moons', 200.0, 0.05, None, None)
     """
-    values = [row.get(key) for key in DATA]
-    # NaN is missing too; it is what differs from itself.
-    return tuple(None if value != value else value for value in values)
+    values = []
+    for key in DATA:
+        value = row.get(key)
+        if value != value:  # NaN
+            value = None
+        values.append(value)
+    return tuple(values)
 
 
 def load_baselines(
