@@ -17,7 +17,7 @@ PLAN = "sweep.json"
 HISTORY_FILE = "history.csv"
 SAMPLES = "samples.npz"
 MODEL = "model.safetensors"
-# bytes, unpacked.
+# The most that is read of each, in bytes, unpacked.
 LIMITS = {RESULT: 2**20, PLAN: 2**26, HISTORY_FILE: 2**22, SAMPLES: 2**28, MODEL: 2**31}
 
 

@@ -60,7 +60,7 @@ def locked(folder: Path, what: str = "a sweep") -> Iterator[None]:
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """The plan of the sweep in a folder, fit to be gone on with; None if it holds none.
+    """The plan of the sweep in a folder, complete enough to resume it; None if it holds none.
 
     Raises
     ------

@@ -101,14 +101,15 @@ class Finding:
 
     def decisive(self) -> Contrast | None:
         """The contrast that contradicts, or else the least favourable one."""
-        found = list(zip(self.each(), self.contrasts, strict=True))
-        if not found:
+        if not self.contrasts:
             return None
+        found = self.each()
+        numbers = range(len(found))
         if verdict(*self.p()) == "contradicted":
-            _, contrast = min(found, key=lambda pair: (pair[0].p_against, -pair[0].p_for))
+            first = min(numbers, key=lambda i: (found[i].p_against, -found[i].p_for))
         else:
-            _, contrast = min(found, key=lambda pair: (-pair[0].p_for, pair[0].p_against))
-        return contrast
+            first = min(numbers, key=lambda i: (-found[i].p_for, found[i].p_against))
+        return self.contrasts[first]
 
 
 def find(claim: Claim, group: Mapping[str, Study]) -> Finding:

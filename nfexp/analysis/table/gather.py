@@ -53,8 +53,7 @@ class Collection:
     sweep: Sweep
     reasons: dict[str, str]  # directory to why its run did not complete
     versions: dict[str, list[str]]
-    # Files that do not hold what they should.
-    skipped: list[ReportError] = field(default_factory=list)
+    skipped: list[ReportError] = field(default_factory=list)  # what does not hold what it should
 
 
 def collect(
@@ -81,7 +80,8 @@ def collect(
     tops = _folders(dirs)
     skipped: list[ReportError] = []
     places = {top: list(search(top, skipped, tops)) for top in tops}
-    known = _cached([*tops, Path(cache)] if cache else tops, places.values())
+    caches = [*tops, Path(cache)] if cache else tops
+    known = _cached(caches, places.values())
     reading = _Reading(home=Path(os.path.commonpath(tops)), known=known)
     plans = {}
     for top in tops:

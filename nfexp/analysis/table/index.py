@@ -118,7 +118,7 @@ def _unfollowed(
     tops: Iterable[str | os.PathLike[str]],
 ) -> list[ReportError]:
     """The line that says that a link is not followed, if runs may lie there that are not read."""
-    # Of the latter `_regular` has spoken.
+    # Of a record that is a link `_regular` has told.
     if link.name.startswith(".") or link.name in (RESULT, PLAN):
         return []
     to_file = os.path.exists(link.path) and not os.path.isdir(link.path)
