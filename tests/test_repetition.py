@@ -13,7 +13,7 @@ from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
 from nfexp.analysis.table.baselines import load_baselines
 from nfexp.report import contents, figures
-from nfexp.report.figures.frames import centre_scores, learning_curves
+from nfexp.report.selection import centre_scores, learning_curves
 from tests.helpers.fake_sweep import centre, write_run, write_sweep
 
 

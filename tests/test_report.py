@@ -5,7 +5,7 @@ import pytest
 
 from nfexp import report
 from nfexp.analysis import table
-from nfexp.report import contents, figures, layouts
+from nfexp.report import figures, layouts, words
 from tests.helpers.fake_sweep import centre, write_run, write_sweep
 from tests.helpers.pages import Page
 
@@ -78,7 +78,7 @@ def test_html_comes_in_order_and_anchors_lead_somewhere(built):
 
 def test_html_says_what_happened(page):
     assert "6 completed of 10 planned, 2 diverged, 1 failed, 1 missing" in page.text
-    for words in (
+    for said in (
         "2/2 diverged",
         "1/2 failed",
         "1/2 missing",
@@ -86,7 +86,7 @@ def test_html_says_what_happened(page):
         "supported",
         "non-finite loss",
     ):
-        assert words in page.text
+        assert said in page.text
     assert re.search(r"\d+ claims are not listed", page.text)
 
 
@@ -215,6 +215,6 @@ def test_bad_input_is_one_line_and_code_2(case, built, tmp_path, capsys):
 
 
 def test_numbers():
-    assert contents.interval(0.04123, 0.0362, 0.0487) == "0.041 [0.036, 0.049]"
-    assert contents.interval(0.04, float("nan"), float("nan")) == "0.040"
-    assert [contents.duration(s) for s in (12.34, 270, 7560)] == ["12.3 s", "4.5 min", "2.1 h"]
+    assert words.interval(0.04123, 0.0362, 0.0487) == "0.041 [0.036, 0.049]"
+    assert words.interval(0.04, float("nan"), float("nan")) == "0.040"
+    assert [words.duration(s) for s in (12.34, 270, 7560)] == ["12.3 s", "4.5 min", "2.1 h"]

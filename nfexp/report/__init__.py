@@ -16,8 +16,9 @@ from nfexp.commands import folder_word
 from nfexp.files import replacing
 from nfexp.report import figures
 from nfexp.report.contents import content
-from nfexp.report.figures import safe
+from nfexp.report.folders import output_folder, own_folder
 from nfexp.report.layouts import axis_tex, baselines_tex, claim_lines, claims_tex, to_html, to_markdown
+from nfexp.report.words import file_name
 from nfexp.surroundings import command
 from nfexp.usage import RUNS, Usage, run
 
@@ -29,7 +30,7 @@ def write_text(text: str, path: Path) -> Path:
 
 
 def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd.DataFrame]:
-    folder = figures.output(dirs, out)
+    folder = output_folder(dirs, out)
     try:
         found = table.collect(*dirs, cache=folder)
         runs, centres = found.runs, found.sweep.centres
@@ -37,15 +38,15 @@ def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd
         unread: list[table.ReportError] = []
         fits = load_baselines(*dirs, skipped=unread)
         table.skip(unread, found.skipped)
-        own = figures.own_folder(folder / "tables")
+        own = own_folder(folder / "tables")
         table.write_runs(runs, folder / "runs.csv")
         table.write_csv(judged, folder / "claims.csv")
         for axis, frame in tables.items():
-            table.write_csv(frame, folder / f"ablation_{safe(axis)}.csv")
+            table.write_csv(frame, folder / f"ablation_{file_name(axis)}.csv")
         pictures = figures.draw_all(folder, runs, found.sweep, tables, skipped=found.skipped)
         data = content(found, tables, judged, pictures, shlex.join(map(folder_word, dirs)), fits)
         for section in data["axes"]:
-            write_text(axis_tex(section), own / f"{safe(section['axis'])}.tex")
+            write_text(axis_tex(section), own / f"{file_name(section['axis'])}.tex")
         write_text(claims_tex(judged), own / "claims.tex")
         if data["baselines"]:
             write_text(baselines_tex(data["centre"]), own / "baselines.tex")

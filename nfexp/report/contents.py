@@ -12,9 +12,8 @@ from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
 from nfexp.analysis.table.baselines import DATA, MODELS, data_key
 from nfexp.analysis.table.records import rows_of
-from nfexp.report.figures import safe, swept
-from nfexp.report.figures.curves import plain, troubles
-from nfexp.report.figures.frames import differences
+from nfexp.report.selection import differences, swept
+from nfexp.report.words import duration, file_name, interval, number, plain, troubles
 
 BADGES = {"supported": "✓", "contradicted": "✗", "inconclusive": "?"}
 TROUBLES = ("diverged", "failed", "missing")
@@ -24,33 +23,6 @@ RULE = (
     "just clears the margin can still be inconclusive. A difference that is not significant is not an equality."
 )
 LISTED = 1000  # runs that did not complete, and files that could not be read: the rest is in runs.csv and on stderr
-
-
-def number(value: Any) -> str:
-    """Three decimals, fewer from 10 on, scientific where neither says anything; "–" if missing.
-
-    >>> number(0.04123), number(0.00023), number(0.00002), number(386.42), number(None)
-    ('0.041', '0.0002', '2e-05', '386', '–')
-    """
-    if value is None or value != value:
-        return "–"
-    x = float(value)
-    if x == 0 or 1e-4 <= abs(x) < 1e6:
-        return f"{x:.{4 if 0 < abs(x) < 1e-3 else 3 if abs(x) < 10 else 1 if abs(x) < 100 else 0}f}"
-    return f"{x:.1e}".replace(".0e", "e")
-
-
-def interval(mean: Any, low: Any, high: Any) -> str:
-    """A mean with its interval, "0.041 [0.036, 0.049]"; the mean alone where there is none."""
-    return number(mean) + (f" [{number(low)}, {number(high)}]" if low == low and low is not None else "")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 12.3 s, 4.5 min, 2.1 h."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def verdicts(found: pd.DataFrame) -> tuple[list[dict[str, Any]], int]:
@@ -179,7 +151,7 @@ def axis_section(
         if fits and centres and last[tuple(draws[value].values())] == value:
             found = [fits.get(data_key({**centres[t], **draws[value]})) for t in targets]
             lines += _baseline_lines([c if c in DATA else None for c in columns], shown, found)
-    return {"axis": axis, "columns": columns, "targets": targets, "rows": lines, "file": safe(axis)}
+    return {"axis": axis, "columns": columns, "targets": targets, "rows": lines, "file": file_name(axis)}
 
 
 def _baseline_lines(

@@ -16,7 +16,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from nfexp.analysis.table.records import rows_of
-from nfexp.report.contents import BASELINES_NOTE, HEADINGS, caption, interval, verdicts
+from nfexp.report.contents import BASELINES_NOTE, HEADINGS, caption, verdicts
+from nfexp.report.words import interval
 
 
 def _page(template: str, data: Mapping[str, Any], **how: Any) -> str:
