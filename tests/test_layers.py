@@ -20,7 +20,7 @@ ROOMS = """
     report.figures.panels report.figures.scales report.figures.ablation report.figures.convergence
     report.figures.clouds report.figures.density report.figures.animations report.figures.summary
     report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
-    report.contents report.layouts report
+    report.verdicts report.results report.contents report.tex report.layouts report
     configuration
     sweep.worker sweep.planning sweep.pool sweep.folder sweep.claim sweep.compose sweep.grids sweep.dry_run
     sweep.executors sweep.slurm sweep.joblib sweep.stacking sweep.conclusion

@@ -1,6 +1,7 @@
 """A run that is there twice is one run: no table, verdict, curve, page or count takes a copy for a replication."""
 
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -62,7 +63,7 @@ def said(folder):
     curves = []
     for column in (None, "flow.n_flows"):
         curves.append(learning_curves(runs, table.load_histories(runs), centres, column)[1])
-    data = contents.content(found, tables, judged, {}, "", load_baselines(folder))
+    data = asdict(contents.contents_of(found, tables, judged, {}, "", load_baselines(folder)))
     for key in ("title", "command", "skipped"):
         del data[key]
     del data["facts"]["repetitions"]
