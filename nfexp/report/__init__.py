@@ -1,4 +1,4 @@
-"""The report of a sweep: CSV and TeX tables, figures, report.md and one self-contained report.html."""
+"""The report of a sweep: tables, figures, report.md, and one self-contained report.html."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _make(dirs: Sequence[str | Path], out: str | Path | None) -> Report:
 
 
 def _write(dirs: Sequence[str | Path], folder: Path) -> Report:
-    """Read, compute, and write: tables first, then figures, and the pages that show both at last."""
+    """Read, compute, write: tables first, then figures, at last the pages that show both."""
     found = table.collect(*dirs, cache=folder)
     centres = found.sweep.centres
     tables = stats.ablations(found.runs, centres)
@@ -77,7 +77,8 @@ def _write_text(text: str, path: Path) -> None:
 def build(*dirs: str | Path, out: str | Path | None = None) -> Path:
     """Write tables, figures and reports of the runs below `dirs` into `out`; path of the HTML.
 
-    One folder gets its report itself where `out` is not given; several need one that holds no runs of its own.
+    One folder gets its report itself where `out` is not given; several need one that holds no runs
+    of its own.
 
     Raises
     ------
@@ -91,7 +92,9 @@ USAGE = Usage(
     command="nfexp-report",
     purpose="Make tables, figures and pages of runs and sweeps again; print the verdicts and the path of report.html.",
     folders=RUNS,
-    options={"out=PATH": "where the report goes: the folder itself if not given; needed for several folders"},
+    options={
+        "out=PATH": "where the report goes: the folder itself if not given; needed for several folders",
+    },
     examples=[
         "nfexp-report outputs/sweeps/ablations/2026-01-31_12-00-00",
         "nfexp-report outputs/sweeps/ablations outputs/sweeps/blog out=both",
@@ -101,7 +104,7 @@ USAGE = Usage(
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """``nfexp-report DIR… [out=PATH]``: build the report; print the claims and the path of report.html."""
+    """``nfexp-report DIR… [out=PATH]``: build the report; print the claims and its path."""
     return run(USAGE, argv, _report)
 
 

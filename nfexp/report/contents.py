@@ -29,7 +29,8 @@ RULE = (
     "Intervals are of one target each; verdicts are corrected over a claim's targets (Holm), so that an interval that "
     "just clears the margin can still be inconclusive. A difference that is not significant is not an equality."
 )
-LISTED = 1000  # runs that did not complete, and files that could not be read: the rest is in runs.csv and on stderr
+# runs that did not complete, and files that could not be read: the rest is in runs.csv and on stderr
+LISTED = 1000
 LONGEST_COMMAND = 4096  # letters
 OF_A_RUN = ("name", "data.name", "seed", "device")  # keys that say nothing of the centre
 
@@ -76,7 +77,7 @@ def contents_of(
     command: str,
     fits: pd.DataFrame,
 ) -> Contents:
-    """What there is to say of the runs `found`, from their tables, verdicts, pictures and baselines."""
+    """What there is to say of the runs `found`, with their tables, verdicts and pictures."""
     centres = found.sweep.centres
     runs = table.distinct(found.runs)
     claims = verdicts(judged)
@@ -149,10 +150,18 @@ def _tally(claims: Sequence[ClaimVerdict]) -> dict[str, int]:
 def _of_kind(kind: str, pictures: Mapping[str, Path]) -> dict[str, Path]:
     """The pictures of one kind, by the rest of their names."""
     prefix = f"{kind}_"
-    return {name.removeprefix(prefix): path for name, path in pictures.items() if name.startswith(prefix)}
+    found = {}
+    for name, path in pictures.items():
+        if name.startswith(prefix):
+            found[name.removeprefix(prefix)] = path
+    return found
 
 
-def _unfinished(runs: pd.DataFrame, centres: Centres, reasons: Mapping[str, str]) -> list[UnfinishedRun]:
+def _unfinished(
+    runs: pd.DataFrame,
+    centres: Centres,
+    reasons: Mapping[str, str],
+) -> list[UnfinishedRun]:
     found = []
     for row, differs in zip(rows_of(runs), differences(runs, centres), strict=True):
         settings = [f"{key} = {table.printable(plain(row[key]), CELL)}" for key in differs]

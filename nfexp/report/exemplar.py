@@ -53,10 +53,13 @@ def exemplar(
     *,
     skipped: list[ReportError] | None = None,
 ) -> dict[str, Any] | None:
-    """The run to show for a target: completed, nearest to the centre, lowest seed, with what `kind` needs stored.
+    """The run to show for a target: completed, nearest to the centre, of the lowest seed.
 
-    Returns its row as a dict, with "arrays" (floats are float64, within ±FAR) and "differs" (the columns in which it
-    is not the centre), or None. Archives that cannot be read are warned of and added to `skipped`.
+    It has stored what the figure `kind` needs.
+
+    Returns its row as a dict, with "arrays" (floats are float64, within ±FAR) and "differs" (the
+    columns in which it is not the centre), or None. Archives that cannot be read are warned of and
+    added to `skipped`.
     """
     if skipped is None:
         skipped = []
@@ -76,7 +79,10 @@ def exemplar(
     return None
 
 
-def _fit(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Shape]) -> dict[str, np.ndarray] | None:
+def _fit(
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, Shape],
+) -> dict[str, np.ndarray] | None:
     """The arrays that a figure draws; None where one that it needs is absent or odd."""
     bounded = {}
     for name, array in arrays.items():
@@ -91,7 +97,7 @@ def _fit(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Shape]) -> dict[
 
 
 def _holds(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Shape]) -> bool:
-    """Whether there are arrays of these shapes, and of the numbers that a picture can be made of."""
+    """Whether there are arrays of these shapes, with numbers that a picture can be made of."""
     lengths: dict[str | int, int] = {}  # of each letter
     for name, shape in shapes.items():
         if name not in arrays:

@@ -1,4 +1,4 @@
-"""Where a report and its figures are written: never through a link, never among the runs of another folder."""
+"""Where a report is written: never through a link, never among the runs of another folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nfexp.analysis.table import ReportError, cannot_write
 
 
 def output_folder(dirs: Sequence[str | Path], out: str | Path | None) -> Path:
-    """The folder to write to: `out`, or else the one that is read; never one with runs of its own among others.
+    """The folder to write to: `out`, or else the one that is read.
 
     Raises
     ------
@@ -39,7 +39,13 @@ def _holds_runs(folder: str) -> bool:
 
 
 def own_folder(folder: Path) -> Path:
-    """Make a folder for output; ReportError where a symlink would lead the output elsewhere, or it cannot be made."""
+    """Make a folder for output.
+
+    Raises
+    ------
+    ReportError
+        If it cannot be made, or is a symbolic link, which would lead the output elsewhere.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not folder.is_symlink():

@@ -64,7 +64,7 @@ def embedded(path: Path) -> Embedded:
 
 
 def _markdown(text: object) -> str:
-    """Text as GitHub-flavoured Markdown shows it literally; what is marked safe is Markdown already."""
+    """Text as GitHub's Markdown shows it literally; what is marked safe is Markdown already."""
     if isinstance(text, Markup):
         return text
     escaped = html.escape(str(text), quote=False)
@@ -86,5 +86,6 @@ def claim_lines(judged: pd.DataFrame, width: int = 100) -> list[str]:
             estimate = f"{own.estimate:<32.32}"
             lines.append(f"{'':7}{own.verdict:<13} {name} {estimate} n = {own.n}")
     if found.n_hidden:
-        lines.append(f"{found.n_hidden} claims not listed: this sweep holds nothing to judge them by")
+        why = "this sweep holds nothing to judge them by"
+        lines.append(f"{found.n_hidden} claims not listed: {why}")
     return [line.rstrip() for line in lines]

@@ -1,4 +1,4 @@
-"""What the figures of one run in the plane draw: limits, densities on a grid, the walk from base to data."""
+"""What figures of one run in the plane draw: limits, densities, the walk from base to data."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from itertools import pairwise
 
 import numpy as np
 
-QUADRANTS = ("#0072B2", "#D55E00", "#009E73", "#E69F00")  # the colours of the base's quadrants I to IV
+# the colours of the base's quadrants I to IV
+QUADRANTS = ("#0072B2", "#D55E00", "#009E73", "#E69F00")
 SHOWN_LAYERS = 60
 SHOWN_LINES = 21  # of a walk's grid, each way
-NEGLIGIBLE = math.log(1e-3)  # below the peak of the exact density, in nats: no log-ratio is shown there
+# below the peak of the exact density, in nats: no log-ratio is shown there
+NEGLIGIBLE = math.log(1e-3)
 REACH = 3.0  # nats, of the log-ratio's colours: the far tails of a poor fit would take them all
 LARGEST_LOG = 200.0  # of a log-density: its exponential, 1e87, can still be drawn
 
@@ -21,7 +23,7 @@ Limits = tuple[float, float, float, float]  # x0, x1, y0, y1
 
 
 def box(*clouds: np.ndarray, cover: float = 0.99, pad: float = 0.12) -> Limits:
-    """The square (x0, x1, y0, y1) that holds the middle `cover` of every cloud (N, 2), with a margin.
+    """The square (x0, x1, y0, y1) around the middle `cover` of every cloud (N, 2), with a margin.
 
     Only finite points count; without any it is about the square from −1 to 1.
 
@@ -40,14 +42,14 @@ def box(*clouds: np.ndarray, cover: float = 0.99, pad: float = 0.12) -> Limits:
     low = np.min(lows, axis=0) if lows else np.array([-1.0, -1.0])
     high = np.max(highs, axis=0) if highs else np.array([1.0, 1.0])
     x, y = ((low + high) / 2).tolist()
-    # An extent of zero would be no square; one below the spacing of floats around the middle, none either.
+    # no square of size zero, nor one below the spacing of floats around its middle
     smallest = max(1e-9, 1e-9 * max(abs(x), abs(y)))
     half = max(float((high - low).max()) / 2, smallest) * (1 + 2 * pad)
     return x - half, x + half, y - half, y + half
 
 
 def spread(n: int, most: int) -> np.ndarray:
-    """At most `most` of the indices 0 … n − 1, evenly spaced, the first and the last among them.
+    """At most `most` of the indices 0 … n − 1, evenly spaced, with the first and the last.
 
     >>> spread(7, 4).tolist()
     [0, 2, 4, 6]
@@ -72,7 +74,7 @@ def image_extent(arrays: Arrays, log_density: str) -> Limits:
 
 @dataclass(frozen=True)
 class DensityMaps:
-    """The learned density q beside the exact one p on one grid, and log q − log p where p is not negligible."""
+    """The learned density q, the exact one p, and log q − log p where p is not negligible."""
 
     learned: np.ndarray  # (rows, columns)
     exact: np.ndarray
@@ -127,7 +129,7 @@ def quadrants(points: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Walk:
-    """Points and grid lines after every shown layer, coloured by the quadrant of the base they started in."""
+    """Points and grid lines after every shown layer, coloured by their quadrant of the base."""
 
     names: list[str]  # of the layers
     points: np.ndarray  # (layers, N, 2)
@@ -165,7 +167,8 @@ def walk_of(arrays: Arrays, *, layers: int = SHOWN_LAYERS, most: int | None = No
 def _walk_limits(points: np.ndarray, names: list[str]) -> list[Limits]:
     """The limits of each layer's panel.
 
-    The standardised layers share theirs unless one is over three times as wide as another; "data" does not.
+    The standardised layers share theirs unless one is over three times as wide as another; "data"
+    does not.
     """
     own = [box(layer, cover=0.995, pad=0.08) for layer in points]
     corners = []
@@ -181,7 +184,7 @@ def _walk_limits(points: np.ndarray, names: list[str]) -> list[Limits]:
 
 
 def _pieces(colours: np.ndarray) -> list[np.ndarray]:
-    """The grid's lines, cut where they enter another quadrant: the indices of the nodes along each piece.
+    """The grid's lines, cut where they enter another quadrant: the nodes along each piece.
 
     `colours` (rows, columns) are those of the nodes, which are numbered row by row.
     """

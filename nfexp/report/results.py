@@ -33,7 +33,7 @@ def fits_by_draws(fits: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
 
 @dataclass(frozen=True, kw_only=True)
 class CentreRow:
-    """A flow at the centre of the study, or a baseline on the same draws: numbers in nats as text."""
+    """A flow at the centre of the study, or a baseline on the same draws; NLL and KL in nats."""
 
     target: str
     model: str
@@ -49,7 +49,7 @@ class CentreRow:
 
 
 def centre_rows(runs: pd.DataFrame, centres: Centres, fits: Fits) -> list[CentreRow]:
-    """The centre of the study, per target: mean and 95% interval over seeds, then those of its baselines."""
+    """Per target, the flow at the centre and its baselines: mean and 95% interval over seeds."""
     rows = []
     for name, own in at_centre(runs, centres).groupby("data.name"):
         target = str(name)
@@ -153,7 +153,12 @@ class AblationTable:
     file: str
 
 
-def ablation_table(axis: str, ablation: pd.DataFrame, centres: Centres, fits: Fits) -> AblationTable:
+def ablation_table(
+    axis: str,
+    ablation: pd.DataFrame,
+    centres: Centres,
+    fits: Fits,
+) -> AblationTable:
     """One table of :func:`nfexp.analysis.statistics.ablations` as text.
 
     Below the last line of a sample count and noise stand the baselines on the same draws.
@@ -212,7 +217,7 @@ def _cell(row: Row) -> Cell:
 def _baseline_lines(
     columns: Sequence[str], values: Sequence[str], found: Sequence[pd.DataFrame | None]
 ) -> list[TableLine]:
-    """A line per model that was fitted, with a cell per target; `found` are the fits of each target."""
+    """A line per model that was fitted, from the fits of each target."""
     cells: dict[str, list[Cell | None]] = {model: [None] * len(found) for model in MODELS}
     for i, fits in enumerate(found):
         if fits is None:
@@ -231,7 +236,8 @@ def _baseline_lines(
 def _named(columns: Sequence[str], values: Sequence[str], model: str) -> list[str]:
     """The first cells of a baseline's line: the values that fix its draws, and its name.
 
-    The name stands in a column that does not matter to the draws, if there is one, else beside the first value.
+    The name stands in a column that does not matter to the draws, if there is one, else beside the
+    first value.
     """
     free = [i for i, column in enumerate(columns) if column not in DATA]
     place = free[0] if free else 0

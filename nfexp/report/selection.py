@@ -1,4 +1,4 @@
-"""What the pages and figures show of a sweep, as tables: the centre, learning curves, the lines of an ablation."""
+"""What pages and figures show of a sweep, as tables: centre, learning curves, lines."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from nfexp.analysis.statistics import deviations, distinct, mean_interval
 from nfexp.analysis.table.records import rows_of
 from nfexp.report.words import TROUBLES, plain
 
-Centres = Mapping[str, Mapping[str, object]]  # the configuration at the centre of the study, by target
+# the configuration at the centre of the study, by target
+Centres = Mapping[str, Mapping[str, object]]
 MOST_LINES = 12  # of an ablation of two columns
 
 
 def differences(runs: pd.DataFrame, centres: Centres) -> pd.Series:
-    """Per run, the tuple of configuration columns in which it differs from the centre of its target."""
+    """Per run, the configuration columns in which it differs from the centre of its target."""
     marks = deviations(runs, centres)
     names = marks.columns.to_numpy(dtype=object)
     differs = [tuple(names[row]) for row in marks.to_numpy(bool)]
@@ -32,14 +33,14 @@ def at_centre(runs: pd.DataFrame, centres: Centres) -> pd.DataFrame:
 
 
 def swept(ablation: pd.DataFrame) -> list[str]:
-    """The one or two swept columns of an ablation table: those between the target and the counts."""
+    """The one or two swept columns of an ablation table, between the target and the counts."""
     columns = list(ablation.columns)
     before_counts = columns[: columns.index("n")]
     return [column for column in before_counts if column != "data.name"]
 
 
 def distinct_values(values: pd.Series) -> list:
-    """The values of a column in the order in which they come, each once; a missing one is "none"."""
+    """The values of a column in their order, each once; a missing one is "none"."""
     return list(dict.fromkeys(values_or_none(values)))
 
 
@@ -49,7 +50,7 @@ def values_or_none(values: pd.Series) -> list:
 
 
 def shown_lines(ablation: pd.DataFrame, x_column: str, line_column: str) -> pd.DataFrame:
-    """The rows of an ablation of two columns that its figure shows, a line per value of `line_column`.
+    """The rows of an ablation of two columns that its figure shows, a line per `line_column`.
 
     Those are the lines with two points or more of each target; all lines where fewer than two of
     a target have them. Of more than MOST_LINES those with most points stay.
@@ -70,7 +71,7 @@ def learning_curves(
     centres: Centres,
     column: str | None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Learning curves along one axis, as excess over the true NLL (nats per point), and their means over seeds.
+    """Learning curves along one axis, as excess over the true NLL (nats), and their means.
 
     Parameters
     ----------
@@ -82,9 +83,10 @@ def learning_curves(
     Returns
     -------
     (curves, means)
-        `curves`: data.name, value, dir, status, step, excess. `means`, over completed runs only: data.name, value,
-        step, excess_mean, n. A diverged run, which has no true NLL of its own, is measured against the mean true NLL
-        of the completed runs with its target and noise. A run that is there twice is one curve.
+        `curves`: data.name, value, dir, status, step, excess. `means`, over completed runs only:
+        data.name, value, step, excess_mean, n. A diverged run, which has no true NLL of its own, is
+        measured against the mean true NLL of the completed runs with its target and noise. A run
+        that is there twice is one curve.
     """
     runs = distinct(runs)
     on_axis = [differs in ((), (column,)) for differs in differences(runs, centres)]
@@ -97,7 +99,8 @@ def learning_curves(
     curves["excess"] = curves["nll"] - curves["truth"]
     is_finite = np.isfinite(curves["excess"].to_numpy(float))
     curves = curves[is_finite & (curves["step"] > 0)]  # the step axis is logarithmic
-    curves = curves[["data.name", "value", "dir", "status", "step", "excess"]].reset_index(drop=True)
+    columns = ["data.name", "value", "dir", "status", "step", "excess"]
+    curves = curves[columns].reset_index(drop=True)
     completed = curves[curves["status"] == "completed"]
     by_step = completed.groupby(["data.name", "value", "step"], sort=False)
     means = by_step["excess"].agg(excess_mean="mean", n="size").reset_index()
@@ -105,7 +108,7 @@ def learning_curves(
 
 
 def _true_nll(chosen: pd.DataFrame, runs: pd.DataFrame) -> np.ndarray:
-    """The true NLL of each chosen run; of one without it, the mean of those with its target and noise."""
+    """The true NLL of each chosen run, or else the mean of those with its target and noise."""
     completed = runs[runs["status"] == "completed"]
     usual = completed.groupby(["data.name", "data.noise"])["true_nll"].mean().to_dict()
     truth = []
@@ -118,7 +121,7 @@ def _true_nll(chosen: pd.DataFrame, runs: pd.DataFrame) -> np.ndarray:
 
 
 def _with_nll(curves: pd.DataFrame, *, by_split: bool) -> pd.DataFrame:
-    """The curves with the column `nll`: on validation points, or (`by_split`) on training points as well."""
+    """The curves with the column `nll`: on validation or (`by_split`) also on training points."""
     if not by_split:
         return curves.assign(nll=curves["val_nll"])
     training = curves.assign(value="training", nll=curves["train_nll"])
@@ -127,13 +130,13 @@ def _with_nll(curves: pd.DataFrame, *, by_split: bool) -> pd.DataFrame:
 
 
 def centre_scores(runs: pd.DataFrame, centres: Centres) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The KL at the centre of the study (nats per point): every completed run, and per target the mean over seeds.
+    """The KL at the centre of the study (nats): every completed run, and the mean per target.
 
     Returns
     -------
     (seeds, means)
-        `seeds`: data.name, seed, kl. `means`, in the order of `centres`: data.name, n, n_diverged, n_failed, n_missing,
-        kl_mean, kl_low, kl_high, the ends of the 95% t interval.
+        `seeds`: data.name, seed, kl. `means`, in the order of `centres`: data.name, n, n_diverged,
+        n_failed, n_missing, kl_mean, kl_low, kl_high, the ends of the 95% t interval.
     """
     own = at_centre(runs, centres)
     completed = own[own["status"] == "completed"]

@@ -25,7 +25,9 @@ LETTERS = {
 
 
 def tex(text: object) -> str:
-    """Text that pdflatex prints as it is; letters it does not know lose their accents or become a question mark.
+    """Text that pdflatex prints as it is.
+
+    Letters it does not know lose their accents or become a question mark.
 
     >>> tex("n_flows = 50% & more"), tex("-0.01 [−0.02, 0]")
     ('n\\\\_flows = 50\\\\% \\\\& more', '$-$0.01 [$-$0.02, 0]')
@@ -46,8 +48,15 @@ def _letter(letter: str) -> str:
     return without_accent or "?"
 
 
-def to_tex(head: Sequence[str], rows: Sequence[Sequence[object]], *, about: str, label: str, layout: str = "") -> str:
-    """A booktabs table; one that outgrows a page becomes a longtable. Head and cells are escaped here."""
+def to_tex(
+    head: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    about: str,
+    label: str,
+    layout: str = "",
+) -> str:
+    """A booktabs table, or a longtable if it outgrows a page; head and cells are escaped here."""
     cells = [[tex(cell) for cell in row] for row in rows]
     frame = pd.DataFrame(cells, columns=[tex(name) for name in head])
     is_long = len(rows) > LONG

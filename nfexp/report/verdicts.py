@@ -50,7 +50,7 @@ class Verdicts:
 
 
 def verdicts(judged: pd.DataFrame) -> Verdicts:
-    """The rows of :func:`nfexp.analysis.claims.evaluate` by claim; claims with n = 0 are only counted."""
+    """The rows of :func:`nfexp.analysis.claims.evaluate` by claim; those with n = 0 are counted."""
     shown = []
     n_hidden = 0
     for _, rows in judged.groupby("claim", sort=False):

@@ -34,7 +34,7 @@ USAGE = Usage(
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """``nfexp-plot DIR… [figures=NAME,PATTERN_*] [out=PATH]``: draw from stored results and print the paths."""
+    """``nfexp-plot DIR… [figures=NAME,PATTERN_*] [out=PATH]``: draw, and print the paths."""
     return run(USAGE, argv, _plot)
 
 

@@ -60,7 +60,7 @@ MARKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of an ablation: the value of the second swept column (None if there is none), and its look."""
+    """One line of an ablation: a value of the second swept column, if there is one, and its look."""
 
     value: object
     colour: ColorType
@@ -83,9 +83,9 @@ class Look:
 def draw_ablation(ablation: pd.DataFrame, columns: Sequence[str]) -> Figure:
     """KL against the swept value, mean and 95% interval over seeds, one panel per target.
 
-    `ablation` is one table of :func:`nfexp.analysis.statistics.ablations`; `columns` its one or two swept columns (the
-    second one becomes lines; lines of a single point are left out). A value where nothing completed is a cross at the
-    top edge; what went wrong is written at it.
+    `ablation` is one table of :func:`nfexp.analysis.statistics.ablations`; `columns` its one or two
+    swept columns (the second one becomes lines; lines of a single point are left out). A value
+    where nothing completed is a cross at the top edge; what went wrong is written at it.
     """
     x_column = columns[0]
     line_column = columns[1] if len(columns) > 1 else None
@@ -138,7 +138,7 @@ def _lines(shown: pd.DataFrame, line_column: str | None) -> list[Line]:
 
 
 def _scale_kl(axes: Axes, shown: pd.DataFrame, line_column: str | None) -> float:
-    """Scale the y axis that all panels share, with room above for the longest note; see scale_values."""
+    """Scale the y axis that all panels share, with room for the longest note; see scale_values."""
     longest = 0
     for row in rows_of(shown):
         label = 0 if line_column is None else len(plain(row[line_column])) + 2
@@ -250,7 +250,7 @@ def _draw_at_edge(axes: Axes, x: np.ndarray, marker: str) -> None:
 
 
 def _notes(own: pd.DataFrame, look: Look) -> dict[object, list[str]]:
-    """What is written at each value of a panel: what did not complete, and means that are off the scale."""
+    """The notes at each value of a panel: what did not complete, and means off the scale."""
     notes: dict[object, list[str]] = {}
     for line in look.lines:
         part = own if look.line_column is None else own[own[look.line_column] == line.value]

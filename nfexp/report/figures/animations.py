@@ -20,11 +20,15 @@ MOVES = 49  # frames between the layers of a walk, about: more would only make t
 MOVE, STOP, END = 70, 700, 2500  # ms that a frame shows: between layers, at a layer, the last one
 TRAINING = 6000  # ms, of all steps together
 
-Animation = Iterator[tuple[Figure, int]]  # the same figure again and again, with how long it shows, in ms
+# the same figure again and again, with how long it shows, in ms
+Animation = Iterator[tuple[Figure, int]]
 
 
 def animate_training(arrays: Arrays, title: str) -> Animation:
-    """The target beside the samples at each recorded step, all of them from one base draw; the best model at last."""
+    """The target beside the samples at each recorded step; the best model at last.
+
+    All samples come from one base draw.
+    """
     target = arrays["target"][:SHOWN_POINTS]
     snapshots = arrays["snapshots"][:, :SHOWN_POINTS]
     figure = Figure(figsize=(6, 3.4), dpi=DOTS)
@@ -47,7 +51,7 @@ def animate_training(arrays: Arrays, title: str) -> Animation:
 
 
 def animate_walk(arrays: Arrays, title: str) -> Animation:
-    """Points and grid on their way from base to data, moving along straight lines from each layer to the next.
+    """Points and grid on their way from base to data, along straight lines between the layers.
 
     The limits move along, so that a layer that only rescales both axes moves the tick labels alone.
     """

@@ -43,7 +43,7 @@ def plan(
     tables: Mapping[str, pd.DataFrame],
     skipped: list[ReportError] | None = None,
 ) -> dict[str, Drawing]:
-    """Name to drawing function, for every figure that the stored data allow; only what they need is read."""
+    """Name to drawing function, for every figure that the stored data allow."""
     if skipped is None:
         skipped = []
     drawings: dict[str, Drawing] = {}
@@ -77,11 +77,16 @@ def _convergence(
         curves, means = learning_curves(independent, histories, sweep.centres, column)
         if len(curves):
             title = f"validation NLL by {column}" if column else "NLL of the runs at the centre"
-            drawings[f"convergence_{file_name(axis)}"] = partial(draw_convergence, curves, means, title)
+            name = f"convergence_{file_name(axis)}"
+            drawings[name] = partial(draw_convergence, curves, means, title)
     return drawings
 
 
-def _of_one_run(runs: pd.DataFrame, sweep: table.Sweep, skipped: list[ReportError]) -> dict[str, Drawing]:
+def _of_one_run(
+    runs: pd.DataFrame,
+    sweep: table.Sweep,
+    skipped: list[ReportError],
+) -> dict[str, Drawing]:
     """Per target, the figures and animations of the run that stands for it."""
     drawings: dict[str, Drawing] = {}
     for kind, pictures in OF_ONE_RUN.items():
@@ -95,7 +100,11 @@ def _of_one_run(runs: pd.DataFrame, sweep: table.Sweep, skipped: list[ReportErro
     return drawings
 
 
-def _summary(runs: pd.DataFrame, sweep: table.Sweep, skipped: list[ReportError]) -> dict[str, Drawing]:
+def _summary(
+    runs: pd.DataFrame,
+    sweep: table.Sweep,
+    skipped: list[ReportError],
+) -> dict[str, Drawing]:
     """The centre of the study at a glance; of one target, its density and gallery say all of it."""
     arrays = {}
     flows = {}  # their number, in words; a dict for its order
@@ -138,7 +147,7 @@ def draw_all(
     only: Sequence[str] = ("*",),
     skipped: list[ReportError] | None = None,
 ) -> dict[str, Path]:
-    """Draw what the data allow into `out_dir`/figures, as PNG and PDF or GIF; name to path of the PNG or GIF.
+    """Draw what the data allow into `out_dir`/figures; name to path of the PNG or GIF.
 
     Parameters
     ----------
@@ -148,7 +157,8 @@ def draw_all(
         From :func:`nfexp.load_runs`, :func:`nfexp.analysis.table.load_sweep` and
         :func:`nfexp.analysis.statistics.ablations`.
     only
-        Names or patterns (``gallery_*``); ``*`` alone leaves out the animations (``gif_*``), which take seconds each.
+        Names or patterns (``gallery_*``); ``*`` alone leaves out the animations (``gif_*``), which
+        take seconds each.
     skipped
         Gets the files that cannot be read.
 

@@ -31,7 +31,7 @@ class Tile:
 
 
 def tiles(n: int, n_columns: int, title: str, *, apart: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of `n` equal square panels, row by row; `apart` leaves room for tick labels between them."""
+    """A figure of `n` equal square panels, row by row; `apart` leaves room for tick labels."""
     n_rows = math.ceil(n / n_columns)
     across = 0.36 if apart else 0.14
     down = 0.46 if apart else 0.37
@@ -53,7 +53,13 @@ def tiles(n: int, n_columns: int, title: str, *, apart: bool = False) -> tuple[F
     return figure, grid[:n]
 
 
-def draw_cloud(axes: Axes, points: np.ndarray, title: str, limits: Limits, **look: Any) -> PathCollection:
+def draw_cloud(
+    axes: Axes,
+    points: np.ndarray,
+    title: str,
+    limits: Limits,
+    **look: Any,
+) -> PathCollection:
     """Points (N, 2) in a square panel of their own."""
     drawn = axes.scatter(points[:, 0], points[:, 1], linewidths=0, **look)
     axes.set_title(literal(title), fontsize=9, fontweight="normal", pad=3, y=1)
@@ -72,7 +78,7 @@ def make_square(axes: Axes, limits: Limits) -> None:
 
 
 def _label_edges(grid: list[Axes], limits: list[Limits], n_columns: int) -> None:
-    """Keep tick labels where they say something: at the left and below, and where a panel has limits of its own."""
+    """Keep tick labels at the left and below, and where a panel has limits of its own."""
     first_column = limits[n_columns::n_columns]  # without the base, whose limits are its own
     for i, axes in enumerate(grid):
         is_at_left = i % n_columns == 0
@@ -84,9 +90,10 @@ def _label_edges(grid: list[Axes], limits: list[Limits], n_columns: int) -> None
 
 
 def draw_gallery(arrays: Arrays, title: str) -> Figure:
-    """The paper's convergence gallery: base, target, samples at up to 13 recorded steps, best model.
+    """The paper's convergence gallery: base, target, samples at up to 13 steps, best model.
 
-    All samples come from the same base draw; all panels but the base share their limits (data units).
+    All samples come from the same base draw; all panels but the base share their limits (data
+    units).
     """
     steps = arrays["snapshot_steps"]
     limits = box(arrays["target"], cover=1.0)

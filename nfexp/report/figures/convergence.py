@@ -27,8 +27,8 @@ Colours = dict[object, ColorType]
 def draw_convergence(curves: pd.DataFrame, means: pd.DataFrame, title: str) -> Figure:
     """Excess validation NLL against the training step, one panel per target, one colour per value.
 
-    `curves` and `means` are the two tables of :func:`nfexp.report.selection.learning_curves`: thin lines are runs,
-    thick ones their mean, a cross is where a run diverged.
+    `curves` and `means` are the two tables of :func:`nfexp.report.selection.learning_curves`: thin
+    lines are runs, thick ones their mean, a cross is where a run diverged.
     """
     targets = distinct_values(curves["data.name"])
     values = distinct_values(curves["value"])
@@ -89,8 +89,13 @@ def _draw_crosses(axes: Axes, curves: pd.DataFrame, colours: Colours) -> bool:
     return len(ends) > 0
 
 
-def _lines(curves: pd.DataFrame, by: list[str], y: str, colours: Colours) -> tuple[list[np.ndarray], list[ColorType]]:
-    """A line (n, 2) of step and `y` per combination of `by`, and its colour: later colours lie above."""
+def _lines(
+    curves: pd.DataFrame,
+    by: list[str],
+    y: str,
+    colours: Colours,
+) -> tuple[list[np.ndarray], list[ColorType]]:
+    """A line (n, 2) of step and `y` per combination of `by`, and its colour."""
     codes = curves.groupby(by, sort=False).ngroup().to_numpy()
     # One stable sort and a split: a group at a time takes a second for thousands of runs.
     order = np.argsort(codes, kind="stable")

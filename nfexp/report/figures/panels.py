@@ -51,7 +51,8 @@ def panels(targets: Sequence[str], *, height: float = 2.6) -> tuple[Figure, dict
         spare.remove()
     by_target = {}
     for axes, target in zip(grid.flat, targets, strict=False):
-        axes.set_title(literal(target), y=1)  # y: matplotlib then looks for no room above tick labels
+        # y: matplotlib then looks for no room above tick labels
+        axes.set_title(literal(target), y=1)
         by_target[target] = axes
     return figure, by_target
 
@@ -67,7 +68,7 @@ def all_numbers(values: Iterable[object]) -> bool:
 
 
 def palette(values: Sequence[object]) -> dict[object, ColorType]:
-    """One colour per value: distinct hues for words and few numbers, an ordered ramp for many numbers."""
+    """One colour per value: distinct hues for words and few numbers, a ramp for many numbers."""
     is_few = len(values) <= 3
     if is_few or (len(values) <= len(CYCLE) and not all_numbers(values)):
         return dict(zip(values, CYCLE, strict=False))

@@ -33,7 +33,7 @@ class Scale:
 
 
 def scale_of(means: np.ndarray) -> Scale:
-    """Linear within one decade, logarithmic beyond, symmetric-logarithmic where a value is zero or negative.
+    """Linear within one decade, logarithmic beyond, symlog where a value is zero or negative.
 
     >>> [scale_of(np.array(means)).kind for means in ([0.03, 0.06], [0.03, 0.9], [-0.002, 0.9])]
     ['linear', 'log', 'symlog']
@@ -50,11 +50,17 @@ def scale_of(means: np.ndarray) -> Scale:
     return Scale("symlog", -3 * threshold, 4 * large, threshold)
 
 
-def scale_values(axes: Axes, means: Iterable[float], ends: Iterable[float] = (), *, room: float = 0.0) -> float:
-    """Scale the y axis so that every mean shows, with `room` (a share of the height) left free above.
+def scale_values(
+    axes: Axes,
+    means: Iterable[float],
+    ends: Iterable[float] = (),
+    *,
+    room: float = 0.0,
+) -> float:
+    """Scale the y axis so that every mean shows, with `room` (a share of the height) above.
 
-    Returns the value above which points are off the scale: means more than 10,000 times the median would flatten all
-    others.
+    Returns the value above which points are off the scale: means more than 10,000 times the median
+    would flatten all others.
     """
     shown = _finite(means)
     if not len(shown):
@@ -90,7 +96,7 @@ def _value_label(value: float, _: int | None) -> str:
 
 
 def _set_limits(axes: Axes, values: np.ndarray, room: float) -> tuple[float, float]:
-    """Limits of the y axis around `values`, with equal margins as the eye sees them; returns them."""
+    """Set and return limits of the y axis around `values`, with margins equal to the eye."""
     transform = axes.yaxis.get_transform()
     low, high = transform.transform(np.array([values.min(), values.max()]))
     pad = 0.07 * (high - low) or 0.5 * abs(high) or 1.0
@@ -101,7 +107,7 @@ def _set_limits(axes: Axes, values: np.ndarray, room: float) -> tuple[float, flo
 
 
 def _log_ticks(low: float, high: float, smallest: float) -> list[float]:
-    """Ticks of a logarithmic axis: 1, 2, 5 times powers of ten over few decades, else powers; 0 if inside."""
+    """Ticks of a logarithmic axis: powers of ten, over few decades 2 and 5 times them as well."""
     first = math.floor(math.log10(smallest) + 1e-9)
     last = math.ceil(math.log10(max(high, smallest)))
     factors = (1, 2, 5) if high < 4000 * smallest else (1,)
@@ -116,7 +122,7 @@ def _log_ticks(low: float, high: float, smallest: float) -> list[float]:
 
 
 def is_logarithmic(ablation: pd.DataFrame, column: str) -> bool:
-    """Whether the numbers of a column are positive, and those of one target span more than a decade."""
+    """Whether the numbers of a column are positive, and span more than a decade in one target."""
     spans = ablation.groupby("data.name")[column].agg(["min", "max"])
     is_positive = (spans["min"] > 0).all()
     is_wide = (spans["max"] > 10 * spans["min"]).any()
@@ -155,19 +161,31 @@ class ValueAxis:
         axes.grid(axis="x", visible=False)
         return dict(zip(values, places.tolist(), strict=True))
 
-    def _fitting(self, values: Sequence, labels: Sequence[str], shares: np.ndarray, keep: object) -> list[int]:
+    def _fitting(
+        self,
+        values: Sequence,
+        labels: Sequence[str],
+        shares: np.ndarray,
+        keep: object,
+    ) -> list[int]:
         """The labels, at `shares` of the axis, that have room: the most important ones first."""
         room = [LETTER * (len(label) + 0.9) / self.inches for label in labels]
         ends = (0, len(values) - 1) if self.numeric else ()
-        by_importance = sorted(range(len(values)), key=lambda i: (i not in ends, values[i] != keep, i))
+        rank = [(i not in ends, value != keep, i) for i, value in enumerate(values)]
         kept: list[int] = []
-        for i in by_importance:
+        for _, _, i in sorted(rank):
             clear = [abs(shares[i] - shares[j]) >= (room[i] + room[j]) / 2 for j in kept]
             if i in ends or all(clear):
                 kept.append(i)
         return kept
 
-    def _label(self, axes: Axes, places: np.ndarray, labels: Sequence[str], fitting: list[int]) -> None:
+    def _label(
+        self,
+        axes: Axes,
+        places: np.ndarray,
+        labels: Sequence[str],
+        fitting: list[int],
+    ) -> None:
         shown = [literal(label) for label in labels]
         if len(labels) > MOST_LABELS:
             fitting = sorted(fitting)
@@ -178,8 +196,13 @@ class ValueAxis:
         else:
             axes.set_xticklabels(shown, rotation=30, ha="right", rotation_mode="anchor")
 
-    def beside(self, places: dict[object, float], share: float, limits: tuple[float, float]) -> dict[object, float]:
-        """The places moved by a share of the axis, so that the intervals of several lines stand side by side."""
+    def beside(
+        self,
+        places: dict[object, float],
+        share: float,
+        limits: tuple[float, float],
+    ) -> dict[object, float]:
+        """The places moved by a share of the axis, for lines that stand side by side."""
         low, high = limits
         moved = {}
         for value, place in places.items():

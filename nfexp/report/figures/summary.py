@@ -1,4 +1,4 @@
-"""The sweep at a glance: per target its draws, the flow's samples, the learned density, and the KL over seeds."""
+"""The sweep at a glance: draws, samples, learned density and KL of each target."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from nfexp.report.words import troubles
 
 SIDE, GAP = 1.55, 0.1  # inches, of the panels
 LEFT, RIGHT, TOP, BELOW = 0.66, 0.12, 0.62, 0.62  # inches around all panels
+ROWS = ("target draws", "flow samples", "learned density")
 STRIP = 1.15  # inches, the height of the strip of KL
 SHADES = LinearSegmentedColormap.from_list("density", ["white", "#7DB7DC", BLUE, "#00263C"])
 
@@ -51,8 +52,13 @@ class Page:
         axes.yaxis.set_label_coords(0.2 / self.width, middle, transform=self.figure.transFigure)
 
 
-def draw_summary(arrays: Mapping[str, Arrays], seeds: pd.DataFrame, means: pd.DataFrame, title: str) -> Figure:
-    """One column per target: target draws, as many flow samples, the learned density, and the KL of all seeds.
+def draw_summary(
+    arrays: Mapping[str, Arrays],
+    seeds: pd.DataFrame,
+    means: pd.DataFrame,
+    title: str,
+) -> Figure:
+    """One column per target: target draws, as many flow samples, learned density, KL of all seeds.
 
     Parameters
     ----------
@@ -69,7 +75,7 @@ def draw_summary(arrays: Mapping[str, Arrays], seeds: pd.DataFrame, means: pd.Da
         column = _draw_column(page, i, own)
         column[0].set_title(literal(target), y=1)
         if i == 0:
-            for axes, name in zip(column, ("target draws", "flow samples", "learned density"), strict=True):
+            for axes, name in zip(column, ROWS, strict=True):
                 page.label(axes, name)
     strip = page.axes(LEFT, height - BELOW - STRIP, width - LEFT - RIGHT, STRIP)
     _draw_scores(strip, list(arrays), seeds, means)

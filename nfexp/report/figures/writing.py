@@ -25,18 +25,21 @@ from nfexp.report.planar import QUADRANTS
 STYLE = Path(__file__).parent / "nfexp.mplstyle"
 ANIMATION = "gif_"  # how the name of an animation begins
 INKS = ("#000000", *QUADRANTS)  # of animations
-TINTS = np.linspace(0.15, 1, 7)  # of each ink on white paper: every animation has the same few colours
+# of each ink on white paper: every animation has the same few colours
+TINTS = np.linspace(0.15, 1, 7)
 SHAPING = ("GDEF", "GPOS", "GSUB", "kern")  # tables of a font for shaping text
 
 Drawing = Callable[[], Figure | Animation]
 
-logging.getLogger("fontTools").setLevel(logging.WARNING)  # at INFO it logs every table of every font in a PDF
+# at INFO it logs every table of every font in a PDF
+logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 
 def draw(folder: Path, drawings: Mapping[str, Drawing]) -> None:
     """Draw each into `folder` under its name: a figure as PNG and PDF, an animation as GIF."""
     with mpl.rc_context(fname=STYLE), _fonts_without_shaping(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter of a foreign name: drawn as a box
+        # a letter of a foreign name: drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         for name, drawing in drawings.items():
             drawn = drawing()
             if isinstance(drawn, Figure):
@@ -107,7 +110,8 @@ def _palette() -> Image.Image:
 def _fonts_without_shaping() -> Iterator[None]:
     """Embed fonts in PDFs without their tables for shaping text.
 
-    No PDF needs them, for its letters have their places. Subsetting them takes half of the time of a PDF.
+    No PDF needs them, for its letters have their places. Subsetting them takes half of the time of
+    a PDF.
     """
     load = fontTools.subset.load_font
 
