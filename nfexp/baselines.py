@@ -207,7 +207,9 @@ def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[Task], list[str
     >>> [(task.data.name, task.seed, len(task.models)) for task in wanted(runs, pd.DataFrame())[0]]
     [('moons', 0, 3), ('moons', 1, 3)]
     """
-    fitted = {(data_key(row), row["seed"], row["model"]) for row in rows_of(fits)}
+    fitted = set()
+    for row in rows_of(fits):
+        fitted.add((data_key(row), row["seed"], row["model"]))
     lacking: dict[tuple[tuple[Any, ...], Any], list[str]] = {}  # models by data_key and seed
     for row in rows_of(runs):
         key = data_key(row)

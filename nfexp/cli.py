@@ -257,7 +257,7 @@ NEW_ON_RESUME = rf"({'|'.join(CONTROLS)}|hydra/launcher|hydra\.launcher\.\w+)="
 
 RESUME = Usage(
     command="nfexp-resume",
-    purpose="""Go on with a sweep: give its command again, train the runs that have no finished record, report.
+    purpose="""Go on with a sweep: give its command again, train what has no finished record, report.
 Finished runs are kept, and every run keeps its number.""",
     folders="the folder of a sweep, the one that holds sweep.json",
     several=False,

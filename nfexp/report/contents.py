@@ -29,7 +29,7 @@ RULE = (
     "Intervals are of one target each; verdicts are corrected over a claim's targets (Holm), so that an interval that "
     "just clears the margin can still be inconclusive. A difference that is not significant is not an equality."
 )
-# runs that did not complete, and files that could not be read: the rest is in runs.csv and on stderr
+# runs that did not complete, and files that could not be read: runs.csv and stderr have the rest
 LISTED = 1000
 LONGEST_COMMAND = 4096  # letters
 OF_A_RUN = ("name", "data.name", "seed", "device")  # keys that say nothing of the centre
@@ -133,11 +133,12 @@ def ranges(seeds: Iterable[Any]) -> str:
     '0–2, 7'
     """
     known = sorted({int(seed) for seed in seeds})
-    starts = [seed for seed in known if seed - 1 not in known]
-    ends = [seed for seed in known if seed + 1 not in known]
     parts = []
-    for start, end in zip(starts, ends, strict=True):
-        parts.append(str(start) if start == end else f"{start}–{end}")
+    for seed in known:
+        if seed - 1 not in known:
+            start = seed
+        if seed + 1 not in known:
+            parts.append(str(start) if start == seed else f"{start}–{seed}")
     return ", ".join(parts)
 
 
@@ -164,7 +165,9 @@ def _unfinished(
 ) -> list[UnfinishedRun]:
     found = []
     for row, differs in zip(rows_of(runs), differences(runs, centres), strict=True):
-        settings = [f"{key} = {table.printable(plain(row[key]), CELL)}" for key in differs]
+        settings = []
+        for key in differs:
+            settings.append(f"{key} = {table.printable(plain(row[key]), CELL)}")
         step = row["diverged_at"]
         usual_reason = "planned, no result" if row["status"] == "missing" else "–"
         found.append(

@@ -180,7 +180,10 @@ def _walk_limits(points: np.ndarray, names: list[str]) -> list[Limits]:
     if not widths or max(widths) > 3 * min(widths):
         return own
     shared = box(*corners, cover=1.0, pad=0.0)
-    return [limits if name == "data" else shared for limits, name in zip(own, names, strict=True)]
+    for i, name in enumerate(names):
+        if name != "data":
+            own[i] = shared
+    return own
 
 
 def _pieces(colours: np.ndarray) -> list[np.ndarray]:

@@ -182,7 +182,10 @@ def ablation_table(
         lines.append(_value_line(values, rows, targets))
         draws = _draws(rows, columns)
         if fits and last_of_draws[tuple(draws.values())] == value:
-            found = [fits.get(data_key({**centres[target], **draws})) for target in targets]
+            found = []
+            for target in targets:
+                configuration = {**centres[target], **draws}
+                found.append(fits.get(data_key(configuration)))
             lines += _baseline_lines(columns, values, found)
     return AblationTable(axis, columns, targets, lines, file_name(axis))
 
@@ -194,8 +197,15 @@ def _draws(rows: Mapping[str, Row], columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _value_line(values: list[str], rows: Mapping[str, Row], targets: Sequence[str]) -> TableLine:
-    cells = [_cell(rows[target]) if target in rows else None for target in targets]
-    is_centre = any(cell is not None and cell.centre for cell in cells)
+    cells: list[Cell | None] = []
+    is_centre = False
+    for target in targets:
+        if target not in rows:
+            cells.append(None)
+            continue
+        cell = _cell(rows[target])
+        cells.append(cell)
+        is_centre = is_centre or cell.centre
     return TableLine(values, cells, centre=is_centre, baseline=False)
 
 

@@ -60,7 +60,7 @@ MARKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of an ablation: a value of the second swept column, if there is one, and its look."""
+    """One line of an ablation: a value of the second swept column, if any, and its look."""
 
     value: object
     colour: ColorType
@@ -142,7 +142,8 @@ def _scale_kl(axes: Axes, shown: pd.DataFrame, line_column: str | None) -> float
     longest = 0
     for row in rows_of(shown):
         label = 0 if line_column is None else len(plain(row[line_column])) + 2
-        longest = max([longest, *(len(text) + label for text in troubles(row))])
+        for text in troubles(row):
+            longest = max(longest, len(text) + label)
     room = min(0.5, 0.07 + 0.0185 * longest) if longest else 0.0
     return scale_values(axes, shown["kl_mean"], [*shown["kl_low"], *shown["kl_high"]], room=room)
 

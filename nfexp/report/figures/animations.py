@@ -17,7 +17,10 @@ SHOWN_STEPS = 40
 SHOWN_LAYERS = 25
 SHOWN_POINTS = 800
 MOVES = 49  # frames between the layers of a walk, about: more would only make the file larger
-MOVE, STOP, END = 70, 700, 2500  # ms that a frame shows: between layers, at a layer, the last one
+# ms that a frame shows: between layers, at a layer, the last one
+MOVE = 70
+STOP = 700
+END = 2500
 TRAINING = 6000  # ms, of all steps together
 
 # the same figure again and again, with how long it shows, in ms

@@ -122,7 +122,9 @@ def _summary(
 
 def _title(row: Mapping[str, Any]) -> str:
     """Which run it is, how it differs from the centre, and its KL."""
-    settings = [f"{column} = {plain(row[column])}" for column in row["differs"][:MOST_NAMED]]
+    settings = []
+    for column in row["differs"][:MOST_NAMED]:
+        settings.append(f"{column} = {plain(row[column])}")
     which = ", ".join(settings) or "centre"
     if len(row["differs"]) > MOST_NAMED:
         which += ", …"

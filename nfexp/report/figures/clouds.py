@@ -16,7 +16,11 @@ from nfexp.report.planar import Arrays, Limits, Walk, box, spread, walk_of
 
 SHOWN_STEPS = 13  # of a gallery
 SIDE = 1.95  # inches, of a panel
-LEFT, RIGHT, ABOVE, BELOW = 0.45, 0.1, 0.62, 0.3  # inches around all panels
+# inches around all panels
+LEFT = 0.45
+RIGHT = 0.1
+ABOVE = 0.62
+BELOW = 0.3
 MANY_POINTS = 2000  # of a walk: more would hide the grid
 
 

@@ -142,7 +142,7 @@ class ValueAxis:
 
         Where there is no room for all labels those of `keep` and of the first and last number stay.
         """
-        places = np.array([float(v) if self.numeric else float(i) for i, v in enumerate(values)])
+        places = np.array(values if self.numeric else range(len(values)), dtype=float)
         if self.log:
             axes.set_xscale("log")
         across = np.log10(places) if self.log else places  # as the eye sees them
@@ -169,13 +169,15 @@ class ValueAxis:
         keep: object,
     ) -> list[int]:
         """The labels, at `shares` of the axis, that have room: the most important ones first."""
-        room = [LETTER * (len(label) + 0.9) / self.inches for label in labels]
+        lengths = np.array([len(label) for label in labels])
+        room = LETTER * (lengths + 0.9) / self.inches  # shares of the axis
         ends = (0, len(values) - 1) if self.numeric else ()
         rank = [(i not in ends, value != keep, i) for i, value in enumerate(values)]
         kept: list[int] = []
         for _, _, i in sorted(rank):
-            clear = [abs(shares[i] - shares[j]) >= (room[i] + room[j]) / 2 for j in kept]
-            if i in ends or all(clear):
+            apart = np.abs(shares[kept] - shares[i])
+            needed = (room[kept] + room[i]) / 2
+            if i in ends or (apart >= needed).all():
                 kept.append(i)
         return kept
 

@@ -19,8 +19,13 @@ from nfexp.report.figures.scales import scale_values
 from nfexp.report.planar import Arrays, density_on_grid, image_extent
 from nfexp.report.words import troubles
 
-SIDE, GAP = 1.55, 0.1  # inches, of the panels
-LEFT, RIGHT, TOP, BELOW = 0.66, 0.12, 0.62, 0.62  # inches around all panels
+SIDE = 1.55  # inches, of a panel
+GAP = 0.1  # inches, between two of them
+# inches around all panels
+LEFT = 0.66
+RIGHT = 0.12
+TOP = 0.62
+BELOW = 0.62
 ROWS = ("target draws", "flow samples", "learned density")
 STRIP = 1.15  # inches, the height of the strip of KL
 SHADES = LinearSegmentedColormap.from_list("density", ["white", "#7DB7DC", BLUE, "#00263C"])
