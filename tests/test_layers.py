@@ -19,8 +19,11 @@ ROOMS = """
     analysis.table.saved analysis.table.rows analysis.table.gather analysis.table analysis.table.baselines
     analysis.statistics.intervals analysis.statistics.ablations analysis.statistics.studies analysis.statistics
     analysis.claims.measures analysis.claims.catalogue analysis.claims.findings analysis.claims
-    report.figures.curves report.figures.clouds report.figures.films report.figures.frames report.figures.summary
-    report.figures report.figures.pen report.contents report.layouts report
+    report.words report.selection report.exemplar report.planar report.folders
+    report.figures.panels report.figures.scales report.figures.ablation report.figures.convergence
+    report.figures.clouds report.figures.density report.figures.animations report.figures.summary
+    report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
+    report.verdicts report.results report.contents report.tex report.layouts report
     configuration
     sweep.worker sweep.planning sweep.pool sweep.folder sweep.claim sweep.compose sweep.grids sweep.dry_run
     sweep.executors sweep.slurm sweep.joblib sweep.stacking sweep.conclusion
