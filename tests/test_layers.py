@@ -12,7 +12,7 @@ PACKAGE = ROOT / "nfexp"
 ROOMS = """
     surroundings files spec arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.stack
-    data.densities data
+    data.mixtures data.lettering data.densities data
     train score checkpoint run record usage
     analysis.table.records analysis.table.index analysis.table.saved analysis.table analysis.table.baselines
     analysis.statistics analysis.claims.measures analysis.claims.catalogue analysis.claims
