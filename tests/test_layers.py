@@ -19,8 +19,9 @@ ROOMS = """
     report.figures.curves report.figures.clouds report.figures.films report.figures.frames report.figures.summary
     report.figures report.figures.pen report.contents report.layouts report
     configuration
-    sweep.worker sweep.planning sweep.pool sweep.folder sweep.claim sweep.compose sweep.grids sweep.dry_run
-    sweep.executors sweep.slurm sweep.joblib sweep.stacking sweep.conclusion
+    sweep.stopping sweep.worker sweep.planning sweep.executors sweep.pool sweep.slurm sweep.joblib
+    sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
+    sweep.dry_run sweep.stacking sweep.conclusion
     baselines cli __main__
 """
 ORDER = ROOMS.split()
