@@ -85,8 +85,15 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
     # a parser prints its usage and ends the process otherwise
     parser.error = refuse  # type: ignore[method-assign]
     parser.exit = refuse_to_exit  # type: ignore[method-assign]
-    found = vars(parser.parse_intermixed_args(list(arguments)))
-    overrides = found.pop("overrides")
+    words = list(arguments)
+    literal: list[str] = []
+    if "--" in words:
+        # What follows is no flag, even if it begins with a dash; parse_intermixed_args forgets that.
+        end = words.index("--")
+        literal = words[end + 1 :]
+        words = words[:end]
+    found = vars(parser.parse_intermixed_args(words))
+    overrides = found.pop("overrides") + literal
     found.pop("multirun")
     flags = []
     for name in OF_A_SWEEP:
