@@ -42,6 +42,13 @@ def named() -> Any:
     return field(metadata={"pattern": NAME})
 
 
+# Keys that are younger than the first records, each with the value by which a run is what it was without the key. A
+# record that lacks one is read as if it held that value, and no run has another id for it.
+ADDED: dict[str, Any] = {
+    "flow.tail_bound": None,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """What is learned from: the target, and how many points are drawn from it."""
@@ -71,6 +78,7 @@ class Flow:
     norm: str = choice("none", "batchnorm", "actnorm")
     norm_every: int = within(1, 1000)
     base: str = choice("normal", "logistic", "laplace", "student_t", "mixture")
+    tail_bound: float | None = within(0, 1e6, exclusive=True)
 
     @property
     def heads(self) -> int:
@@ -203,6 +211,9 @@ def _check_together(spec: Spec) -> None:
         raise SpecError("data.text", "letters to draw when data.name is 'text'", spec.data.text)
     if spec.train.warmup > spec.train.steps:
         raise SpecError("train.warmup", f"at most train.steps = {spec.train.steps}", spec.train.warmup)
+    if spec.flow.tail_bound is not None and spec.flow.standardise == "none":
+        expected = "null where flow.standardise is 'none', for it counts in standard deviations"
+        raise SpecError("flow.tail_bound", expected, spec.flow.tail_bound)
 
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -242,9 +253,9 @@ def flatten(spec: Spec) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Spec:
-    """The inverse of :func:`flatten`, checked again."""
+    """The inverse of :func:`flatten`, checked again; what an old record lacks is as in :data:`ADDED`."""
     nested: dict[str, Any] = {}
-    for key, value in flat.items():
+    for key, value in (ADDED | dict(flat)).items():
         group, _, leaf = key.rpartition(".")
         inside = nested.setdefault(group, {}) if group else nested
         if not isinstance(inside, dict):
@@ -259,8 +270,15 @@ def relevant(spec: Spec) -> dict[str, Any]:
 
 
 def run_id(spec: Spec) -> str:
-    """The identity of a run: 16 hexadecimal digits of the hash of :func:`relevant`."""
-    return hashlib.sha256(json.dumps(relevant(spec), sort_keys=True).encode()).hexdigest()[:16]
+    """The identity of a run: 16 hexadecimal digits of the hash of :func:`relevant`.
+
+    A key of :data:`ADDED` counts where it changes the run.
+    """
+    counted = {}
+    for key, value in relevant(spec).items():
+        if key not in ADDED or value != ADDED[key]:
+            counted[key] = value
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def event_shape(spec: Spec) -> tuple[int, ...]:

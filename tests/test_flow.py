@@ -33,6 +33,7 @@ PLAIN = Flow(
     norm="none",
     norm_every=2,
     base="normal",
+    tail_bound=None,
 )
 VARIANTS = {
     "plain": {},
@@ -49,6 +50,10 @@ VARIANTS = {
     "actnorm every layer": {"norm": "actnorm", "norm_every": 1},
     "three dimensions": {"dim": 3},
     "five dimensions, shared, batchnorm": {"dim": 5, "conditioner": "shared", "norm": "batchnorm"},
+    "one dimension": {"dim": 1},
+    "tail bound": {"tail_bound": 0.8},
+    "tail bound, additive": {"tail_bound": 0.8, "coupling": "additive"},
+    "tail bound, five dimensions": {"tail_bound": 0.5, "dim": 5, "norm": "actnorm", "scale": "soft"},
     **{f"activation {a}": {"activation": a} for a in ACTIVATIONS},
     **{f"base {b}": {"base": b} for b in ("logistic", "laplace", "student_t", "mixture")},
 }
@@ -113,9 +118,15 @@ def test_inverse_round_trip(changes):
     torch.testing.assert_close(frames[-1][1], back, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("base", ["normal", "laplace", "logistic", "mixture"])
-def test_density_integrates_to_one(base):
-    flow = random_flow(2, base=base, n_flows=3, activation="tanh", seed=3)
+INTEGRATED = {
+    **{f"base {b}": {"base": b} for b in ("normal", "laplace", "logistic", "mixture")},
+    "tail bound": {"tail_bound": 0.7},
+}
+
+
+@pytest.mark.parametrize("changes", INTEGRATED.values(), ids=INTEGRATED)
+def test_density_integrates_to_one(changes):
+    flow = random_flow(2, n_flows=3, activation="tanh", seed=3, **changes)
     with torch.no_grad():
         spread = flow.sample(4000, [stream(e, "spread") for e in range(2)]).abs().amax().item()
         ticks = torch.linspace(-1.6 * spread, 1.6 * spread, 1201, dtype=torch.float64)
@@ -263,6 +274,28 @@ def test_an_unbounded_scale_is_the_output_of_its_network():
     z, log_det = flow.inverse(x)
     torch.testing.assert_close(z[0], y * s.exp() + t)
     torch.testing.assert_close(log_det[0], s.sum(-1) - sd.log().sum())
+
+
+def standardised(flow: FlowStack, z: torch.Tensor) -> torch.Tensor:
+    """The points of data that standardisation maps to z."""
+    p = flow.tensors()
+    return z * p["standardise.var"].sqrt() + p["standardise.mean"]
+
+
+def test_a_tail_bound_makes_a_coupling_affine_beyond_it_and_leaves_it_alone_within():
+    free = random_flow(1, masks=["fixed"], n_flows=1)
+    bounded = FlowStack(dataclasses.replace(free.flow, tail_bound=3.0), free.dim, free.theta, free.fixed)
+    inside = standardised(free, points(free, 50).clamp(-3, 3))
+    assert torch.equal(bounded.log_prob(inside), free.log_prob(inside))
+    passed = torch.tensor([3.0, 4.0, 400.0], dtype=torch.float64)
+    outside = standardised(free, torch.stack([passed, torch.full_like(passed, 0.7)], 1)[None])
+    z, log_det = bounded.inverse(outside)
+    # what passes is kept, the other is scaled and shifted as at the edge
+    torch.testing.assert_close(z[0, :, 0], passed)
+    torch.testing.assert_close(z[0, :, 1], z[0, :1, 1].expand(3))
+    torch.testing.assert_close(log_det[0], log_det[0, :1].expand(3))
+    _, other = free.inverse(outside)
+    assert abs(other[0, 2] - other[0, 0]) > 1e-3
 
 
 def test_first_nonfinite_names_the_layer():

@@ -1,5 +1,7 @@
 """The edge: every bad value gives one message with the key, what was expected and what came."""
 
+import hashlib
+import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -33,6 +35,11 @@ BAD = {
     "unknown standardise": ({"flow.standardise": True}, "flow.standardise: expected one of moments, none; got True"),
     "unknown coupling": ({"flow.coupling": "spline"}, "flow.coupling: expected one of affine, additive; got 'spline'"),
     "unknown base": ({"flow.base": "uniform"}, "flow.base: expected one of normal, .*; got 'uniform'"),
+    "tail bound": ({"flow.tail_bound": 0}, "flow.tail_bound: expected a number > 0 .* or null; got 0"),
+    "tail bound on raw points": (
+        {"flow.tail_bound": 3.0, "flow.standardise": "none"},
+        "flow.tail_bound: expected null where flow.standardise is 'none', .*; got 3.0",
+    ),
     "batch size word": ({"train.batch_size": "all"}, "train.batch_size: expected .* or 'full'; got 'all'"),
     "clip": ({"train.grad_clip": 0}, "train.grad_clip: expected a number > 0 .* or null; got 0"),
     "warm-up": ({"train.warmup": 10**6}, "train.warmup: expected at most train.steps = .*; got 1000000"),
@@ -77,6 +84,29 @@ def test_identity_is_what_can_change_a_number(make_spec):
     ]
     assert {specs.run_id(s) for s in same} == {specs.run_id(spec)}
     assert specs.run_id(replace(spec, seed=1)) != specs.run_id(spec)
+
+
+def test_a_record_without_a_younger_key_is_the_run_that_it_was(make_spec):
+    spec = specs.unflatten(specs.flatten(make_spec()) | specs.ADDED)
+    old = {key: value for key, value in specs.flatten(spec).items() if key not in specs.ADDED}
+    assert specs.unflatten(old) == spec
+    counted = {key: value for key, value in specs.relevant(spec).items() if key in old}
+    text = json.dumps(counted, sort_keys=True)
+    assert specs.run_id(spec) == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+YOUNGER = {
+    "flow.tail_bound": 3.0,
+}
+
+
+@pytest.mark.parametrize(("key", "value"), YOUNGER.items(), ids=YOUNGER)
+def test_a_younger_key_counts_where_it_changes_the_run(make_spec, key, value):
+    assert specs.run_id(make_spec(**{key: value})) != specs.run_id(make_spec(**{key: specs.ADDED[key]}))
+
+
+def test_every_younger_key_is_tried():
+    assert set(YOUNGER) == set(specs.ADDED)
 
 
 def test_whole_numbers_for_floats_are_the_same_run(make_spec):

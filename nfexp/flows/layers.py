@@ -167,6 +167,9 @@ class Coupling(Layer):
     s = exp(c) tanh(r) with a learned c per coordinate, or c = 0 ("tanh"), or r / (1 + |r| / 6.9), as in zuko ("soft"),
     or r itself, unbounded ("exp"), for a network's output r; the additive layer (NICE) has s = 0. Source: Dinh,
     Sohl-Dickstein, Bengio 2017, eq. 7-9.
+
+    With a `tail_bound` B the networks see b ⊙ x clamped to ±B. Beyond B, where no training point told them anything,
+    s and t are those of the edge: the layer is affine there, as the tails of a spline flow are (Durkan et al. 2019).
     """
 
     def __init__(self, flow: Flow, index: int, dim: int) -> None:
@@ -228,7 +231,10 @@ class Coupling(Layer):
         """What the networks say of b ⊙ x, (E, heads D, N), and 1 − b, the coordinates that move, (E, D, 1)."""
         mask = p[f"{self.name}.mask"].unsqueeze(-1)
         weights = p[f"{self.name}.net"]
-        raw = mlp(x * mask, weights, self.widths, nets=self.nets, activation=self.flow.activation)
+        seen = x * mask
+        if self.flow.tail_bound is not None:
+            seen = seen.clamp(-self.flow.tail_bound, self.flow.tail_bound)
+        raw = mlp(seen, weights, self.widths, nets=self.nets, activation=self.flow.activation)
         return raw, 1 - mask
 
     def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:

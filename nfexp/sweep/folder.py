@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from nfexp.configuration import REDO
 from nfexp.files import parse_json, read_plain, replacing
 from nfexp.record import Outcome, code_version, outcome
-from nfexp.spec import SCHEMA_VERSION, Spec, SpecError, Words, relevant, run_id
+from nfexp.spec import ADDED, SCHEMA_VERSION, Spec, SpecError, Words, relevant, run_id
 from nfexp.sweep.worker import HOLDER, clear
 
 LARGEST_PLAN = 2**26  # bytes of a sweep.json that is read
@@ -118,7 +118,7 @@ def read_plan(folder: Path) -> Plan | None:
 
 def difference(old: Plan, specs: Sequence[Spec]) -> str:
     """In what the jobs of a plan and other jobs differ, in words."""
-    there = [old.centres[j["data.name"]] | j["config"] | {"seed": j["seed"]} for j in old.jobs]
+    there = [ADDED | old.centres[j["data.name"]] | j["config"] | {"seed": j["seed"]} for j in old.jobs]
     here = [relevant(spec) for spec in specs]
 
     def told(rows: Sequence[Mapping[str, Any]], key: str) -> str:

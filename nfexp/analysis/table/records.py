@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 
 from nfexp.files import open_plain, parse_json, read_plain, trouble
-from nfexp.spec import SCHEMA_VERSION, Spec
+from nfexp.spec import ADDED, SCHEMA_VERSION, Spec
 
 METRICS = (
-    "train_nll", "val_nll", "test_nll", "test_nll_se", "true_nll", "kl", "kl_se", "clean_distance", "sample_distance",
-    "sample_floor", "coverage_50", "coverage_90", "calibration_error", "coordinates_moved", "flattening", "batch_gap",
-    "best_step", "steps_to_converge", "inverse_error", "n_parameters", "seconds", "stack_size", "diverged_at",
-    "diverged_layer",
+    "train_nll", "val_nll", "test_nll", "test_nll_se", "worst_nll", "true_nll", "kl", "kl_se", "clean_distance",
+    "sample_distance", "sample_floor", "coverage_50", "coverage_90", "calibration_error", "coordinates_moved",
+    "flattening", "batch_gap", "best_step", "steps_to_converge", "inverse_error", "n_parameters", "seconds",
+    "stack_size", "diverged_at", "diverged_layer",
 )  # fmt: skip
 COUNTS = (
     "coordinates_moved", "best_step", "steps_to_converge", "n_parameters", "stack_size", "diverged_at",
@@ -138,7 +138,8 @@ def _config(where: object, config: Any) -> dict[str, Any]:
     extra = [k for k in config if k not in KINDS and is_config(k)]
     if odd := [k for k in extra if not (k.isascii() and k.replace(".", "").replace("_", "").isalnum()) or len(k) > 80]:
         raise ReportError(where, "keys of letters, digits, '.' and '_' in config", repr(odd[0]))
-    return {k: _config_value(where, k, config[k]) if k in config else None for k in (*CONFIG, *extra)}
+    known = ADDED | config
+    return {k: _config_value(where, k, known[k]) if k in known else None for k in (*CONFIG, *extra)}
 
 
 def check_json(path: object, raw: bytes | str, keys: Iterable[str]) -> dict[str, Any]:
