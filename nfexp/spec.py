@@ -77,7 +77,7 @@ class Flow:
     standardise: str = choice("moments", "none")
     norm: str = choice("none", "batchnorm", "actnorm")
     norm_every: int = within(1, 1000)
-    base: str = choice("normal", "logistic", "laplace", "student_t", "mixture")
+    base: str = choice("normal", "logistic", "laplace", "student_t", "mixture", "contaminated")
     tail_bound: float | None = within(0, 1e6, exclusive=True)
 
     @property

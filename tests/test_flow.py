@@ -8,11 +8,13 @@ import normflows
 import pytest
 import torch
 import zuko
+from scipy.stats import kstest, norm
+from scipy.stats import t as student_t
 from torch import nn
-from torch.distributions import AffineTransform, Independent, Normal
+from torch.distributions import AffineTransform, Independent, Normal, StudentT
 from torch.distributions import Transform as TorchTransform
 
-from nfexp.flows.bases import base_log_prob, base_sample
+from nfexp.flows.bases import BASES, base_log_prob, base_sample
 from nfexp.flows.layers import Batch, draw_mask
 from nfexp.flows.nn import ACTIVATIONS
 from nfexp.flows.stack import FlowStack, build, from_state, initialise_actnorm
@@ -55,7 +57,7 @@ VARIANTS = {
     "tail bound, additive": {"tail_bound": 0.8, "coupling": "additive"},
     "tail bound, five dimensions": {"tail_bound": 0.5, "dim": 5, "norm": "actnorm", "scale": "soft"},
     **{f"activation {a}": {"activation": a} for a in ACTIVATIONS},
-    **{f"base {b}": {"base": b} for b in ("logistic", "laplace", "student_t", "mixture")},
+    **{f"base {b}": {"base": b} for b in BASES if b != "normal"},
 }
 MASKS = ("alternating", "fixed", "random", "once", "half")
 
@@ -119,7 +121,7 @@ def test_inverse_round_trip(changes):
 
 
 INTEGRATED = {
-    **{f"base {b}": {"base": b} for b in ("normal", "laplace", "logistic", "mixture")},
+    **{f"base {b}": {"base": b} for b in ("normal", "laplace", "logistic", "mixture", "contaminated")},
     "tail bound": {"tail_bound": 0.7},
 }
 
@@ -135,7 +137,7 @@ def test_density_integrates_to_one(changes):
     torch.testing.assert_close(mass, torch.ones(2, dtype=torch.float64), rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("base", ["normal", "logistic", "laplace", "student_t", "mixture"])
+@pytest.mark.parametrize("base", BASES)
 def test_base_is_normalised_and_sampled_from_its_density(base):
     z = torch.linspace(-4000, 4000, 4_000_001, dtype=torch.float64)[:, None]
     assert base_log_prob(base, z).exp().sum().item() * 0.002 == pytest.approx(1, abs=1e-6)
@@ -146,6 +148,29 @@ def test_base_is_normalised_and_sampled_from_its_density(base):
     for q in (-2.0, -1.0, -0.3, 0.0, 0.5, 1.5):
         expected = (cdf[round((q + 8) * 1000)] + lost).item()
         assert (draws < q).double().mean().item() == pytest.approx(expected, abs=0.006)
+
+
+def test_a_contaminated_normal_equals_its_mixture_in_torch():
+    z = torch.linspace(-30, 30, 601, dtype=torch.float64)
+    parts = torch.stack([Normal(0.0, 1.0).log_prob(z), StudentT(5.0, 0.0, 2.0).log_prob(z)])
+    expected = torch.logsumexp(parts + torch.tensor([[0.99], [0.01]]).double().log(), 0)
+    torch.testing.assert_close(base_log_prob("contaminated", z[:, None]), expected)
+
+
+def test_a_far_point_of_a_contaminated_normal_has_a_finite_loss_and_gradient():
+    z = torch.tensor([[1e3], [1e15]], dtype=torch.float32, requires_grad=True)
+    log_prob = base_log_prob("contaminated", z)
+    log_prob.sum().backward()
+    assert log_prob[1] > -250  # a normal says -5e29
+    torch.testing.assert_close(z.grad[:, 0], -6 / z.detach()[:, 0])  # (ν + 1) / z, as of Student's
+
+
+def test_draws_of_a_contaminated_normal_are_of_its_law():
+    draws = base_sample("contaminated", (100_000, 1), stream(0, "base"))[:, 0].numpy()
+    law = lambda z: 0.99 * norm.cdf(z) + 0.01 * student_t.cdf(z / 2, 5)  # noqa: E731
+    assert kstest(draws, law).pvalue > 0.01
+    far = (abs(draws) > 5).mean()  # of a normal 6e-7
+    assert far == pytest.approx(0.02 * student_t.sf(2.5, 5), rel=0.2)
 
 
 def test_members_do_not_depend_on_the_stack():
