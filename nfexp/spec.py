@@ -46,6 +46,7 @@ def named() -> Any:
 # record that lacks one is read as if it held that value, and no run has another id for it.
 ADDED: dict[str, Any] = {
     "flow.tail_bound": None,
+    "flow.tail": "none",
 }
 
 
@@ -79,6 +80,7 @@ class Flow:
     norm_every: int = within(1, 1000)
     base: str = choice("normal", "logistic", "laplace", "student_t", "mixture", "contaminated")
     tail_bound: float | None = within(0, 1e6, exclusive=True)
+    tail: str = choice("none", "learned")
 
     @property
     def heads(self) -> int:

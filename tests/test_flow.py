@@ -15,7 +15,7 @@ from torch.distributions import AffineTransform, Independent, Normal, StudentT
 from torch.distributions import Transform as TorchTransform
 
 from nfexp.flows.bases import BASES, base_log_prob, base_sample
-from nfexp.flows.layers import Batch, draw_mask
+from nfexp.flows.layers import Batch, Tail, draw_mask
 from nfexp.flows.nn import ACTIVATIONS
 from nfexp.flows.stack import FlowStack, build, from_state, initialise_actnorm
 from nfexp.spec import Flow
@@ -36,6 +36,7 @@ PLAIN = Flow(
     norm_every=2,
     base="normal",
     tail_bound=None,
+    tail="none",
 )
 VARIANTS = {
     "plain": {},
@@ -56,6 +57,9 @@ VARIANTS = {
     "tail bound": {"tail_bound": 0.8},
     "tail bound, additive": {"tail_bound": 0.8, "coupling": "additive"},
     "tail bound, five dimensions": {"tail_bound": 0.5, "dim": 5, "norm": "actnorm", "scale": "soft"},
+    "learned tail": {"tail": "learned"},
+    "learned tail, additive, three dimensions": {"tail": "learned", "coupling": "additive", "dim": 3},
+    "learned tail, actnorm, tail bound": {"tail": "learned", "norm": "actnorm", "tail_bound": 0.8},
     **{f"activation {a}": {"activation": a} for a in ACTIVATIONS},
     **{f"base {b}": {"base": b} for b in BASES if b != "normal"},
 }
@@ -123,12 +127,15 @@ def test_inverse_round_trip(changes):
 INTEGRATED = {
     **{f"base {b}": {"base": b} for b in ("normal", "laplace", "logistic", "mixture", "contaminated")},
     "tail bound": {"tail_bound": 0.7},
+    "learned tail": {"tail": "learned"},
 }
 
 
 @pytest.mark.parametrize("changes", INTEGRATED.values(), ids=INTEGRATED)
 def test_density_integrates_to_one(changes):
     flow = random_flow(2, n_flows=3, activation="tanh", seed=3, **changes)
+    if "tail" in changes:
+        flow.tensors()["tail.log_power"].abs_()  # heavier tails than those of the base leave any grid
     with torch.no_grad():
         spread = flow.sample(4000, [stream(e, "spread") for e in range(2)]).abs().amax().item()
         ticks = torch.linspace(-1.6 * spread, 1.6 * spread, 1201, dtype=torch.float64)
@@ -321,6 +328,28 @@ def test_a_tail_bound_makes_a_coupling_affine_beyond_it_and_leaves_it_alone_with
     torch.testing.assert_close(log_det[0], log_det[0, :1].expand(3))
     _, other = free.inverse(outside)
     assert abs(other[0, 2] - other[0, 0]) > 1e-3
+
+
+def test_a_learned_tail_starts_as_the_identity_and_has_a_closed_form():
+    tail = Tail("tail", 1)
+    x = torch.linspace(-50, 50, 101, dtype=torch.float64).view(1, 1, -1)
+    z, log_det = tail.inverse({"tail.log_power": torch.zeros(1, 1).double()}, x)
+    torch.testing.assert_close(z, x)
+    torch.testing.assert_close(log_det, torch.zeros_like(log_det))
+    z, log_det = tail.inverse({"tail.log_power": torch.full((1, 1), 2.0).double().log()}, x)
+    root = torch.sqrt(1 + x.square())
+    torch.testing.assert_close(z, 2 * x * root)  # sinh(2 a) = 2 sinh(a) cosh(a)
+    torch.testing.assert_close(log_det, (2 * root + 2 * x.square() / root).log()[:, 0])
+
+
+def test_a_learned_tail_draws_in_what_is_far():
+    tail = Tail("tail", 1)
+    far = torch.tensor([[[-1e30, 1e30]]])  # its square is beyond float32
+    z, log_det = tail.inverse({"tail.log_power": torch.full((1, 1), 0.5).log()}, far)
+    torch.testing.assert_close(z, torch.tensor([[[-1e15, 1e15]]]) / math.sqrt(2), rtol=1e-4, atol=0)
+    assert log_det.isfinite().all()
+    back, _ = tail.forward({"tail.log_power": torch.full((1, 1), 0.5).log()}, z)
+    torch.testing.assert_close(back, far, rtol=1e-3, atol=0)
 
 
 def test_first_nonfinite_names_the_layer():

@@ -40,6 +40,7 @@ BAD = {
         {"flow.tail_bound": 3.0, "flow.standardise": "none"},
         "flow.tail_bound: expected null where flow.standardise is 'none', .*; got 3.0",
     ),
+    "unknown tail": ({"flow.tail": "sinh"}, "flow.tail: expected one of none, learned; got 'sinh'"),
     "batch size word": ({"train.batch_size": "all"}, "train.batch_size: expected .* or 'full'; got 'all'"),
     "clip": ({"train.grad_clip": 0}, "train.grad_clip: expected a number > 0 .* or null; got 0"),
     "warm-up": ({"train.warmup": 10**6}, "train.warmup: expected at most train.steps = .*; got 1000000"),
@@ -97,6 +98,7 @@ def test_a_record_without_a_younger_key_is_the_run_that_it_was(make_spec):
 
 YOUNGER = {
     "flow.tail_bound": 3.0,
+    "flow.tail": "learned",
 }
 
 

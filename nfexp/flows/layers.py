@@ -1,4 +1,4 @@
-"""The layers of a flow over E members: couplings with their derivative written out, and elementwise affine layers.
+"""The layers of a flow over E members: couplings with their derivative written out, and elementwise layers.
 
 `inverse` maps data to base (the direction of training), `forward` base to data; points are (E, D, N), and the
 log-det that comes with them is (E, N), (E, 1) or a number. A layer names the tensors it needs, and sets the first
@@ -293,7 +293,7 @@ def draw_mask(schedule: str, n_flows: int, dim: int, generator: Generator) -> Te
     return (first ^ flipped[:, None]).double()
 
 
-# --- Elementwise affine layers ---------------------------------------------------------------------------------------
+# --- Elementwise layers ----------------------------------------------------------------------------------------------
 
 
 class Elementwise(Layer):
@@ -400,6 +400,36 @@ class Diagonal(Elementwise):
 
     def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
         return 0.0, self._own(p, "log_gain"), 0.0
+
+
+def _log_cosh(x: Tensor) -> Tensor:
+    """log cosh x where cosh x itself may overflow."""
+    return x.abs() + torch.log1p(torch.exp(-2 * x.abs())) - math.log(2)
+
+
+class Tail(Layer):
+    """z = sinh(d asinh(x)) with a learned d > 0 per coordinate: z ~ x^d far out, so that d < 1 draws tails in.
+
+    It stands next to the base, whose tails it thereby learns, and starts as the identity, d = 1. Source: Jones and
+    Pewsey 2009.
+    """
+
+    def learned_shapes(self) -> Shapes:
+        return self._per_coordinate("log_power")
+
+    def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
+        log_d = p[f"{self.name}.log_power"].unsqueeze(-1)
+        a = torch.asinh(x)
+        b = torch.exp(log_d) * a
+        log_det = log_d + _log_cosh(b) - _log_cosh(a)  # dz/dx = d cosh(b) / cosh(a)
+        return torch.sinh(b), log_det.sum(1)
+
+    def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
+        log_d = p[f"{self.name}.log_power"].unsqueeze(-1)
+        b = torch.asinh(z)
+        a = torch.exp(-log_d) * b
+        log_det = _log_cosh(a) - _log_cosh(b) - log_d
+        return torch.sinh(a), log_det.sum(1)
 
 
 NORMS: dict[str, type[Elementwise]] = {"actnorm": ActNorm, "batchnorm": BatchNorm}

@@ -16,7 +16,19 @@ import torch
 from torch import Tensor
 
 from nfexp.flows.bases import base_log_prob, base_sample
-from nfexp.flows.layers import NORMS, Batch, Coupling, Diagonal, Layer, Points, Shapes, Standardise, Tensors, draw_mask
+from nfexp.flows.layers import (
+    NORMS,
+    Batch,
+    Coupling,
+    Diagonal,
+    Layer,
+    Points,
+    Shapes,
+    Standardise,
+    Tail,
+    Tensors,
+    draw_mask,
+)
 from nfexp.spec import Flow
 from nfexp.streams import stream
 
@@ -56,6 +68,8 @@ def _architecture(flow: Flow, dim: int) -> tuple[list[Layer], Layout, Layout]:
             layers.append(NORMS[flow.norm](f"norm.{i}", dim))
     if flow.coupling == "additive":
         layers.append(Diagonal("diagonal", dim))
+    if flow.tail == "learned":
+        layers.append(Tail("tail", dim))
     learned: Shapes = {}
     fixed: Shapes = {}
     for layer in layers:
@@ -82,7 +96,8 @@ class FlowStack:
     --------
     >>> architecture = Flow(n_flows=4, hidden_depth=2, hidden_width=8, activation="relu", mask="alternating",
     ...                     coupling="affine", conditioner="separate", scale="learned", init="identity",
-    ...                     standardise="moments", norm="none", norm_every=2, base="normal", tail_bound=None)
+    ...                     standardise="moments", norm="none", norm_every=2, base="normal", tail_bound=None,
+    ...                     tail="none")
     >>> stack = build(architecture, masks=["alternating", "fixed"], seeds=[0, 1], data=torch.randn(2, 100, 3))
     >>> stack.log_prob(torch.zeros(2, 5, 3)).shape
     torch.Size([2, 5])
