@@ -45,6 +45,7 @@ def named() -> Any:
 # Keys that are younger than the first records, each with the value by which a run is what it was without the key. A
 # record that lacks one is read as if it held that value, and no run has another id for it.
 ADDED: dict[str, Any] = {
+    "flow.conditioner_input": "masked",
     "flow.tail_bound": None,
     "flow.tail": "none",
 }
@@ -73,6 +74,7 @@ class Flow:
     mask: str = choice("alternating", "fixed", "random", "once", "half")
     coupling: str = choice("affine", "additive")
     conditioner: str = choice("separate", "shared")
+    conditioner_input: str = choice("masked", "passed")
     scale: str = choice("learned", "tanh", "soft", "exp")
     init: str = choice("spread", "identity", "random")
     standardise: str = choice("moments", "none")
@@ -288,6 +290,29 @@ def event_shape(spec: Spec) -> tuple[int, ...]:
     return (2,)
 
 
+def swaps(mask: str, n_flows: int) -> list[bool]:
+    """Which couplings, in data → base order, pass what the first one moves, by a mask schedule that is not random."""
+    if mask == "fixed":
+        return [False] * n_flows
+    if mask == "once":
+        return [i >= (n_flows + 1) // 2 for i in range(n_flows)]
+    return [i % 2 == 1 for i in range(n_flows)]
+
+
+def passed_counts(flow: Flow, dim: int) -> tuple[int, ...]:
+    """How many of `dim` coordinates each coupling passes unchanged, in data → base order.
+
+    Which ones, :func:`nfexp.flows.layers.draw_mask` says.
+    """
+    if flow.mask == "random":
+        return (dim // 2,) * flow.n_flows
+    first = dim // 2 if flow.mask == "half" else (dim + 1) // 2
+    counts = []
+    for swapped in swaps(flow.mask, flow.n_flows):
+        counts.append(dim - first if swapped else first)
+    return tuple(counts)
+
+
 def batch_points(spec: Spec) -> int:
     """Points per training step."""
     return spec.data.n_samples if spec.train.batch_size == "full" else int(spec.train.batch_size)
@@ -302,7 +327,9 @@ PER_MEMBER = frozenset(
 
 def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
     """What must agree in a stack: shape of a point, architecture, batch, steps, evaluation sizes, device, recording."""
-    shared = {"event_shape": event_shape(spec), "batch_points": batch_points(spec)}
+    shared: dict[str, Any] = {"event_shape": event_shape(spec), "batch_points": batch_points(spec)}
+    if spec.flow.conditioner_input == "passed":  # masks may differ, the networks' shapes may not
+        shared["passed"] = passed_counts(spec.flow, math.prod(event_shape(spec)))
     for key, value in flatten(spec).items():
         if key not in PER_MEMBER and key != "name":
             shared[key] = value

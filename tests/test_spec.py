@@ -40,6 +40,10 @@ BAD = {
         {"flow.tail_bound": 3.0, "flow.standardise": "none"},
         "flow.tail_bound: expected null where flow.standardise is 'none', .*; got 3.0",
     ),
+    "unknown input": (
+        {"flow.conditioner_input": "all"},
+        "flow.conditioner_input: expected one of masked, passed; got 'all'",
+    ),
     "unknown tail": ({"flow.tail": "sinh"}, "flow.tail: expected one of none, learned; got 'sinh'"),
     "batch size word": ({"train.batch_size": "all"}, "train.batch_size: expected .* or 'full'; got 'all'"),
     "clip": ({"train.grad_clip": 0}, "train.grad_clip: expected a number > 0 .* or null; got 0"),
@@ -97,6 +101,7 @@ def test_a_record_without_a_younger_key_is_the_run_that_it_was(make_spec):
 
 
 YOUNGER = {
+    "flow.conditioner_input": "passed",
     "flow.tail_bound": 3.0,
     "flow.tail": "learned",
 }
@@ -130,6 +135,16 @@ def test_full_batches_stack_by_sample_count(make_spec):
     a, b = (make_spec(train__batch_size="full", data__n_samples=n) for n in (50, 60))
     assert specs.stack_key(a) != specs.stack_key(b)
     assert specs.stack_key(a) == specs.stack_key(make_spec(train__batch_size=50, data__n_samples=200))
+
+
+def test_compact_networks_stack_by_what_their_masks_pass(make_spec, monkeypatch):
+    masks = ("alternating", "fixed", "half", "random")
+    compact = [make_spec(flow__mask=mask, flow__conditioner_input="passed") for mask in masks]
+    whole = [make_spec(flow__mask=mask, flow__conditioner_input="masked") for mask in masks]
+    assert len({specs.stack_key(s) for s in compact}) == 1  # in the plane each passes one coordinate
+    monkeypatch.setattr(specs, "event_shape", lambda spec: (3,))
+    assert len({specs.stack_key(s) for s in compact}) == 4
+    assert len({specs.stack_key(s) for s in whole}) == 1
 
 
 def test_choices_name_what_exists():

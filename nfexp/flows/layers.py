@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
 from nfexp.flows.nn import mlp, mlp_shapes
-from nfexp.spec import Flow
+from nfexp.spec import Flow, passed_counts, swaps
 
 Tensors = Mapping[str, Tensor]
 Shapes = dict[str, dict[str, tuple[int, ...]]]  # block → the tensors in it; a block is (E, size) in a layer's hands
@@ -161,6 +161,32 @@ class _Affine(torch.autograd.Function):
         return grad_x, grad_raw, grad_log_bound, None, None
 
 
+@dataclass(frozen=True)
+class Conditioned:
+    """What a coupling's networks say of the coordinates that pass.
+
+    `raw` (E, heads D, N), s before t; `log_bound`, the learned c (E, D), if there is one; `free` (E, D, 1), 1 where a
+    coordinate moves.
+    """
+
+    raw: Tensor
+    log_bound: Tensor | None
+    free: Tensor
+
+
+def _selection(mask: Tensor) -> Tensor:
+    """Masks (E, D) as matrices (E, D, D): the first rows pick the coordinates that pass, the others those that move.
+
+    >>> _selection(torch.tensor([[0.0, 1.0, 0.0]]))[0].tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    passing = mask.cumsum(1)  # 1, 2, … along the coordinates that pass
+    moving = passing[:, -1:] + (1 - mask).cumsum(1)  # and on along the others
+    place = torch.where(mask > 0, passing, moving)
+    rows = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (place.unsqueeze(1) == rows[:, None]).to(mask)
+
+
 class Coupling(Layer):
     """A coupling layer: z = x ⊙ exp(s(b ⊙ x)) + t(b ⊙ x) where b = 0, z = x where b = 1.
 
@@ -178,7 +204,14 @@ class Coupling(Layer):
         self.heads = flow.heads
         self.nets = flow.nets
         self.learned_scale = self.heads == 2 and flow.scale == "learned"
-        self.widths = (dim, *[flow.hidden_width] * flow.hidden_depth, dim * self.heads // self.nets)
+        self.compact = flow.conditioner_input == "passed"  # no weight is one of a masked input or output
+        self.n_inputs = dim
+        self.n_outputs = dim
+        if self.compact:
+            self.n_inputs = passed_counts(flow, dim)[index]
+            self.n_outputs = dim - self.n_inputs
+        hidden = [flow.hidden_width] * flow.hidden_depth
+        self.widths = (self.n_inputs, *hidden, self.n_outputs * self.heads // self.nets)
 
     def learned_shapes(self) -> Shapes:
         names = []
@@ -186,7 +219,8 @@ class Coupling(Layer):
             names += [f"{self.name}.net.{i}.weight", f"{self.name}.net.{i}.bias"]
         shapes: Shapes = {f"{self.name}.net": dict(zip(names, mlp_shapes(self.widths, self.nets), strict=True))}
         if self.learned_scale:
-            shapes |= self._per_coordinate("log_scale")
+            name = f"{self.name}.log_scale"
+            shapes[name] = {name: (1, self.n_outputs)}
         return shapes
 
     def fixed_shapes(self) -> Shapes:
@@ -202,7 +236,7 @@ class Coupling(Layer):
         for i in range(layers):
             weight = own[f"{self.name}.net.{i}.weight"]
             bias = own[f"{self.name}.net.{i}.bias"]
-            largest = math.sqrt(weight.shape[1])
+            largest = math.sqrt(max(weight.shape[1], 1))  # in one dimension a coupling may pass nothing
             weight.copy_(_uniform(weight.shape, draws) / largest)
             bias.copy_(_uniform(bias.shape, draws) / largest)
         if self.learned_scale:
@@ -217,43 +251,59 @@ class Coupling(Layer):
         weight = own[f"{self.name}.net.0.weight"]
         bias = own[f"{self.name}.net.0.bias"]
         passed = own[f"{self.name}.mask"].T  # (D, 1)
-        centre: Tensor | float = 0.0
-        unit: Tensor | float = 1.0
-        if self.flow.standardise == "none":  # the coupling then sees the raw points
-            centre = points.mean[:, None]
-            unit = points.var.sqrt()[:, None]
+        mean = points.mean[:, None]
+        sd = points.var.sqrt()[:, None]
+        if self.compact:
+            inputs = passed[:, 0] > 0
+            passed = passed[inputs]
+            mean = mean[inputs]
+            sd = sd[inputs]
+        raw = self.flow.standardise == "none"
+        centre = mean if raw else 0.0
+        unit = sd if raw else 1.0
         slope = FIRST_SLOPE.get(self.flow.activation, SMOOTH_SLOPE) / math.sqrt(max(float(passed.sum()), 1.0))
         weight.copy_(slope / unit * _uniform(weight.shape, draws))
         bends = centre + unit * FIRST_REACH * _uniform(weight.shape, draws)
         bias.copy_(-(passed * weight * bends).sum(1, keepdim=True))
 
-    def _conditioned(self, p: Tensors, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the networks say of b ⊙ x, (E, heads D, N), and 1 − b, the coordinates that move, (E, D, 1)."""
-        mask = p[f"{self.name}.mask"].unsqueeze(-1)
-        weights = p[f"{self.name}.net"]
-        seen = x * mask
+    def _conditioned(self, p: Tensors, x: Tensor) -> Conditioned:
+        mask = p[f"{self.name}.mask"]
+        log_bound = p.get(f"{self.name}.log_scale")
+        free = 1 - mask.unsqueeze(-1)
+        if not self.compact:
+            return Conditioned(self._networks(p, x * mask.unsqueeze(-1)), log_bound, free)
+        chosen = _selection(mask)
+        moving = chosen[:, self.n_inputs :].mT  # (E, D, F): puts F numbers back where they belong
+        raw = self._networks(p, chosen[:, : self.n_inputs] @ x)
+        parts = moving.unsqueeze(1) @ raw.unflatten(1, (self.heads, self.n_outputs))  # (E, heads, D, N)
+        if log_bound is not None:
+            log_bound = (moving @ log_bound.unsqueeze(-1)).squeeze(-1)
+        return Conditioned(parts.flatten(1, 2), log_bound, free)
+
+    def _networks(self, p: Tensors, x: Tensor) -> Tensor:
         if self.flow.tail_bound is not None:
-            seen = seen.clamp(-self.flow.tail_bound, self.flow.tail_bound)
-        raw = mlp(seen, weights, self.widths, nets=self.nets, activation=self.flow.activation)
-        return raw, 1 - mask
+            x = x.clamp(-self.flow.tail_bound, self.flow.tail_bound)
+        return mlp(x, p[f"{self.name}.net"], self.widths, nets=self.nets, activation=self.flow.activation)
 
     def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
-        raw, free = self._conditioned(p, x)
+        by = self._conditioned(p, x)
         if self.heads == 1:
-            return torch.addcmul(x, raw, free), x.new_zeros(())
-        z, log_det = _Affine.apply(x, raw, p.get(f"{self.name}.log_scale"), free, self.flow.scale)
+            return torch.addcmul(x, by.raw, by.free), x.new_zeros(())
+        z, log_det = _Affine.apply(x, by.raw, by.log_bound, by.free, self.flow.scale)
         return z, log_det
 
     def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
-        raw, free = self._conditioned(p, z)  # z and x agree where the networks look
+        by = self._conditioned(p, z)  # z and x agree where the networks look
         if self.heads == 1:
-            return torch.addcmul(z, raw, free, value=-1), z.new_zeros(())
-        raw_s, raw_t = raw.chunk(2, 1)
-        s = _log_scale(self.flow.scale, raw_s, p.get(f"{self.name}.log_scale"), free).s
-        return (z - raw_t * free) * torch.exp(-s), -s.sum(1)
+            return torch.addcmul(z, by.raw, by.free, value=-1), z.new_zeros(())
+        raw_s, raw_t = by.raw.chunk(2, 1)
+        s = _log_scale(self.flow.scale, raw_s, by.log_bound, by.free).s
+        return (z - raw_t * by.free) * torch.exp(-s), -s.sum(1)
 
     def dead_parameters(self, passed: int) -> int:
         """Learned numbers that a mask passing so many coordinates keeps from acting: inputs and outputs of zero."""
+        if self.compact:
+            return 0
         dead_inputs = self.nets * self.flow.hidden_width * (self.dim - passed)
         dead_outputs = passed * self.heads * (self.flow.hidden_width + 1)
         dead_scales = passed if self.learned_scale else 0
@@ -277,20 +327,14 @@ def draw_mask(schedule: str, n_flows: int, dim: int, generator: Generator) -> Te
     [1.0, 1.0, 0.0, 0.0]
     """
     coordinate = torch.arange(dim)
-    layer = torch.arange(n_flows)
     if schedule == "random":
         orders = [torch.randperm(dim, generator=generator) for _ in range(n_flows)]
         return (torch.stack(orders) < dim // 2).double()
     first = coordinate % 2 == 0
     if schedule == "half":
         first = coordinate < dim // 2
-    flipped = {
-        "fixed": torch.zeros(n_flows, dtype=torch.bool),
-        "once": layer >= (n_flows + 1) // 2,
-        "alternating": layer % 2 == 1,
-        "half": layer % 2 == 1,
-    }[schedule]
-    return (first ^ flipped[:, None]).double()
+    swapped = torch.tensor(swaps(schedule, n_flows))
+    return (first ^ swapped[:, None]).double()
 
 
 # --- Elementwise layers ----------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Layout:
         sizes = [math.prod(shape) for shape in self.shapes.values()]
         views = {}
         for name, part in zip(self.shapes, torch.split(matrix, sizes, dim=1), strict=True):
-            views[name] = part.view(-1, *self.shapes[name])
+            views[name] = part.view(len(matrix), *self.shapes[name])
         return views
 
 
@@ -84,7 +84,8 @@ class FlowStack:
     Parameters
     ----------
     flow
-        The shared architecture; its `mask` says nothing here, for masks are among the fixed numbers.
+        The shared architecture. Masks are among the fixed numbers: its `mask` says at most how many coordinates each
+        coupling passes (where `conditioner_input` is "passed").
     dim
         D, the numbers in a point.
     theta
@@ -96,8 +97,8 @@ class FlowStack:
     --------
     >>> architecture = Flow(n_flows=4, hidden_depth=2, hidden_width=8, activation="relu", mask="alternating",
     ...                     coupling="affine", conditioner="separate", scale="learned", init="identity",
-    ...                     standardise="moments", norm="none", norm_every=2, base="normal", tail_bound=None,
-    ...                     tail="none")
+    ...                     standardise="moments", norm="none", norm_every=2, base="normal",
+    ...                     conditioner_input="masked", tail_bound=None, tail="none")
     >>> stack = build(architecture, masks=["alternating", "fixed"], seeds=[0, 1], data=torch.randn(2, 100, 3))
     >>> stack.log_prob(torch.zeros(2, 5, 3)).shape
     torch.Size([2, 5])
