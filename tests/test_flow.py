@@ -15,7 +15,8 @@ from torch.distributions import AffineTransform, Independent, Normal, StudentT
 from torch.distributions import Transform as TorchTransform
 
 from nfexp.flows.bases import BASES, base_log_prob, base_sample
-from nfexp.flows.layers import Batch, Tail, draw_mask
+from nfexp.flows.elementwise import Tail
+from nfexp.flows.layers import Batch, draw_mask
 from nfexp.flows.nn import ACTIVATIONS
 from nfexp.flows.stack import FlowStack, build, from_state, initialise_actnorm
 from nfexp.spec import Flow, passed_counts

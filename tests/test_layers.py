@@ -11,7 +11,7 @@ PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
     surroundings files spec arguments commands streams
-    flows.cost flows.nn flows.bases flows.layers flows.stack
+    flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack
     data.densities data
     train score checkpoint run record usage
     analysis.table.records analysis.table.index analysis.table.saved analysis.table analysis.table.baselines

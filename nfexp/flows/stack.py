@@ -16,19 +16,8 @@ import torch
 from torch import Tensor
 
 from nfexp.flows.bases import base_log_prob, base_sample
-from nfexp.flows.layers import (
-    NORMS,
-    Batch,
-    Coupling,
-    Diagonal,
-    Layer,
-    Points,
-    Shapes,
-    Standardise,
-    Tail,
-    Tensors,
-    draw_mask,
-)
+from nfexp.flows.elementwise import NORMS, Diagonal, Standardise, Tail
+from nfexp.flows.layers import Batch, Coupling, Layer, Points, Shapes, Tensors, draw_mask
 from nfexp.spec import Flow
 from nfexp.streams import stream
 
