@@ -48,6 +48,9 @@ ADDED: dict[str, Any] = {
     "flow.conditioner_input": "masked",
     "flow.tail_bound": None,
     "flow.tail": "none",
+    "train.optimizer": "adam",
+    "train.noise": 0.0,
+    "train.noise_end": 0.0,
 }
 
 
@@ -97,15 +100,18 @@ class Flow:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """The recipe: Adam, one learning rate and one gradient clip per member of a stack."""
+    """The recipe; learning rate, gradient clip and weight decay are each member's own."""
 
     steps: int = within(1, 100_000_000)
     batch_size: int | str = within(2, 10_000_000, words=("full",))
+    optimizer: str = choice("adam", "nadam")
     lr: float = within(0, 1e3, exclusive=True)
     schedule: str = choice("cosine", "constant")
     warmup: int = within(0, 100_000_000)
     grad_clip: float | None = within(0, 1e9, exclusive=True)
     weight_decay: float = within(0, 1e3)
+    noise: float = within(0, 1e3)
+    noise_end: float = within(0, 1e3)
     select: str = choice("val", "train", "last")
     n_evals: int = within(1, 10_000)
     matmul_precision: str = choice("highest", "high")
@@ -321,7 +327,7 @@ def batch_points(spec: Spec) -> int:
 # May differ between the members of a stack; everything else of `relevant` must agree.
 PER_MEMBER = frozenset(
     {"data.name", "data.n_samples", "data.noise", "data.text", "flow.mask", "train.lr", "train.grad_clip",
-     "train.weight_decay", "train.select", "train.batch_size", "seed"}
+     "train.weight_decay", "train.noise", "train.noise_end", "train.select", "train.batch_size", "seed"}
 )  # fmt: skip
 
 

@@ -46,6 +46,12 @@ BAD = {
     ),
     "unknown tail": ({"flow.tail": "sinh"}, "flow.tail: expected one of none, learned; got 'sinh'"),
     "batch size word": ({"train.batch_size": "all"}, "train.batch_size: expected .* or 'full'; got 'all'"),
+    "negative training noise": ({"train.noise": -0.1}, "train.noise: expected a number >= 0 .*; got -0.1"),
+    "training noise that is a word": (
+        {"train.noise_end": "small"},
+        "train.noise_end: expected a number >= 0 .*; got 'small'",
+    ),
+    "unknown optimizer": ({"train.optimizer": "sgd"}, "train.optimizer: expected one of adam, nadam; got 'sgd'"),
     "clip": ({"train.grad_clip": 0}, "train.grad_clip: expected a number > 0 .* or null; got 0"),
     "warm-up": ({"train.warmup": 10**6}, "train.warmup: expected at most train.steps = .*; got 1000000"),
     "text without letters": ({"data.name": "text"}, "data.text: expected letters to draw .*; got None"),
@@ -104,6 +110,9 @@ YOUNGER = {
     "flow.conditioner_input": "passed",
     "flow.tail_bound": 3.0,
     "flow.tail": "learned",
+    "train.optimizer": "nadam",
+    "train.noise": 0.1,
+    "train.noise_end": 0.1,
 }
 
 
@@ -122,7 +131,8 @@ def test_whole_numbers_for_floats_are_the_same_run(make_spec):
 
 STACKED = {
     "data__name": "circles", "data__n_samples": 99, "data__noise": 0.3, "flow__mask": "fixed", "seed": 9,
-    "train__lr": 1.0, "train__grad_clip": None, "train__select": "last",
+    "train__lr": 1.0, "train__grad_clip": None, "train__select": "last", "train__noise": 0.1,
+    "train__noise_end": 0.1,
 }  # fmt: skip
 
 
