@@ -50,6 +50,27 @@ def test_a_member_equals_the_run_alone(make_spec, norm, dtype):
             torch.testing.assert_close(value, result.state[name], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("norm", ["batchnorm", "actnorm"])
+def test_a_member_of_compact_networks_with_tails_equals_the_run_alone(make_spec, norm):
+    changes = {
+        "conditioner_input": "passed",
+        "tail_bound": 3.0,
+        "tail": "learned",
+        "base": "contaminated",
+        "norm": norm,
+    }
+    specs = []
+    for spec in mixed(make_spec):
+        recipe = replace(spec.train, optimizer="nadam", noise=0.05 * spec.seed)
+        specs.append(replace(spec, flow=replace(spec.flow, **changes), train=recipe))
+    together = run_stack(specs, dtype=torch.float64)
+    for spec, result in zip(specs, together, strict=True):
+        alone = run_stack([spec], dtype=torch.float64)[0]
+        assert alone.metrics["worst_nll"] == pytest.approx(result.metrics["worst_nll"], abs=1e-9)
+        for name, value in alone.state.items():
+            torch.testing.assert_close(value, result.state[name], rtol=0, atol=1e-9)
+
+
 def test_training_learns(make_spec):
     m = metrics(
         make_spec(train__steps=400, flow__n_flows=4, data__n_samples=1000, data__noise=0.2, train__batch_size=128)
