@@ -5,19 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nfexp.spec import Spec, batch_points
+from nfexp.spec import Train
 from nfexp.streams import stream
 
 
-class Order:
-    """Endless passes over `n` points, each in a random order of its own: which points step 1, 2, … learns from.
-
-    Pass k is a permutation drawn from the stream "batches/k" of the run's seed, so that any step can be asked for.
-
-    >>> order = Order(n=4, batch=2, seed=0)
-    >>> sorted(torch.cat([order.at(1), order.at(2)]).tolist())
-    [0, 1, 2, 3]
-    """
+class Passes:
+    """Endless passes over `n` points, each drawn by itself: what step 1, 2, … takes of them, `batch` at a time."""
 
     def __init__(self, *, n: int, batch: int, seed: int) -> None:
         self.n = n
@@ -25,50 +18,58 @@ class Order:
         self.seed = seed
         self.known: dict[int, Tensor] = {}  # the passes of the last step
 
+    def drawn(self, k: int) -> Tensor:
+        """What pass k = 0, 1, … draws for its points, shape (n, …), from a stream of its own."""
+        raise NotImplementedError
+
     def at(self, step: int) -> Tensor:
-        """The positions of the points of `step` (1, 2, …), shape (batch,)."""
+        """What `step` (1, 2, …) takes, shape (batch, …)."""
         begin = (step - 1) * self.batch
         end = step * self.batch
         first_pass = begin // self.n
         last_pass = (end - 1) // self.n
         passes = {}
         for k in range(first_pass, last_pass + 1):
-            passes[k] = self.known[k] if k in self.known else self._permutation(k)
+            passes[k] = self.known[k] if k in self.known else self.drawn(k)
         self.known = passes
         whole = torch.cat(list(passes.values())) if len(passes) > 1 else passes[first_pass]
         offset = first_pass * self.n
         return whole[begin - offset : end - offset]
 
-    def _permutation(self, k: int) -> Tensor:
+
+class Order(Passes):
+    """Which points each step learns from: every pass is in a random order of its own.
+
+    >>> order = Order(n=4, batch=2, seed=0)
+    >>> sorted(torch.cat([order.at(1), order.at(2)]).tolist())
+    [0, 1, 2, 3]
+    """
+
+    def drawn(self, k: int) -> Tensor:
         return torch.randperm(self.n, generator=stream(self.seed, f"batches/{k}"))
 
 
-class Noise:
-    """What is added to the points of each step's batch: normal, its sd a share of that of the training points.
+class Noise(Passes):
+    """Normal noise for the points of each step: its sd is that of the training points, (D,).
 
-    The share goes from `train.noise` at the first step to `train.noise_end` at the last in a straight line. Step k
-    draws from the stream "noise/k" of the run's seed, so that any step can be asked for, and a run without noise draws
-    nothing. Noise on the data smooths what is learned as a kernel does (Rothfuss et al. 2019).
-
-    `sd` is that of one member's training points, (D,).
+    What is added is a share of it, see :func:`noise_share`. Noise on the data smooths what is learned as the kernel of
+    a density estimate does (Rothfuss et al. 2019).
     """
 
-    def __init__(self, spec: Spec, sd: Tensor) -> None:
-        self.spec = spec
+    def __init__(self, *, n: int, batch: int, seed: int, sd: Tensor) -> None:
+        super().__init__(n=n, batch=batch, seed=seed)
         self.sd = sd
 
-    def share(self, step: int) -> float:
-        """The standard deviation of step 1, 2, … as a share of that of the training points."""
-        recipe = self.spec.train
-        passed = (step - 1) / max(recipe.steps - 1, 1)
-        return recipe.noise + (recipe.noise_end - recipe.noise) * passed
+    def drawn(self, k: int) -> Tensor:
+        generator = stream(self.seed, f"noise/{k}")
+        draws = torch.randn(self.n, len(self.sd), generator=generator, dtype=torch.float64)
+        return draws.to(self.sd) * self.sd
 
-    def at(self, step: int) -> Tensor:
-        """The noise of a step's points, shape (batch, D), as the training points are."""
-        share = self.share(step)
-        shape = (batch_points(self.spec), len(self.sd))
-        if share == 0:
-            return self.sd.new_zeros(shape)
-        generator = stream(self.spec.seed, f"noise/{step}")
-        draws = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return draws.to(self.sd) * self.sd * share
+
+def noise_share(recipe: Train, step: int) -> float:
+    """The sd of the noise on the points of step 1, 2, …, as a share of that of the training points.
+
+    It goes in a straight line from `noise` at the first step to `noise_end` at the last.
+    """
+    passed = (step - 1) / max(recipe.steps - 1, 1)
+    return recipe.noise + (recipe.noise_end - recipe.noise) * passed

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from nfexp.batches import Noise, Order
+from nfexp.batches import Noise, Order, noise_share
 from nfexp.data import Dataset
 from nfexp.flows.cost import CHUNK
 from nfexp.flows.layers import Batch
@@ -244,10 +244,12 @@ class _Stepper:
         for n, spec in zip(training.sizes, training.specs, strict=True):
             self.orders.append(Order(n=n, batch=batch_points(lead), seed=spec.seed))
         recipes = [spec.train for spec in training.specs]
-        self.noises = []  # of every member, or none where no member has any
-        if any(recipe.noise > 0 or recipe.noise_end > 0 for recipe in recipes):
-            for spec, points, n in zip(training.specs, training.train, training.sizes, strict=True):
-                self.noises.append(Noise(spec, points[:n].std(0, correction=0)))
+        self.noises: dict[int, Noise] = {}  # by member, of those that have any
+        for e, recipe in enumerate(recipes):
+            if recipe.noise > 0 or recipe.noise_end > 0:
+                n = training.sizes[e]
+                sd = training.train[e, :n].std(0, correction=0)
+                self.noises[e] = Noise(n=n, batch=batch_points(lead), seed=training.specs[e].seed, sd=sd)
         self.optimiser = OPTIMISERS[lead.train.optimizer](state.theta, state.first, state.second, recipes)
         self.optimiser.train(self._alive_members())
 
@@ -267,8 +269,8 @@ class _Stepper:
         state.step += 1
         positions = torch.stack([order.at(state.step) for order in self.orders])
         x = self.training.train[self.member, positions.to(state.theta.device)]
-        if self.noises:
-            x = x + torch.stack([noise.at(state.step) for noise in self.noises])
+        for e, noise in self.noises.items():
+            x[e].add_(noise.at(state.step), alpha=noise_share(self.training.specs[e].train, state.step))
         if state.step == 1:
             initialise_actnorm(self._flow(state.theta), x)
         batch = Batch()

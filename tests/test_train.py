@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nfexp import run, score
-from nfexp.batches import Noise, Order
+from nfexp.batches import Noise, Order, noise_share
 from nfexp.checkpoint import CHECKPOINT
 from nfexp.data import load
 from nfexp.flows.cost import member_bytes
@@ -157,16 +157,21 @@ def test_batches_are_passes_without_replacement():
     assert Order(n=3, batch=9, seed=0).at(2).sort().values.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
-def test_training_noise_has_the_share_it_is_told_of_the_spread_of_the_points(make_spec):
-    spec = make_spec(train__noise=0.2, train__noise_end=0.1, train__steps=101, train__batch_size=4000)
+def test_training_noise_goes_in_a_straight_line(make_spec):
+    recipe = make_spec(train__noise=0.2, train__noise_end=0.1, train__steps=101).train
+    assert [noise_share(recipe, step) for step in (1, 51, 101)] == pytest.approx([0.2, 0.15, 0.1])
+    once = make_spec(train__noise=0.2, train__steps=1, train__warmup=1).train
+    assert noise_share(once, 1) == 0.2
+
+
+def test_training_noise_is_as_wide_as_the_points_and_fresh():
     sd = torch.tensor([1.0, 5.0], dtype=torch.float64)
-    noise = Noise(spec, sd)
-    for step, share in ((1, 0.2), (51, 0.15), (101, 0.1)):
-        drawn = noise.at(step)
-        torch.testing.assert_close(drawn.std(0), share * sd, rtol=0.05, atol=0)
-        assert (drawn.mean(0) / sd).abs().max() < 5 * share / math.sqrt(4000)
-        assert torch.equal(drawn, Noise(spec, sd).at(step))
-    assert not torch.equal(noise.at(1), noise.at(2))
+    noise = Noise(n=5000, batch=4000, seed=0, sd=sd)
+    drawn = torch.cat([noise.at(step) for step in range(1, 6)])
+    torch.testing.assert_close(drawn.std(0), sd, rtol=0.05, atol=0)
+    assert (drawn.mean(0) / sd).abs().max() < 5 / math.sqrt(len(drawn))
+    assert len(drawn.unique(dim=0)) == len(drawn)
+    assert torch.equal(Noise(n=5000, batch=4000, seed=0, sd=sd).at(4), drawn[12_000:16_000])
 
 
 def test_training_noise_changes_its_run_and_no_mate(make_spec):

@@ -172,17 +172,17 @@ class Conditioned:
     free: Tensor
 
 
-def _selection(mask: Tensor) -> Tensor:
-    """Masks (E, D) as matrices (E, D, D): the first rows pick the coordinates that pass, the others those that move.
+def selection(mask: Tensor) -> Tensor:
+    """Masks (…, D) as matrices (…, D, D): the first rows pick the coordinates that pass, the others those that move.
 
-    >>> _selection(torch.tensor([[0.0, 1.0, 0.0]]))[0].tolist()
+    >>> selection(torch.tensor([0.0, 1.0, 0.0])).tolist()
     [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    passing = mask.cumsum(1)  # 1, 2, … along the coordinates that pass
-    moving = passing[:, -1:] + (1 - mask).cumsum(1)  # and on along the others
+    passing = mask.cumsum(-1)  # 1, 2, … along the coordinates that pass
+    moving = passing[..., -1:] + (1 - mask).cumsum(-1)  # and on along the others
     place = torch.where(mask > 0, passing, moving)
-    rows = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return (place.unsqueeze(1) == rows[:, None]).to(mask)
+    rows = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
+    return (place.unsqueeze(-2) == rows[:, None]).to(mask)
 
 
 class Coupling(Layer):
@@ -270,7 +270,7 @@ class Coupling(Layer):
         free = 1 - mask.unsqueeze(-1)
         if not self.compact:
             return Conditioned(self._networks(p, x * mask.unsqueeze(-1)), log_bound, free)
-        chosen = _selection(mask)
+        chosen = p[f"{self.name}.selection"]
         moving = chosen[:, self.n_inputs :].mT  # (E, D, F): puts F numbers back where they belong
         raw = self._networks(p, chosen[:, : self.n_inputs] @ x)
         parts = moving.unsqueeze(1) @ raw.unflatten(1, (self.heads, self.n_outputs))  # (E, heads, D, N)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nfexp.flows.bases import base_log_prob, base_sample
 from nfexp.flows.elementwise import NORMS, Diagonal, Standardise, Tail
-from nfexp.flows.layers import Batch, Coupling, Layer, Points, Shapes, Tensors, draw_mask
+from nfexp.flows.layers import Batch, Coupling, Layer, Points, Shapes, Tensors, draw_mask, selection
 from nfexp.spec import Flow
 from nfexp.streams import stream
 
@@ -121,7 +121,13 @@ class FlowStack:
         return self.learned_layout.views(self.theta) | self.fixed_layout.views(self.fixed)
 
     def _blocks(self) -> Tensors:
-        return self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
+        p = self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
+        if self.flow.conditioner_input == "passed":
+            names = [layer.name for layer in self.layers if isinstance(layer, Coupling)]
+            masks = torch.stack([p[f"{name}.mask"] for name in names])
+            for name, chosen in zip(names, selection(masks), strict=True):  # of all at once: each is little work
+                p[f"{name}.selection"] = chosen
+        return p
 
     def _inverse_steps(self, x: Tensor, batch: Batch | None) -> Iterator[tuple[Tensor, Tensor]]:
         """From data (E, N, D) to base: the points (E, D, N) after each layer, and its log-det."""
