@@ -112,7 +112,7 @@ SQUASH: dict[str, Squash] = {  # by `scale`: y = squash(r) of a network's output
 
 @dataclass(frozen=True)
 class LogScale:
-    """s = y ⊙ bound with y = squash(r); all (E, D, N) but the bound, (E, D, 1). s = 0 where a coordinate passes."""
+    """s = y ⊙ bound with y = squash(r); all (E, O, N) but the bound, (E, O, 1). s = 0 where a coordinate passes."""
 
     s: Tensor
     squashed: Tensor
@@ -130,46 +130,60 @@ def _log_scale(scale: str, raw: Tensor, log_bound: Tensor | None, free: Tensor) 
 class _Affine(torch.autograd.Function):
     """z = x ⊙ exp(s) + t with s as of :func:`_log_scale` and t = free ⊙ raw t; also Σ_d s_d. Differentiable once.
 
-    Shapes: x (E, D, N), raw (E, 2 D, N), c (E, D) or None, free (E, D, 1); to (E, D, N) and (E, N).
+    Shapes: x (E, D, N), raw (E, 2 O, N), c (E, O) or None, free (E, O, 1); to (E, D, N) and (E, N). With `place`
+    (E, D, O), s and t are those of O coordinates, which it puts where they belong; without, O = D.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, raw: Tensor, log_bound: Tensor | None, free: Tensor, scale: str
+        ctx: Any, x: Tensor, raw: Tensor, log_bound: Tensor | None, free: Tensor, place: Tensor | None, scale: str
     ) -> tuple[Tensor, Tensor]:
         raw_s, raw_t = raw.chunk(2, 1)
         log_scale = _log_scale(scale, raw_s, log_bound, free)
-        gain = torch.exp(log_scale.s)
+        s = log_scale.s
+        t = raw_t * free
+        if place is not None:
+            s = place @ s
+            t = place @ t
+        gain = torch.exp(s)
         ctx.scale = scale
-        ctx.save_for_backward(x, log_scale.s, log_scale.squashed, gain, log_scale.bound, free)
-        return torch.addcmul(raw_t * free, x, gain), log_scale.s.sum(1)
+        ctx.save_for_backward(x, log_scale.s, log_scale.squashed, gain, log_scale.bound, free, place)
+        return torch.addcmul(t, x, gain), log_scale.s.sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_z: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        x, s, squashed, gain, bound, free = ctx.saved_tensors
+        x, s, squashed, gain, bound, free, place = ctx.saved_tensors
         _, squash_backward = SQUASH[ctx.scale]
         grad_x = grad_z * gain  # ∂z/∂x = exp(s)
         grad_s = torch.addcmul(grad_log_det.unsqueeze(1), grad_x, x)  # ∂z/∂s = x exp(s), and the log-det is Σ s
+        grad_t = grad_z
+        if place is not None:
+            grad_s = place.mT @ grad_s
+            grad_t = place.mT @ grad_z
         grad_log_bound = None
         if ctx.needs_input_grad[2]:
             grad_log_bound = (grad_s * s).sum(2)  # s = exp(c) · …, so ∂s/∂c = s
         grad_s.mul_(bound)
-        grad_raw = torch.cat([squash_backward(grad_s, squashed), grad_z * free], 1)
-        return grad_x, grad_raw, grad_log_bound, None, None
+        grad_raw = torch.cat([squash_backward(grad_s, squashed), grad_t * free], 1)
+        return grad_x, grad_raw, grad_log_bound, None, None, None
 
 
 @dataclass(frozen=True)
 class Conditioned:
     """What a coupling's networks say of the coordinates that pass.
 
-    `raw` (E, heads D, N), s before t; `log_bound`, the learned c (E, D), if there is one; `free` (E, D, 1), 1 where a
-    coordinate moves.
+    `raw` (E, heads O, N), s before t; `free` (E, O, 1), 1 where the coordinate of an output moves; `place` (E, D, O)
+    puts outputs where they belong, None where there is one for each coordinate, O = D.
     """
 
     raw: Tensor
-    log_bound: Tensor | None
     free: Tensor
+    place: Tensor | None
+
+    def placed(self, part: Tensor) -> Tensor:
+        """(E, O, N) to (E, D, N)."""
+        return part if self.place is None else self.place @ part
 
 
 def selection(mask: Tensor) -> Tensor:
@@ -265,18 +279,13 @@ class Coupling(Layer):
         bias.copy_(-(passed * weight * bends).sum(1, keepdim=True))
 
     def _conditioned(self, p: Tensors, x: Tensor) -> Conditioned:
-        mask = p[f"{self.name}.mask"]
-        log_bound = p.get(f"{self.name}.log_scale")
-        free = 1 - mask.unsqueeze(-1)
+        mask = p[f"{self.name}.mask"].unsqueeze(-1)
         if not self.compact:
-            return Conditioned(self._networks(p, x * mask.unsqueeze(-1)), log_bound, free)
+            return Conditioned(self._networks(p, x * mask), 1 - mask, None)
         chosen = p[f"{self.name}.selection"]
-        moving = chosen[:, self.n_inputs :].mT  # (E, D, F): puts F numbers back where they belong
         raw = self._networks(p, chosen[:, : self.n_inputs] @ x)
-        parts = moving.unsqueeze(1) @ raw.unflatten(1, (self.heads, self.n_outputs))  # (E, heads, D, N)
-        if log_bound is not None:
-            log_bound = (moving @ log_bound.unsqueeze(-1)).squeeze(-1)
-        return Conditioned(parts.flatten(1, 2), log_bound, free)
+        all_move = torch.ones_like(mask[:, : self.n_outputs])
+        return Conditioned(raw, all_move, chosen[:, self.n_inputs :].mT)
 
     def _networks(self, p: Tensors, x: Tensor) -> Tensor:
         if self.flow.tail_bound is not None:
@@ -286,17 +295,17 @@ class Coupling(Layer):
     def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
         by = self._conditioned(p, x)
         if self.heads == 1:
-            return torch.addcmul(x, by.raw, by.free), x.new_zeros(())
-        z, log_det = _Affine.apply(x, by.raw, by.log_bound, by.free, self.flow.scale)
+            return torch.addcmul(x, by.placed(by.raw), by.placed(by.free)), x.new_zeros(())
+        z, log_det = _Affine.apply(x, by.raw, p.get(f"{self.name}.log_scale"), by.free, by.place, self.flow.scale)
         return z, log_det
 
     def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
         by = self._conditioned(p, z)  # z and x agree where the networks look
         if self.heads == 1:
-            return torch.addcmul(z, by.raw, by.free, value=-1), z.new_zeros(())
+            return torch.addcmul(z, by.placed(by.raw), by.placed(by.free), value=-1), z.new_zeros(())
         raw_s, raw_t = by.raw.chunk(2, 1)
-        s = _log_scale(self.flow.scale, raw_s, by.log_bound, by.free).s
-        return (z - raw_t * by.free) * torch.exp(-s), -s.sum(1)
+        s = _log_scale(self.flow.scale, raw_s, p.get(f"{self.name}.log_scale"), by.free).s
+        return (z - by.placed(raw_t * by.free)) * torch.exp(-by.placed(s)), -s.sum(1)
 
     def dead_parameters(self, passed: int) -> int:
         """Learned numbers that a mask passing so many coordinates keeps from acting: inputs and outputs of zero."""
