@@ -15,6 +15,7 @@ import torch
 from nfexp import data
 from nfexp.checkpoint import Checkpoint, read_checkpoint, write_checkpoints
 from nfexp.flows.cost import training_cost
+from nfexp.flows.kernels import check_fused
 from nfexp.score import Result, score
 from nfexp.spec import Spec, SpecError, batch_points, run_id, stack_key
 from nfexp.train import State, Training, advance, begin, finish, prepare
@@ -32,6 +33,8 @@ def check(spec: Spec) -> None:
     data.density_of(spec.data)
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise SpecError("device", "a CUDA device on this machine, or 'cpu' or 'auto'", spec.device)
+    if spec.train.kernel == "fused":
+        check_fused(spec.flow, resolve_device(spec.device), torch.float32)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -102,7 +105,7 @@ def run_stack(
     """
     if len({stack_key(spec) for spec in specs}) != 1:
         raise ValueError("specs: expected runs with one stack_key; got several")
-    tags = [f"{run_id(spec)} {dtype} {code} {spec.record}" for spec in specs]
+    tags = [f"{run_id(spec)} {dtype} {code} {spec.record} {spec.train.kernel}" for spec in specs]
     places: Sequence[Path | None] = folders if folders is not None else [None] * len(specs)
     found = [read_checkpoint(place, tag) for place, tag in zip(places, tags, strict=True)]
     # Killed between two checkpoints, members stand at different steps: those who stand alike go on together.
@@ -159,6 +162,7 @@ class _Run:
         with torch.no_grad():
             results = score(self.specs, self.datasets, kept, history)
         for result in results:
+            result.kernel = "torch" if self.training.fresh.kernel is None else "fused"
             result.metrics |= {"seconds": self._seconds(), "stack_size": len(self.specs)}
         return results
 

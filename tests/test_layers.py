@@ -12,6 +12,8 @@ PACKAGE = ROOT / "nfexp"
 ROOMS = """
     surroundings files spec arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.stack
+    flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.plan flows.kernels.coupling
+    flows.kernels.member flows.kernels.compiled flows.kernels
     data.densities data
     train score checkpoint run record usage
     analysis.table.records analysis.table.index analysis.table.saved analysis.table analysis.table.baselines

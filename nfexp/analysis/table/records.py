@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from nfexp.files import open_plain, parse_json, read_plain, trouble
-from nfexp.spec import ADDED, SCHEMA_VERSION, Spec
+from nfexp.spec import ADDED, SCHEMA_VERSION, Spec, is_relevant
 
 METRICS = (
     "train_nll", "val_nll", "test_nll", "test_nll_se", "worst_nll", "true_nll", "kl", "kl_se", "clean_distance",
@@ -75,7 +75,7 @@ def _kinds() -> dict[str, frozenset[type]]:
 
 def is_config(key: str) -> bool:
     """Whether a key of the flat configuration is a column of the table of runs."""
-    return key not in ("name", "device") and not key.startswith("record.")
+    return is_relevant(key)
 
 
 KINDS = {k: v for k, v in _kinds().items() if is_config(k)}
