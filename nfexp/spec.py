@@ -45,7 +45,12 @@ def named() -> Any:
 # Keys that are younger than the first records, each with the value by which a run is what it was without the key. A
 # record that lacks one is read as if it held that value, and no run has another id for it.
 ADDED: dict[str, Any] = {
+    "flow.conditioner_input": "masked",
     "flow.tail_bound": None,
+    "flow.tail": "none",
+    "train.optimizer": "adam",
+    "train.noise": 0.0,
+    "train.noise_end": 0.0,
     "train.kernel": "torch",
 }
 # Keys that say what a run is called and how it is computed: none changes a number by more than rounding.
@@ -75,6 +80,7 @@ class Flow:
     mask: str = choice("alternating", "fixed", "random", "once", "half")
     coupling: str = choice("affine", "additive")
     conditioner: str = choice("separate", "shared")
+    conditioner_input: str = choice("masked", "passed")
     scale: str = choice("learned", "tanh", "soft", "exp")
     init: str = choice("spread", "identity", "random")
     standardise: str = choice("moments", "none")
@@ -82,6 +88,7 @@ class Flow:
     norm_every: int = within(1, 1000)
     base: str = choice("normal", "logistic", "laplace", "student_t", "mixture", "contaminated")
     tail_bound: float | None = within(0, 1e6, exclusive=True)
+    tail: str = choice("none", "learned")
 
     @property
     def heads(self) -> int:
@@ -96,15 +103,18 @@ class Flow:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """The recipe: Adam, one learning rate and one gradient clip per member of a stack."""
+    """The recipe; learning rate, gradient clip and weight decay are each member's own."""
 
     steps: int = within(1, 100_000_000)
     batch_size: int | str = within(2, 10_000_000, words=("full",))
+    optimizer: str = choice("adam", "nadam")
     lr: float = within(0, 1e3, exclusive=True)
     schedule: str = choice("cosine", "constant")
     warmup: int = within(0, 100_000_000)
     grad_clip: float | None = within(0, 1e9, exclusive=True)
     weight_decay: float = within(0, 1e3)
+    noise: float = within(0, 1e3)
+    noise_end: float = within(0, 1e3)
     select: str = choice("val", "train", "last")
     n_evals: int = within(1, 10_000)
     matmul_precision: str = choice("highest", "high")
@@ -299,6 +309,29 @@ def event_shape(spec: Spec) -> tuple[int, ...]:
     return (2,)
 
 
+def swaps(mask: str, n_flows: int) -> list[bool]:
+    """Which couplings, in data → base order, pass what the first one moves, by a mask schedule that is not random."""
+    if mask == "fixed":
+        return [False] * n_flows
+    if mask == "once":
+        return [i >= (n_flows + 1) // 2 for i in range(n_flows)]
+    return [i % 2 == 1 for i in range(n_flows)]
+
+
+def passed_counts(flow: Flow, dim: int) -> tuple[int, ...]:
+    """How many of `dim` coordinates each coupling passes unchanged, in data → base order.
+
+    Which ones, :func:`nfexp.flows.layers.draw_mask` says.
+    """
+    if flow.mask == "random":
+        return (dim // 2,) * flow.n_flows
+    first = dim // 2 if flow.mask == "half" else (dim + 1) // 2
+    counts = []
+    for swapped in swaps(flow.mask, flow.n_flows):
+        counts.append(dim - first if swapped else first)
+    return tuple(counts)
+
+
 def batch_points(spec: Spec) -> int:
     """Points per training step."""
     return spec.data.n_samples if spec.train.batch_size == "full" else int(spec.train.batch_size)
@@ -307,13 +340,15 @@ def batch_points(spec: Spec) -> int:
 # May differ between the members of a stack; everything else of `relevant` must agree.
 PER_MEMBER = frozenset(
     {"data.name", "data.n_samples", "data.noise", "data.text", "flow.mask", "train.lr", "train.grad_clip",
-     "train.weight_decay", "train.select", "train.batch_size", "seed"}
+     "train.weight_decay", "train.noise", "train.noise_end", "train.select", "train.batch_size", "seed"}
 )  # fmt: skip
 
 
 def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
     """What must agree in a stack: shape of a point, architecture, batch, steps, evaluation sizes, device, recording."""
-    shared = {"event_shape": event_shape(spec), "batch_points": batch_points(spec)}
+    shared: dict[str, Any] = {"event_shape": event_shape(spec), "batch_points": batch_points(spec)}
+    if spec.flow.conditioner_input == "passed":  # masks may differ, the networks' shapes may not
+        shared["passed"] = passed_counts(spec.flow, math.prod(event_shape(spec)))
     for key, value in flatten(spec).items():
         if key not in PER_MEMBER and key != "name":
             shared[key] = value

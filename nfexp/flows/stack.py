@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from nfexp.flows.bases import base_log_prob, base_sample
-from nfexp.flows.layers import NORMS, Batch, Coupling, Diagonal, Layer, Points, Shapes, Standardise, Tensors, draw_mask
+from nfexp.flows.elementwise import NORMS, Diagonal, Standardise, Tail
+from nfexp.flows.layers import Batch, Coupling, Layer, Points, Shapes, Tensors, draw_mask, selection
 from nfexp.spec import Flow
 from nfexp.streams import stream
 
@@ -43,7 +44,7 @@ class Layout:
         sizes = [math.prod(shape) for shape in self.shapes.values()]
         views = {}
         for name, part in zip(self.shapes, torch.split(matrix, sizes, dim=1), strict=True):
-            views[name] = part.view(-1, *self.shapes[name])
+            views[name] = part.view(len(matrix), *self.shapes[name])
         return views
 
 
@@ -57,6 +58,8 @@ def _architecture(flow: Flow, dim: int) -> tuple[list[Layer], Layout, Layout]:
             layers.append(NORMS[flow.norm](f"norm.{i}", dim))
     if flow.coupling == "additive":
         layers.append(Diagonal("diagonal", dim))
+    if flow.tail == "learned":
+        layers.append(Tail("tail", dim))
     learned: Shapes = {}
     fixed: Shapes = {}
     for layer in layers:
@@ -81,7 +84,8 @@ class FlowStack:
     Parameters
     ----------
     flow
-        The shared architecture; its `mask` says nothing here, for masks are among the fixed numbers.
+        The shared architecture. Masks are among the fixed numbers: its `mask` says at most how many coordinates each
+        coupling passes (where `conditioner_input` is "passed").
     dim
         D, the numbers in a point.
     theta
@@ -95,7 +99,8 @@ class FlowStack:
     --------
     >>> architecture = Flow(n_flows=4, hidden_depth=2, hidden_width=8, activation="relu", mask="alternating",
     ...                     coupling="affine", conditioner="separate", scale="learned", init="identity",
-    ...                     standardise="moments", norm="none", norm_every=2, base="normal", tail_bound=None)
+    ...                     standardise="moments", norm="none", norm_every=2, base="normal",
+    ...                     conditioner_input="masked", tail_bound=None, tail="none")
     >>> stack = build(architecture, masks=["alternating", "fixed"], seeds=[0, 1], data=torch.randn(2, 100, 3))
     >>> stack.log_prob(torch.zeros(2, 5, 3)).shape
     torch.Size([2, 5])
@@ -134,7 +139,13 @@ class FlowStack:
         return self.learned_layout.views(self.theta) | self.fixed_layout.views(self.fixed)
 
     def _blocks(self) -> Tensors:
-        return self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
+        p = self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
+        if self.flow.conditioner_input == "passed":
+            names = [layer.name for layer in self.layers if isinstance(layer, Coupling)]
+            masks = torch.stack([p[f"{name}.mask"] for name in names])
+            for name, chosen in zip(names, selection(masks), strict=True):  # of all at once: each is little work
+                p[f"{name}.selection"] = chosen
+        return p
 
     def _inverse_steps(self, x: Tensor, batch: Batch | None) -> Iterator[tuple[Tensor, Tensor]]:
         """From data (E, N, D) to base: the points (E, D, N) after each layer, and its log-det."""
