@@ -41,6 +41,7 @@ class Result:
     history: dict[str, np.ndarray] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
+    kernel: str = "torch"  # what computed it: "torch" or "fused"
 
 
 @dataclass(frozen=True, kw_only=True)

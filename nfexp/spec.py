@@ -51,7 +51,10 @@ ADDED: dict[str, Any] = {
     "train.optimizer": "adam",
     "train.noise": 0.0,
     "train.noise_end": 0.0,
+    "train.kernel": "torch",
 }
+# Keys that say what a run is called and how it is computed: none changes a number by more than rounding.
+NO_PART = ("name", "device", "train.kernel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,7 @@ class Train:
     select: str = choice("val", "train", "last")
     n_evals: int = within(1, 10_000)
     matmul_precision: str = choice("highest", "high")
+    kernel: str = choice("auto", "fused", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,8 +279,17 @@ def unflatten(flat: Mapping[str, Any]) -> Spec:
 
 
 def relevant(spec: Spec) -> dict[str, Any]:
-    """The flattened keys that can change a number of the run: all but its name, its device and what it records."""
-    return {k: v for k, v in flatten(spec).items() if k not in ("name", "device") and not k.startswith("record.")}
+    """The flattened keys that can change a number of the run: all but :data:`NO_PART` and what it records."""
+    return {k: v for k, v in flatten(spec).items() if is_relevant(k)}
+
+
+def is_relevant(key: str) -> bool:
+    """Whether a key of the flat configuration can change a number of a run.
+
+    >>> is_relevant("train.lr"), is_relevant("train.kernel"), is_relevant("record.grid")
+    (True, False, False)
+    """
+    return key not in NO_PART and not key.startswith("record.")
 
 
 def run_id(spec: Spec) -> str:

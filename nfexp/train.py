@@ -15,6 +15,7 @@ from torch import Tensor
 from nfexp.batches import Noise, Order, noise_share
 from nfexp.data import Dataset
 from nfexp.flows.cost import CHUNK
+from nfexp.flows.kernels import kernel_for
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import FlowStack, build, initialise_actnorm
 from nfexp.optimisers import OPTIMISERS
@@ -75,9 +76,10 @@ def prepare(specs: Sequence[Spec], datasets: Sequence[Dataset], device: torch.de
         seeds=[spec.seed for spec in specs],
         data=train,
     )
+    fresh = fresh.to(device, dtype)
     return Training(
         specs=specs,
-        fresh=fresh.to(device, dtype),
+        fresh=fresh.with_kernel(kernel_for(specs[0].train.kernel, fresh)),
         train=train.to(device, dtype),
         val=val.to(device, dtype),
         sizes=[len(dataset.train) for dataset in datasets],
@@ -274,8 +276,7 @@ class _Stepper:
         if state.step == 1:
             initialise_actnorm(self._flow(state.theta), x)
         batch = Batch()
-        loss = -self._flow(self.theta).log_prob(x, batch=batch).mean(1)
-        (grad,) = torch.autograd.grad(loss.sum(), self.theta)  # member e's loss depends on row e alone
+        loss, grad = self._gradient(x, batch)
         with torch.no_grad():
             norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
             finite = torch.isfinite(loss) & torch.isfinite(norm[:, 0])
@@ -284,6 +285,15 @@ class _Stepper:
             grad.mul_((self.clip / norm).clamp_(max=1.0))
             self.optimiser.step(grad, step=state.step, factor=self._lr_factor())
             self._keep_statistics(batch)
+
+    def _gradient(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Each member's mean NLL of its points x (E, N, D), nats, and the gradient: (E,) and (E, P)."""
+        kernel = self.training.fresh.kernel
+        if kernel is not None:
+            return kernel.gradient(self.state.theta, self.state.fixed, x)
+        loss = -self._flow(self.theta).log_prob(x, batch=batch).mean(1)
+        (grad,) = torch.autograd.grad(loss.sum(), self.theta)  # member e's loss depends on row e alone
+        return loss, grad
 
     def _keep_statistics(self, batch: Batch) -> None:
         """Store the running statistics that layers left in a batch, but not those of a diverged member."""

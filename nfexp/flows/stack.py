@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -67,6 +68,16 @@ def _architecture(flow: Flow, dim: int) -> tuple[list[Layer], Layout, Layout]:
     return layers, Layout(learned), Layout(fixed)
 
 
+class Kernel(Protocol):
+    """A quicker way to the numbers of a stack than its layers in torch; the same up to rounding."""
+
+    def log_prob(self, theta: Tensor, fixed: Tensor, x: Tensor) -> Tensor:
+        """As :meth:`FlowStack.log_prob`, without a derivative."""
+
+    def gradient(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Each member's mean −log q of its points x (E, N, D), and the gradient: (E,) and (E, P)."""
+
+
 class FlowStack:
     """E RealNVP flows of one architecture.
 
@@ -81,6 +92,8 @@ class FlowStack:
         Learned numbers, shape (E, P).
     fixed
         Masks, standardisation and running statistics, shape (E, S).
+    kernel
+        What computes log-densities instead of the layers, where they are not to be differentiated.
 
     Examples
     --------
@@ -93,11 +106,12 @@ class FlowStack:
     torch.Size([2, 5])
     """
 
-    def __init__(self, flow: Flow, dim: int, theta: Tensor, fixed: Tensor) -> None:
+    def __init__(self, flow: Flow, dim: int, theta: Tensor, fixed: Tensor, kernel: Kernel | None = None) -> None:
         self.flow = flow
         self.dim = dim
         self.theta = theta
         self.fixed = fixed
+        self.kernel = kernel
         self.layers, self.learned_layout, self.fixed_layout = _architecture(flow, dim)
 
     @property
@@ -106,15 +120,19 @@ class FlowStack:
 
     def with_rows(self, theta: Tensor, fixed: Tensor) -> FlowStack:
         """The same architecture with other numbers."""
-        return FlowStack(self.flow, self.dim, theta, fixed)
+        return FlowStack(self.flow, self.dim, theta, fixed, self.kernel)
+
+    def with_kernel(self, kernel: Kernel | None) -> FlowStack:
+        """The same numbers, computed with by this kernel."""
+        return FlowStack(self.flow, self.dim, self.theta, self.fixed, kernel)
 
     def member(self, e: int) -> FlowStack:
         """Member `e` as a stack of one."""
         return self.with_rows(self.theta[e : e + 1], self.fixed[e : e + 1])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> FlowStack:
-        """The same flows with both matrices on this device and of this dtype."""
-        return self.with_rows(self.theta.to(device, dtype), self.fixed.to(device, dtype))
+        """The same flows with both matrices on this device and of this dtype, without a kernel."""
+        return FlowStack(self.flow, self.dim, self.theta.to(device, dtype), self.fixed.to(device, dtype))
 
     def tensors(self) -> dict[str, Tensor]:
         """Every named tensor, shape (E, …): views of the two matrices."""
@@ -195,6 +213,8 @@ class FlowStack:
 
     def log_prob(self, x: Tensor, *, batch: Batch | None = None) -> Tensor:
         """log q(x) = log p(z) + log|det ∂z/∂x|, in nats; shapes (E, N, D) to (E, N)."""
+        if self.kernel is not None and batch is None:
+            return self.kernel.log_prob(self.theta, self.fixed, x)
         z, log_det = self.inverse(x, batch=batch)
         return base_log_prob(self.flow.base, z) + log_det
 

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from nfexp.record.formats import ReportError
 from nfexp.record.metrics import COUNTS
-from nfexp.spec import ADDED, Spec
+from nfexp.spec import ADDED, Spec, is_relevant
 
 LARGEST = 1e100  # of any number, so that squares stay finite
 LARGEST_COUNT = 2**53  # of a whole number, which a float64 still holds exactly
@@ -21,7 +21,7 @@ TEXT = 1000  # characters of data.text, and of a job
 
 def is_config(key: str) -> bool:
     """Whether a key of the flat configuration is a column of the table of runs."""
-    return key not in ("name", "device") and not key.startswith("record.")
+    return is_relevant(key)
 
 
 def _kinds() -> dict[str, frozenset[type]]:
