@@ -309,6 +309,8 @@ class _Stepper:
     def _freeze_lost(self, finite: Tensor, x: Tensor, batch: Batch | None) -> None:
         """Note which members just diverged, and in which layer; `finite` (E,), x the points that showed it."""
         state = self.state
+        if bool(finite.all()):
+            return
         lost = ~finite & state.alive
         if not bool(lost.any()):
             return

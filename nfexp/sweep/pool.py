@@ -119,7 +119,7 @@ def _load_ahead(context: Any) -> None:
     places = [str(Path(__file__).parents[2])]
     if os.environ.get("PYTHONPATH"):
         places.append(os.environ["PYTHONPATH"])
-    context.set_forkserver_preload(["nfexp.run"])
+    context.set_forkserver_preload(["nfexp.run", "nfexp.flows.kernels.compiled"])  # the last is left out without numba
     own = environment(PYTHONPATH=os.pathsep.join(places), PYTHONSAFEPATH="1")
     with own, _on_interrupt(signal.SIG_IGN), _without_main():
         forkserver.ensure_running()

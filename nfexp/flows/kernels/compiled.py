@@ -38,12 +38,15 @@ Function = Callable[..., None]
 Typed = tuple[Function, tuple[Any, ...]]  # a function and the types of its arguments
 
 
-def source_hash() -> str:
+def _source_hash() -> str:
     """A hash of the kernels' source: other source has other machine code."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+SOURCE = _source_hash()  # as it was imported: it may change while this process lives
 
 
 def _places() -> Iterator[Path]:
@@ -61,7 +64,7 @@ def _places() -> Iterator[Path]:
 def cache_folder() -> Path | None:
     """A folder of the user's own that can be written, for the machine code of this source; None if there is none."""
     for place in _places():
-        folder = place / f"kernels-{source_hash()}"
+        folder = place / f"kernels-{SOURCE}"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             owner = folder.stat().st_uid
