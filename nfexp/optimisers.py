@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from nfexp.flows.stack import Kernel, Law
 from nfexp.spec import Train
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba 2015, and PyTorch's NAdam
@@ -37,6 +38,10 @@ class Optimiser:
         """Train these members from now on; the rows of all others stay as they are."""
         self.members = list(members)
 
+    def law(self, step: int) -> Law:
+        """What step number `step` (1, 2, …) does with gradient and first moment."""
+        raise NotImplementedError
+
     def step(self, grad: Tensor, *, step: int, factor: float) -> None:
         """Make step number `step` (1, 2, …) along the gradient (E, P), at `factor` times each peak learning rate."""
         raise NotImplementedError
@@ -55,6 +60,9 @@ class Adam(Optimiser):
         for e in members:
             recipe = self.recipes[e]
             self.groups.setdefault((recipe.lr, recipe.weight_decay), []).append(e)
+
+    def law(self, step: int) -> Law:
+        return Law(of_grad=0.0, of_first=1 / (1 - BETA1**step), beta1=BETA1, beta2=BETA2, epsilon=EPSILON)
 
     def step(self, grad: Tensor, *, step: int, factor: float) -> None:
         taken = torch.tensor(float(step - 1), device=grad.device)
@@ -97,10 +105,16 @@ class NAdam(Optimiser):
         self.decay = self.theta.new_tensor([recipe.weight_decay for recipe in recipes])[:, None]
         self.decays = any(recipe.weight_decay > 0 for recipe in recipes)
 
-    def step(self, grad: Tensor, *, step: int, factor: float) -> None:
+    def law(self, step: int) -> Law:
         while self.taken < step:  # more than once where a training is carried on
             self.taken += 1
             self.product *= momentum(self.taken)
+        next_momentum = momentum(step + 1)
+        of_grad = (1 - momentum(step)) / (1 - self.product)
+        of_first = next_momentum / (1 - next_momentum * self.product)
+        return Law(of_grad=of_grad, of_first=of_first, beta1=BETA1, beta2=BETA2, epsilon=EPSILON)
+
+    def step(self, grad: Tensor, *, step: int, factor: float) -> None:
         if len(self.members) == len(self.recipes):
             self._move(self.theta, self.first, self.second, grad, step=step, factor=factor)
             return
@@ -114,16 +128,14 @@ class NAdam(Optimiser):
         self.second[rows] = second
 
     def _move(self, theta: Tensor, first: Tensor, second: Tensor, grad: Tensor, *, step: int, factor: float) -> None:
-        next_momentum = momentum(step + 1)
-        of_grad = (1 - momentum(step)) / (1 - self.product)
-        of_first = next_momentum / (1 - next_momentum * self.product)
+        law = self.law(step)
         lr = self.lr * factor
         if self.decays:
             theta.mul_(1 - lr * self.decay)
         first.lerp_(grad, 1 - BETA1)
         second.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
         scale = second.div(1 - BETA2**step).sqrt_().add_(EPSILON)
-        move = grad.mul(of_grad).add_(first, alpha=of_first)
+        move = grad.mul(law.of_grad).add_(first, alpha=law.of_first)
         theta.sub_(move.div_(scale).mul_(lr))
 
 
@@ -135,6 +147,28 @@ def momentum(step: int) -> float:
     """
     growing: float = 1 - 0.5 * 0.96 ** (step * MOMENTUM_DECAY)
     return BETA1 * growing
+
+
+class ByKernel(Optimiser):
+    """Another optimiser's steps, made by a kernel that passes over each row once."""
+
+    def __init__(self, other: Optimiser, kernel: Kernel) -> None:
+        super().__init__(other.theta, other.first, other.second, other.recipes)
+        self.other = other
+        self.kernel = kernel
+
+    def step(self, grad: Tensor, *, step: int, factor: float) -> None:
+        self.kernel.move(
+            self.theta,
+            self.first,
+            self.second,
+            grad,
+            members=self.members,
+            lr=[recipe.lr * factor for recipe in self.recipes],
+            decay=[recipe.weight_decay for recipe in self.recipes],
+            law=self.other.law(step),
+            step=step,
+        )
 
 
 OPTIMISERS: dict[str, type[Optimiser]] = {"adam": Adam, "nadam": NAdam}

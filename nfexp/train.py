@@ -18,7 +18,7 @@ from nfexp.flows.cost import CHUNK
 from nfexp.flows.kernels import kernel_for
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import FlowStack, build, initialise_actnorm
-from nfexp.optimisers import OPTIMISERS
+from nfexp.optimisers import OPTIMISERS, ByKernel
 from nfexp.spec import Spec, batch_points
 from nfexp.streams import stream
 
@@ -252,7 +252,9 @@ class _Stepper:
                 n = training.sizes[e]
                 sd = training.train[e, :n].std(0, correction=0)
                 self.noises[e] = Noise(n=n, batch=batch_points(lead), seed=training.specs[e].seed, sd=sd)
-        self.optimiser = OPTIMISERS[lead.train.optimizer](state.theta, state.first, state.second, recipes)
+        optimiser = OPTIMISERS[lead.train.optimizer](state.theta, state.first, state.second, recipes)
+        kernel = training.fresh.kernel
+        self.optimiser = optimiser if kernel is None else ByKernel(optimiser, kernel)
         self.optimiser.train(self._alive_members())
 
     def _flow(self, theta: Tensor) -> FlowStack:
@@ -307,6 +309,8 @@ class _Stepper:
     def _freeze_lost(self, finite: Tensor, x: Tensor, batch: Batch | None) -> None:
         """Note which members just diverged, and in which layer; `finite` (E,), x the points that showed it."""
         state = self.state
+        if bool(finite.all()):
+            return
         lost = ~finite & state.alive
         if not bool(lost.any()):
             return

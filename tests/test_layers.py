@@ -13,7 +13,7 @@ ROOMS = """
     surroundings files spec arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack
     flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.plan flows.kernels.coupling
-    flows.kernels.member flows.kernels.compiled flows.kernels
+    flows.kernels.member flows.kernels.moments flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data
     optimisers batches train score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -68,6 +69,17 @@ def _architecture(flow: Flow, dim: int) -> tuple[list[Layer], Layout, Layout]:
     return layers, Layout(learned), Layout(fixed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """What an optimiser with two moments does at one step: θ moves along of_grad · g + of_first · m, over √v̂ + ε."""
+
+    of_grad: float
+    of_first: float
+    beta1: float
+    beta2: float
+    epsilon: float
+
+
 class Kernel(Protocol):
     """A quicker way to the numbers of a stack than its layers in torch; the same up to rounding."""
 
@@ -76,6 +88,21 @@ class Kernel(Protocol):
 
     def gradient(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Each member's mean −log q of its points x (E, N, D), and the gradient: (E,) and (E, P)."""
+
+    def move(
+        self,
+        theta: Tensor,
+        first: Tensor,
+        second: Tensor,
+        grad: Tensor,
+        *,
+        members: Sequence[int],
+        lr: Sequence[float],
+        decay: Sequence[float],
+        law: Law,
+        step: int,
+    ) -> None:
+        """One step of an optimiser on the rows of `members`, in place; `lr` and `decay` have one entry per row."""
 
 
 class FlowStack:

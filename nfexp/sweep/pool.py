@@ -136,7 +136,8 @@ def _start_server(context: Any) -> None:
     search_path = [str(Path(__file__).parents[2])]  # where this package lies
     if os.environ.get("PYTHONPATH"):
         search_path.append(os.environ["PYTHONPATH"])
-    context.set_forkserver_preload(["nfexp.run"])
+    # The second is left out where numba is not installed.
+    context.set_forkserver_preload(["nfexp.run", "nfexp.flows.kernels.compiled"])
     # The server inherits what holds now: the environment, the handler of SIGINT, the main module.
     variables = environment(PYTHONPATH=os.pathsep.join(search_path), PYTHONSAFEPATH="1")
     with variables, _on_ctrl_c(signal.SIG_IGN), _without_main():

@@ -8,8 +8,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,32 @@ from filelock import FileLock
 from numba import config
 from torch import Tensor
 
+from nfexp.flows.kernels.lanes import OPTIONS
 from nfexp.flows.kernels.member import passes
+from nfexp.flows.kernels.moments import move
 from nfexp.flows.kernels.plan import make_plan, make_tile, make_weights
-from nfexp.flows.stack import FlowStack
+from nfexp.flows.stack import FlowStack, Law
 
 log = logging.getLogger(__name__)
 
 TILE = 64  # points that go through all couplings and back together: what they leave on the way fits into a L2 cache
 MATRIX = numba.float32[:, ::1]
-
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # of the compiler
+NUMBERS = numba.float64[::1]
+MOVED = (*[MATRIX] * 4, numba.int64[::1], *[NUMBERS] * 2, *[numba.float64] * 5, numba.int64)  # arguments of `move`
 
 Function = Callable[..., None]
+Typed = tuple[Function, tuple[Any, ...]]  # a function and the types of its arguments
 
 
-def source_hash() -> str:
+def _source_hash() -> str:
     """A hash of the kernels' source: other source has other machine code."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+SOURCE = _source_hash()  # as it was imported: it may change while this process lives
 
 
 def _places() -> Iterator[Path]:
@@ -58,7 +64,7 @@ def _places() -> Iterator[Path]:
 def cache_folder() -> Path | None:
     """A folder of the user's own that can be written, for the machine code of this source; None if there is none."""
     for place in _places():
-        folder = place / f"kernels-{source_hash()}"
+        folder = place / f"kernels-{SOURCE}"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             owner = folder.stat().st_uid
@@ -80,39 +86,40 @@ def _numba_caches_in(folder: Path) -> Iterator[None]:
         config.CACHE_DIR = before  # type: ignore[attr-defined]
 
 
-def _compiled_in(folder: Path, types: tuple[Any, ...]) -> Any:
-    """The kernel from a cache folder, compiled into it where it is not there."""
+def _compiled(functions: Sequence[Typed], folder: Path | None) -> list[Any]:
+    """The machine code of functions: from a folder, compiled into it where it is not there."""
+    if folder is None:
+        return [numba.njit(of_types, **OPTIONS)(function) for function, of_types in functions]
+    compiled = []
     with _numba_caches_in(folder):
-        function = numba.njit(cache=True, **OPTIONS)(passes)
-    function.compile(types)
-    return function
+        for function, of_types in functions:
+            compiled.append(numba.njit(of_types, cache=True, **OPTIONS)(function))
+    return compiled
 
 
 @cache
-def compiled(types: tuple[Any, ...]) -> Function:
-    """The kernel for arguments of these types.
+def machine_code(functions: tuple[Typed, ...]) -> list[Function]:
+    """The machine code of functions, each for arguments of one type.
 
     One process compiles; others that want the same wait, and read what it left.
     """
     folder = cache_folder()
-    begun = time.perf_counter()
-    if folder is None:
-        function = numba.njit(**OPTIONS)(passes)
-        function.compile(types)
-        log.info(f"compiled the fused kernel in {time.perf_counter() - begun:.1f} s; no folder to keep it in")
-        return function  # type: ignore[no-any-return]
-    with FileLock(folder / ".lock"):
+    with FileLock(folder / ".lock") if folder is not None else nullcontext():
         begun = time.perf_counter()
         try:
-            function = _compiled_in(folder, types)
+            found = _compiled(functions, folder)
         except Exception as error:  # whatever unpickling a broken file raises
+            if folder is None:
+                raise
             log.warning(f"{folder}: expected compiled kernels; got {type(error).__name__}: {error}; made anew")
             _empty(folder)
-            function = _compiled_in(folder, types)
+            found = _compiled(functions, folder)
         seconds = time.perf_counter() - begun
-    if function.stats.cache_misses:
+    if folder is None:
+        log.info(f"compiled the fused kernel in {seconds:.1f} s; there is no folder to keep it in")
+    elif any(function.stats.cache_misses for function in found):
         log.info(f"compiled the fused kernel in {seconds:.1f} s, once for this machine; kept in {folder}")
-    return function  # type: ignore[no-any-return]
+    return found
 
 
 def _empty(folder: Path) -> None:
@@ -137,10 +144,10 @@ class Fused:
         self.grads = make_weights(self.plan)
         self.kept = make_tile(self.plan, tile, kept=self.plan.n_couplings)
         self.passing = make_tile(self.plan, tile, kept=1)
-        self.function = compiled(self._types())
+        self.passes, self.moved = machine_code(((passes, self._types()), (move, MOVED)))
 
     def _types(self) -> tuple[Any, ...]:
-        """Of the arguments of the kernel: the same for every architecture."""
+        """Of the arguments of `passes`: the same for every architecture."""
         own = (self.plan, self.weights, self.back, self.grads)
         rows = (MATRIX, MATRIX)
         results = (MATRIX, numba.float32[::1], MATRIX)
@@ -154,7 +161,7 @@ class Fused:
         )
 
     def _run(self, *arguments: Any) -> None:
-        self.function(self.plan, self.weights, self.back, self.grads, *arguments)
+        self.passes(self.plan, self.weights, self.back, self.grads, *arguments)
 
     def log_prob(self, theta: Tensor, fixed: Tensor, x: Tensor) -> Tensor:
         """log q(x) in nats, (E, N, D) to (E, N), of the members with these rows."""
@@ -173,6 +180,25 @@ class Fused:
         grad = torch.empty_like(theta)
         self._run(_array(theta), _array(fixed), self.kept, _array(x), log_q, loss.numpy(), grad.numpy(), True)
         return loss, grad
+
+    def move(
+        self,
+        theta: Tensor,
+        first: Tensor,
+        second: Tensor,
+        grad: Tensor,
+        *,
+        members: Sequence[int],
+        lr: Sequence[float],
+        decay: Sequence[float],
+        law: Law,
+        step: int,
+    ) -> None:
+        """One step of an optimiser, in place, on the rows of `members`: :func:`nfexp.flows.kernels.moments.move`."""
+        rows = theta.numpy(), first.numpy(), second.numpy(), grad.numpy()
+        rates = np.array(lr, dtype=np.float64), np.array(decay, dtype=np.float64)
+        numbers = law.of_grad, law.of_first, law.beta1, law.beta2, law.epsilon
+        self.moved(*rows, np.array(members, dtype=np.int64), *rates, *numbers, step)
 
 
 def _array(x: Tensor) -> np.ndarray:

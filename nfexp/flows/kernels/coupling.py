@@ -12,12 +12,9 @@ from nfexp.flows.kernels.lanes import LANES, fma, inner, load, magnitude, splat,
 from nfexp.flows.kernels.products import (
     add_dots,
     add_outer_products,
-    add_rows,
-    add_spread,
     add_weighted_rows,
     copy,
     fill,
-    fill_rows,
     product,
 )
 from nfexp.flows.layers import SOFT_BOUND
@@ -30,31 +27,75 @@ TANH, SOFT, EXP = range(3)  # of `Plan.scale`
 
 
 @inner
-def activate(code, h, slope, n_points):
-    """h ← σ(h), in place, for the points of a tile; for silu σ'(h) goes to `slope`. Shapes (P, T, LANES)."""
-    one = splat(ONE)
-    for p in range(h.shape[0]):
-        for j in range(n_points):
-            a = load(h, p, j)
-            if code == SILU:
-                share = sigmoid(a)
-                y = a * share
-                store(slope, p, j, fma(one - share, y, share))  # σ' = share + a share (1 - share)
-                store(h, p, j, y)
-            else:
-                store(h, p, j, activated(code, a))
+def keep_activated(code, h, slope, p, j, a):
+    """h[p, j] = σ(a); for silu σ'(a) goes to `slope`."""
+    if code == SILU:
+        one = splat(ONE)
+        share = sigmoid(a)
+        y = a * share
+        store(slope, p, j, fma(one - share, y, share))  # σ' = share + a share (1 - share)
+        store(h, p, j, y)
+    else:
+        store(h, p, j, activated(code, a))
 
 
 @inner
-def through_activation(code, grad, y, slope, n_points):
-    """grad ← grad ⊙ σ'(a), in place, with y = σ(a) or, for silu, the slope that was kept. Shapes (P, T, LANES)."""
+def activate(code, h, slope, n_points):
+    """h ← σ(h), in place, for the points of a tile. Shapes (P, T, LANES)."""
+    for p in range(h.shape[0]):
+        for j in range(n_points):
+            keep_activated(code, h, slope, p, j, load(h, p, j))
+
+
+@inner
+def first_layer(code, h, slope, x, mask, weights, bias, n_points):
+    """h = σ(bias + Σ_d x[d] weights[d]) over the coordinates d that pass.
+
+    Shapes: h and slope (P, T, LANES), x (D, T), mask (D,), weights (D, P, LANES), bias (P, LANES).
+    """
+    for p in range(h.shape[0]):
+        start = load(bias, p, 0)
+        for j in range(n_points):
+            a = start
+            for d in range(x.shape[0]):
+                if mask[d] == ONE:
+                    a = fma(splat(x[d, j]), load(weights[d], p, 0), a)
+            keep_activated(code, h, slope, p, j, a)
+
+
+@inner
+def from_outputs(grad, raw_grad, mask, weights, n_points, begin, end):
+    """grad = Σ raw_grad[head, d] weights[head, d] over the heads of a network and the coordinates d that move.
+
+    Shapes: grad (P, T, LANES), raw_grad (heads, D, T), weights (heads, D, P, LANES).
+    """
     for p in range(grad.shape[0]):
+        for j in range(n_points):
+            summed = splat(ZERO)
+            for head in range(begin, end):
+                for d in range(mask.shape[0]):
+                    if mask[d] != ONE:
+                        summed = fma(splat(raw_grad[head, d, j]), load(weights[head, d], p, 0), summed)
+            store(grad, p, j, summed)
+
+
+@inner
+def through_activation(code, grad, y, slope, bias_grad, n_points):
+    """grad ← grad ⊙ σ'(a), in place, with y = σ(a) or, for silu, the slope that was kept; bias_grad += Σ_j grad[j].
+
+    Shapes: bias_grad (P, LANES), all others (P, T, LANES).
+    """
+    for p in range(grad.shape[0]):
+        running = load(bias_grad, p, 0)
         for j in range(n_points):
             if code == SILU:
                 by = load(slope, p, j)
             else:
                 by = slope_of(code, load(y, p, j))
-            store(grad, p, j, load(grad, p, j) * by)
+            below = load(grad, p, j) * by
+            store(grad, p, j, below)
+            running = running + below
+        store(bias_grad, p, 0, running)
 
 
 @njit(inline="always")
@@ -65,12 +106,9 @@ def networks(plan, weights, mask, tile, c, slot, n_points):
     """
     x = tile.x[slot]
     for g in range(plan.nets):
-        first = tile.hidden[slot, g, 0]
-        fill_rows(first, weights.bias[c, g, 0], n_points)
-        for d in range(plan.dim):
-            if mask[d] == ONE:  # a coordinate that passes is an input
-                add_spread(first, x[d], weights.first[c, g, d], n_points)
-        activate(plan.activation, first, tile.slope[slot, g, 0], n_points)
+        h = tile.hidden[slot, g, 0]
+        slope = tile.slope[slot, g, 0]
+        first_layer(plan.activation, h, slope, x, mask, weights.first[c, g], weights.bias[c, g, 0], n_points)
         for i in range(1, plan.depth):
             h = tile.hidden[slot, g, i]
             below = tile.hidden[slot, g, i - 1]
@@ -170,21 +208,19 @@ def coupling_back(plan, weights, back, grads, mask, tile, c, n_points):
 def networks_back(plan, weights, back, grads, mask, tile, c, n_points):
     """The gradient through the networks of coupling c, from `tile.raw_grad` down to the inputs."""
     for g in range(plan.nets):
-        nothing = back.bias[c, g, 0]
         upper = tile.upper
         lower = tile.lower
         top = tile.hidden[c, g, plan.depth - 1]
-        fill_rows(upper, nothing, n_points)
-        for head in range(plan.heads):
-            if min(head, plan.nets - 1) != g:
-                continue
+        begin = g if plan.nets == plan.heads else 0  # the heads of this network: one, or all
+        end = g + 1 if plan.nets == plan.heads else plan.heads
+        for head in range(begin, end):
             for d in range(plan.dim):
                 if mask[d] != ONE:
                     add_weighted_rows(grads.last[c, head, d], tile.raw_grad[head, d], top, n_points)
-                    add_spread(upper, tile.raw_grad[head, d], weights.last[c, head, d], n_points)
+        from_outputs(upper, tile.raw_grad, mask, weights.last[c], n_points, begin, end)
         for i in range(plan.depth - 1, -1, -1):
-            through_activation(plan.activation, upper, tile.hidden[c, g, i], tile.slope[c, g, i], n_points)
-            add_rows(grads.bias[c, g, i], upper, n_points)
+            y = tile.hidden[c, g, i]
+            through_activation(plan.activation, upper, y, tile.slope[c, g, i], grads.bias[c, g, i], n_points)
             if i > 0:
                 below = tile.hidden[c, g, i - 1]
                 add_outer_products(grads.hidden[c, g, i - 1], below, upper, n_points, plan.width)
@@ -195,3 +231,4 @@ def networks_back(plan, weights, back, grads, mask, tile, c, n_points):
                 add_weighted_rows(grads.first[c, g, d], tile.x[c, d], upper, n_points)
                 if c > 0:  # nothing is learned before the first coupling
                     add_dots(tile.z_grad[d], upper, weights.first[c, g, d], n_points)
+                    fill(tile.z_grad[d], ZERO, n_points)

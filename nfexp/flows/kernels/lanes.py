@@ -8,7 +8,7 @@ registers as the machine can multiply at full speed: four where there are 32 of 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -24,6 +24,7 @@ def _lanes() -> int:
 
 
 LANES = _lanes()
+BLOCK = 16  # rows and columns that are transposed in registers
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
 
@@ -169,23 +170,81 @@ def power_of_two(typing: Any, n: Any) -> Any:
     return Lanes(Lanes), code
 
 
+def _halves(builder: Any, value: Any) -> tuple[Any, Any]:
+    """The lower and the upper lanes."""
+    n = value.type.count // 2
+    return _shuffled(builder, value, value, range(n)), _shuffled(builder, value, value, range(n, 2 * n))
+
+
+def _shuffled(builder: Any, a: Any, b: Any, places: Iterable[int]) -> Any:
+    """The lanes of a and b, side by side, at these places."""
+    mask = [ir.Constant(ir.IntType(32), place) for place in places]
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(mask)), mask))
+
+
+def _interleaved(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """a₀ b₀ a₁ b₁ …, in two values."""
+    n = a.type.count
+    places = [place for pair in zip(range(n), range(n, 2 * n), strict=True) for place in pair]
+    return _shuffled(builder, a, b, places[:n]), _shuffled(builder, a, b, places[n:])
+
+
 @intrinsic  # type: ignore[misc]
-def total(typing: Any, a: Any) -> Any:
-    """The sum of all lanes: the upper half is added to the lower one until one number is left."""
+def totals(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The sums of all lanes of a, b, c and d, four numbers: halves are added until a register is left, then pairs."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value = arguments[0]
-        n = LANES
-        while n > 1:
-            n //= 2
-            undefined = ir.Constant(value.type, ir.Undefined)
-            indices = ir.VectorType(ir.IntType(32), n)
-            low = builder.shuffle_vector(value, undefined, ir.Constant(indices, list(range(n))))
-            high = builder.shuffle_vector(value, undefined, ir.Constant(indices, list(range(n, 2 * n))))
-            value = builder.fadd(low, high)
-        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+        values = []
+        for value in arguments:
+            while value.type.count > BLOCK:
+                value = builder.fadd(*_halves(builder, value))
+            values.append(value)
+        while len(values) > 1:
+            half = len(values) // 2
+            pairs = zip(values[:half], values[half:], strict=True)
+            values = [builder.fadd(*_interleaved(builder, *pair)) for pair in pairs]
+        (value,) = values
+        while value.type.count > 4:
+            value = builder.fadd(*_halves(builder, value))
+        numbers = [builder.extract_element(value, ir.Constant(ir.IntType(32), i)) for i in range(4)]
+        return context.make_tuple(builder, signature.return_type, numbers)
 
-    return types.float32(Lanes), code
+    return types.UniTuple(types.float32, 4)(Lanes, Lanes, Lanes, Lanes), code
+
+
+@intrinsic  # type: ignore[misc]
+def transpose_block(typing: Any, out: Any, p: Any, i: Any, k: Any, a: Any, q: Any, j: Any, m: Any) -> Any:
+    """out[p, i + r, k + s] = a[q, j + s, m + r] for r and s below 16."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        of_register = ir.VectorType(ir.FloatType(), BLOCK).as_pointer()
+
+        def place(array: int, row: int) -> Any:
+            of_type = signature.args[array]
+            parts = context.make_array(of_type)(context, builder, arguments[array])
+            panel, first, lane = arguments[array + 1 : array + 4]
+            indices = [panel, builder.add(first, ir.Constant(first.type, row)), lane]
+            pointer = cgutils.get_item_pointer(context, builder, of_type, parts, indices, wraparound=False)
+            return builder.bitcast(pointer, of_register)
+
+        rows = []
+        for s in range(BLOCK):
+            rows.append(builder.load(place(4, s)))
+            rows[-1].align = 4
+        step = BLOCK
+        while step > 1:  # shuffling the two halves of the rows into each other four times transposes 16 of them
+            half = BLOCK // 2
+            shuffled: list[Any] = []
+            for low, high in zip(rows[:half], rows[half:], strict=True):
+                shuffled += _interleaved(builder, low, high)
+            rows = shuffled
+            step //= 2
+        for r, row in enumerate(rows):
+            builder.store(row, place(0, r)).align = 4
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(out, index, index, index, a, index, index, index), code
 
 
 def _operator(of_python: Callable[..., Any], name: str) -> None:
@@ -211,12 +270,8 @@ _operator(operator.mul, "fmul")
 _operator(operator.truediv, "fdiv")
 
 
-# How every function of the kernel is compiled: without the GIL, a division by zero is what IEEE 754 says, and there is
-# no wrapper by which Python could call it.
-_OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "error_model": "numpy",
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-}
-inner = njit(**_OPTIONS)
+# How every function of the kernel is compiled: without the GIL; a division by zero is what IEEE 754 says; views of
+# arrays are not counted, for all memory belongs to the caller; and there is no wrapper by which Python could call it.
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+_NO_WRAPPERS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inner = njit(**OPTIONS, **_NO_WRAPPERS)

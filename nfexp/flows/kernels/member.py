@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from nfexp.flows.kernels.coupling import coupling, coupling_back
-from nfexp.flows.kernels.lanes import LANES, fma, inner, load, splat, store, total
+from nfexp.flows.kernels.lanes import BLOCK, LANES, fma, inner, load, splat, store, transpose_block
 from nfexp.flows.kernels.plan import ABSENT
 from nfexp.flows.kernels.products import fill
 
@@ -110,26 +110,86 @@ def to_data(plan, weights, back, grads, fixed, tile, n_points, per_point):
         coupling_back(plan, weights, back, grads, mask, tile, c, n_points)
 
 
+@inner
+def row_in(theta, e, at, n, out):
+    """`n` numbers of member e from column `at` on into panels, (P, LANES)."""
+    for p in range(out.shape[0]):
+        first = p * LANES
+        if n - first >= LANES:
+            store(out, p, 0, load(theta, e, at + first))
+        else:
+            for lane in range(n - first):
+                out[p, lane] = theta[e, at + first + lane]
+
+
+@inner
+def row_out(theta, e, at, n, panels):
+    """The inverse of :func:`row_in`."""
+    for p in range(panels.shape[0]):
+        first = p * LANES
+        if n - first >= LANES:
+            store(theta, e, at + first, load(panels, p, 0))
+        else:
+            for lane in range(n - first):
+                theta[e, at + first + lane] = panels[p, lane]
+
+
+@inner
+def matrix_in(theta, e, at, n, out):
+    """A matrix (n, n) of member e into panels of its columns, (P, P LANES, LANES)."""
+    for p in range(out.shape[0]):
+        first = p * LANES
+        for k in range(n):
+            if n - first >= LANES:
+                store(out, p, k, load(theta, e, at + k * n + first))
+            else:
+                for lane in range(n - first):
+                    out[p, k, lane] = theta[e, at + k * n + first + lane]
+
+
+@inner
+def matrix_out(theta, e, at, n, panels):
+    """The inverse of :func:`matrix_in`."""
+    for p in range(panels.shape[0]):
+        first = p * LANES
+        for k in range(n):
+            if n - first >= LANES:
+                store(theta, e, at + k * n + first, load(panels, p, k))
+            else:
+                for lane in range(n - first):
+                    theta[e, at + k * n + first + lane] = panels[p, k, lane]
+
+
+@inner
+def transpose(out, panels):
+    """The transpose of a matrix in panels of its columns, (P, P LANES, LANES)."""
+    for p in range(out.shape[0]):  # panel of the result
+        for q in range(out.shape[0]):  # panel of the matrix: rows q LANES … of the result
+            for i in range(0, LANES, BLOCK):
+                for k in range(0, LANES, BLOCK):
+                    transpose_block(out, p, q * LANES + i, k, panels, q, p * LANES + k, i)
+
+
 @njit(inline="always")
-def unpack(plan, row, weights, back, learning):
-    """One member's weights from its row of theta into panels; `back` gets those between hidden layers transposed."""
+def unpack(plan, theta, e, weights, back, learning):
+    """The weights of member e from its row of theta into panels; to `back` those between hidden layers, transposed."""
     width = plan.width
     outputs = plan.dim * plan.heads // plan.nets
     for c in range(plan.n_couplings):
         at = plan.net_at[c]
         for g in range(plan.nets):
             for d in range(plan.dim):
-                into_panels(row, at + (g * plan.dim + d) * width, width, weights.first[c, g, d])
+                row_in(theta, e, at + (g * plan.dim + d) * width, width, weights.first[c, g, d])
         at += plan.nets * plan.dim * width
         for i in range(plan.depth):
             for g in range(plan.nets):
-                into_panels(row, at + g * width, width, weights.bias[c, g, i])
+                row_in(theta, e, at + g * width, width, weights.bias[c, g, i])
             at += plan.nets * width
             if i < plan.depth - 1:
                 for g in range(plan.nets):
-                    matrix_into_panels(row, at + g * width * width, width, weights.hidden[c, g, i])
+                    matrix_in(theta, e, at + g * width * width, width, weights.hidden[c, g, i])
                     if learning:
-                        transposed_into_panels(row, at + g * width * width, width, back.hidden[c, g, i])
+                        transpose(back.hidden[c, g, i], weights.hidden[c, g, i])
                 at += plan.nets * width * width
         for head in range(plan.heads):
             g = min(head, plan.nets - 1)
@@ -138,81 +198,38 @@ def unpack(plan, row, weights, back, learning):
                 begin = at + g * width * outputs + column
                 last = weights.last[c, head, d]
                 for k in range(width):
-                    last[k // LANES, k % LANES] = row[begin + k * outputs]
-                weights.last_bias[c, head, d, 0] = row[at + plan.nets * width * outputs + g * outputs + column]
+                    last[k // LANES, k % LANES] = theta[e, begin + k * outputs]
+                bias_at = at + plan.nets * width * outputs + g * outputs + column
+                weights.last_bias[c, head, d, 0] = theta[e, bias_at]
         if plan.scale_at[c] != ABSENT:
             for d in range(plan.dim):
-                weights.log_scale[c, d, 0] = row[plan.scale_at[c] + d]
+                weights.log_scale[c, d, 0] = theta[e, plan.scale_at[c] + d]
     if plan.diagonal_at != ABSENT:
         for d in range(plan.dim):
-            weights.diagonal[d, 0] = row[plan.diagonal_at + d]
-
-
-@inner
-def into_panels(row, at, n, out):
-    """`n` numbers of a row from column `at` on into panels, (P, LANES)."""
-    for p in range(out.shape[0]):
-        first = p * LANES
-        for lane in range(min(LANES, n - first)):
-            out[p, lane] = row[at + first + lane]
-
-
-@inner
-def from_panels(panels, n, row, at):
-    """The inverse of :func:`into_panels`."""
-    for p in range(panels.shape[0]):
-        first = p * LANES
-        for lane in range(min(LANES, n - first)):
-            row[at + first + lane] = panels[p, lane]
-
-
-@inner
-def matrix_into_panels(row, at, n, out):
-    """A matrix (n, n) of a row into panels of its columns, (P, P LANES, LANES)."""
-    for p in range(out.shape[0]):
-        first = p * LANES
-        n_here = min(LANES, n - first)
-        for k in range(n):
-            for lane in range(n_here):
-                out[p, k, lane] = row[at + k * n + first + lane]
-
-
-@inner
-def transposed_into_panels(row, at, n, out):
-    """The transpose of a matrix (n, n) of a row into panels of its columns."""
-    for p in range(out.shape[0]):
-        first = p * LANES
-        n_here = min(LANES, n - first)
-        for o in range(n):
-            for lane in range(n_here):
-                out[p, o, lane] = row[at + (first + lane) * n + o]
+            weights.diagonal[d, 0] = theta[e, plan.diagonal_at + d]
 
 
 @njit(inline="always")
-def pack(plan, grads, row):
-    """One member's gradients from panels into its row: the inverse of :func:`unpack`."""
+def pack(plan, grads, grad, e):
+    """The gradients of member e from panels into its row: the inverse of :func:`unpack`.
+
+    What a mask keeps from acting has a gradient of zero, as `grads` were before the first tile.
+    """
     width = plan.width
     outputs = plan.dim * plan.heads // plan.nets
-    fill(row, ZERO, 0)  # what a mask keeps from acting has none
     for c in range(plan.n_couplings):
         at = plan.net_at[c]
         for g in range(plan.nets):
             for d in range(plan.dim):
-                from_panels(grads.first[c, g, d], width, row, at + (g * plan.dim + d) * width)
+                row_out(grad, e, at + (g * plan.dim + d) * width, width, grads.first[c, g, d])
         at += plan.nets * plan.dim * width
         for i in range(plan.depth):
             for g in range(plan.nets):
-                from_panels(grads.bias[c, g, i], width, row, at + g * width)
+                row_out(grad, e, at + g * width, width, grads.bias[c, g, i])
             at += plan.nets * width
             if i < plan.depth - 1:
                 for g in range(plan.nets):
-                    matrix = grads.hidden[c, g, i]
-                    begin = at + g * width * width
-                    for p in range(matrix.shape[0]):
-                        first = p * LANES
-                        for k in range(width):
-                            for lane in range(min(LANES, width - first)):
-                                row[begin + k * width + first + lane] = matrix[p, k, lane]
+                    matrix_out(grad, e, at + g * width * width, width, grads.hidden[c, g, i])
                 at += plan.nets * width * width
         for head in range(plan.heads):
             g = min(head, plan.nets - 1)
@@ -221,16 +238,24 @@ def pack(plan, grads, row):
                 begin = at + g * width * outputs + column
                 last = grads.last[c, head, d]
                 for k in range(width):
-                    row[begin + k * outputs] = last[k // LANES, k % LANES]
-                row[at + plan.nets * width * outputs + g * outputs + column] = total(
-                    load(grads.last_bias[c, head], d, 0)
-                )
+                    grad[e, begin + k * outputs] = last[k // LANES, k % LANES]
+                bias_at = at + plan.nets * width * outputs + g * outputs + column
+                grad[e, bias_at] = lane_sum(grads.last_bias[c, head, d])
         if plan.scale_at[c] != ABSENT:
             for d in range(plan.dim):
-                row[plan.scale_at[c] + d] = total(load(grads.log_scale[c], d, 0))
+                grad[e, plan.scale_at[c] + d] = lane_sum(grads.log_scale[c, d])
     if plan.diagonal_at != ABSENT:
         for d in range(plan.dim):
-            row[plan.diagonal_at + d] = total(load(grads.diagonal, d, 0))
+            grad[e, plan.diagonal_at + d] = lane_sum(grads.diagonal[d])
+
+
+@inner
+def lane_sum(numbers):
+    """The sum of all lanes, (LANES,)."""
+    summed = ZERO
+    for lane in range(LANES):
+        summed += numbers[lane]
+    return summed
 
 
 @inner
@@ -254,7 +279,7 @@ def passes(plan, weights, back, grads, theta, fixed, tile, x, log_q, loss, grad,
     tile_points = tile.z.shape[1]
     per_point = F(1.0 / n_points)
     for e in range(theta.shape[0]):
-        unpack(plan, theta[e], weights, back, learning)
+        unpack(plan, theta, e, weights, back, learning)
         if learning:
             clear(grads)
         for begin in range(0, n_points, tile_points):
@@ -264,7 +289,7 @@ def passes(plan, weights, back, grads, theta, fixed, tile, x, log_q, loss, grad,
             if learning:
                 to_data(plan, weights, back, grads, fixed[e], tile, n_here, per_point)
         if learning:
-            pack(plan, grads, grad[e])
+            pack(plan, grads, grad, e)
             summed = 0.0
             for j in range(n_points):
                 summed -= float(log_q[e, j])

@@ -6,7 +6,7 @@ filled up with zeros. Every sum runs in one order, over features or over points,
 
 from __future__ import annotations
 
-from nfexp.flows.kernels.lanes import LANES, fma, inner, load, splat, splat_at, store, total
+from nfexp.flows.kernels.lanes import LANES, fma, inner, load, splat, splat_at, store, totals
 
 ROWS = 4  # of a register block
 
@@ -74,16 +74,6 @@ def add_outer_products(out, a, g, n_points, n_in):
 
 
 @inner
-def add_rows(out, g, n_points):
-    """out += Σ_j g[j]: what a tile adds to the gradient of a bias. Shapes: out (P, LANES), g (P, T, LANES)."""
-    for p in range(out.shape[0]):
-        running = load(out, p, 0)
-        for j in range(n_points):
-            running = running + load(g, p, j)
-        store(out, p, 0, running)
-
-
-@inner
 def add_weighted_rows(out, weight, a, n_points):
     """out += Σ_j weight[j] a[j]. Shapes: out (P, LANES), weight (T,), a (P, T, LANES)."""
     for p in range(out.shape[0]):
@@ -94,31 +84,28 @@ def add_weighted_rows(out, weight, a, n_points):
 
 
 @inner
-def add_spread(out, weight, row, n_points):
-    """out[j] += weight[j] row. Shapes: out (P, T, LANES), weight (T,), row (P, LANES)."""
-    for p in range(out.shape[0]):
-        same = load(row, p, 0)
-        for j in range(n_points):
-            store(out, p, j, fma(splat(weight[j]), same, load(out, p, j)))
-
-
-@inner
 def add_dots(out, a, row, n_points):
-    """out[j] += Σ_k a[j, k] row[k]. Shapes: out (T,), a (P, T, LANES), row (P, LANES)."""
-    for j in range(n_points):
-        running = load(a, 0, j) * load(row, 0, 0)
+    """out[j] += Σ_k a[j, k] row[k]. Shapes: out (T,), a (P, T, LANES), row (P, LANES).
+
+    Up to the next multiple of four `out` is written, too.
+    """
+    for j in range(0, n_points, ROWS):
+        w = load(row, 0, 0)
+        sum_0 = load(a, 0, j) * w
+        sum_1 = load(a, 0, j + 1) * w
+        sum_2 = load(a, 0, j + 2) * w
+        sum_3 = load(a, 0, j + 3) * w
         for p in range(1, a.shape[0]):
-            running = fma(load(a, p, j), load(row, p, 0), running)
-        out[j] += total(running)
-
-
-@inner
-def fill_rows(out, row, n_points):
-    """out[j] = row. Shapes: out (P, T, LANES), row (P, LANES)."""
-    for p in range(out.shape[0]):
-        same = load(row, p, 0)
-        for j in range(n_points):
-            store(out, p, j, same)
+            w = load(row, p, 0)
+            sum_0 = fma(load(a, p, j), w, sum_0)
+            sum_1 = fma(load(a, p, j + 1), w, sum_1)
+            sum_2 = fma(load(a, p, j + 2), w, sum_2)
+            sum_3 = fma(load(a, p, j + 3), w, sum_3)
+        of_rows = totals(sum_0, sum_1, sum_2, sum_3)
+        out[j] += of_rows[0]
+        out[j + 1] += of_rows[1]
+        out[j + 2] += of_rows[2]
+        out[j + 3] += of_rows[3]
 
 
 @inner
