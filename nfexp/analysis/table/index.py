@@ -118,10 +118,12 @@ def _unfollowed(
     tops: Iterable[str | os.PathLike[str]],
 ) -> list[ReportError]:
     """The line that says that a link is not followed, if runs may lie there that are not read."""
-    # Of a record that is a link `_regular` has told.
+    # `_regular` has already reported a record or a plan that is a link.
     if link.name.startswith(".") or link.name in (RESULT, PLAN):
         return []
-    to_file = os.path.exists(link.path) and not os.path.isdir(link.path)
+    if not os.path.exists(link.path):
+        return [ReportError(link.path, "a folder", f"{NO_LINK}, and leads nowhere")]
+    to_file = not os.path.isdir(link.path)
     if to_file or _is_inside(link.path, tops):
         return []
     got = f"{NO_LINK} (its target can be named beside this one)"
