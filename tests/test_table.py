@@ -283,6 +283,10 @@ def linked_nowhere(sweep):
     (sweep / "900").symlink_to(sweep.parent / "unmounted")
 
 
+def linked_to_a_removed_run(sweep):
+    (sweep / "900").symlink_to(sweep / "removed")
+
+
 def linked_record(sweep):
     runs_in(sweep.parent / "elsewhere", 1)
     (sweep / "900").mkdir()
@@ -312,6 +316,7 @@ UNREAD = {  # what is put there, and the places that get a line
     "a linked folder": (linked, ["sweep/linked"]),
     "a linked run": (linked_run, ["sweep/900"]),
     "a link that leads nowhere": (linked_nowhere, ["sweep/900"]),
+    "a link to a run removed from the sweep": (linked_to_a_removed_run, ["sweep/900"]),
     "a linked record": (linked_record, ["sweep/900/result.json"]),
     "a linked plan": (linked_plan, ["sweep/more/sweep.json"]),
     "runs below a run": (run_in_a_run, ["sweep/000/again"]),

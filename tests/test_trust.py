@@ -268,6 +268,16 @@ def test_a_hostile_archive_is_refused(case, tmp_path, inside):
         load_arrays(tmp_path)
 
 
+def test_an_error_without_a_text_is_named(tmp_path, monkeypatch):
+    def raises(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("nfexp.analysis.table.arrays._array", raises)
+    (tmp_path / "samples.npz").write_bytes(npz(base=np.zeros(1)))
+    with pytest.raises(ReportError, match=r"got MemoryError$"):
+        load_arrays(tmp_path)
+
+
 def test_an_archive_is_read_by_name_and_never_unpacked(tmp_path, inside):
     (tmp_path / "samples.npz").write_bytes(zipped("../../base.npy", npy("{'descr': '<f8', 'fortran_order': True, "
                                                                         "'shape': (2, 1), }", bytes(16))))  # fmt: skip

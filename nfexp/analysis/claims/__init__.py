@@ -99,7 +99,7 @@ class _Votes:
 
     @property
     def enough_against(self) -> int:
-        """Targets that are enough to contradict: fewer than the needed ones are left."""
+        """How many targets are enough to contradict: fewer than `needed` are then left."""
         return len(self.corrected) - self.needed + 1
 
 
@@ -110,9 +110,9 @@ def _count(claim: Claim, voting: Sequence[Finding], *, signs: bool) -> _Votes:
     small enough, and contradicted once fewer than m targets are left: at the (k − m + 1)-th
     smallest p_against.
     """
-    alone = np.array([finding.p(signs=signs) for finding in voting])  # (k, 2)
-    p_for = holm(alone[:, 0]).tolist()
-    p_against = holm(alone[:, 1]).tolist()
+    uncorrected = np.array([finding.p(signs=signs) for finding in voting])  # (k, 2)
+    p_for = holm(uncorrected[:, 0]).tolist()
+    p_against = holm(uncorrected[:, 1]).tolist()
     corrected = {}
     for finding, own_for, own_against in zip(voting, p_for, p_against, strict=True):
         corrected[finding.target] = PValues(own_for, own_against)
@@ -123,7 +123,7 @@ def _count(claim: Claim, voting: Sequence[Finding], *, signs: bool) -> _Votes:
 
 
 def _decisive(votes: _Votes, voting: Sequence[Finding]) -> Finding:
-    """The finding that the verdict over all targets rests on: that of the overall p-value."""
+    """The finding that the verdict over all targets rests on: its p-value is the overall one."""
     if verdict(*votes.overall) == "contradicted":
         ordered = sorted(voting, key=lambda finding: finding.p().p_against)
         return ordered[votes.enough_against - 1]

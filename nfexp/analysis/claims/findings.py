@@ -66,7 +66,7 @@ def _known_tails(contrast: Contrast, margin: float, signs: bool) -> list[float]:
 class Finding:
     """What one claim comes to on one target.
 
-    The numbers of a `lost` one are shown, but decide nothing.
+    The numbers of a finding that is `lost` are shown, but decide nothing.
     """
 
     claim: Claim
@@ -93,8 +93,8 @@ class Finding:
         if self.lost or not self.contrasts:
             return UNKNOWN
         found = self.each(signs=signs)
-        # All must hold: an intersection-union test (Berger 1982), which needs no correction. One
-        # that fails is enough to contradict: Bonferroni's over the contrasts.
+        # The claim holds if all contrasts do: an intersection-union test (Berger 1982), which needs
+        # no correction. One contrast that fails contradicts it: Bonferroni's correction.
         p_for = max(p.p_for for p in found)
         p_against = min(1.0, len(found) * min(p.p_against for p in found))
         return PValues(p_for, p_against)
@@ -104,12 +104,12 @@ class Finding:
         if not self.contrasts:
             return None
         found = self.each()
-        numbers = range(len(found))
+        positions = range(len(found))
         if verdict(*self.p()) == "contradicted":
-            first = min(numbers, key=lambda i: (found[i].p_against, -found[i].p_for))
+            chosen = min(positions, key=lambda i: (found[i].p_against, -found[i].p_for))
         else:
-            first = min(numbers, key=lambda i: (-found[i].p_for, found[i].p_against))
-        return self.contrasts[first]
+            chosen = min(positions, key=lambda i: (-found[i].p_for, found[i].p_against))
+        return self.contrasts[chosen]
 
 
 def find(claim: Claim, group: Mapping[str, Study]) -> Finding:
@@ -118,11 +118,11 @@ def find(claim: Claim, group: Mapping[str, Study]) -> Finding:
         study.used = {}
         study.notes = []
     contrasts: Sequence[Contrast] = ()
-    gap = ""
+    absent = ""
     try:
         contrasts = claim.contrasts(group)
     except Absent as reason:
-        gap = str(reason)
+        absent = str(reason)
     said: list[str] = []
     losses: list[str] = []
     lost: list[str] = []
@@ -131,17 +131,17 @@ def find(claim: Claim, group: Mapping[str, Study]) -> Finding:
         losses += _labelled(claim, study, [_losses(study)])
         if not claim.about_divergence:
             lost += _labelled(claim, study, [_half_lost(study)])
-    notes = [gap] if gap else []
+    notes = [absent] if absent else []
     notes += said + losses + lost
-    if not gap and not lost:
+    if not absent and not lost:
         notes += _too_few(contrasts)
     return Finding(
         claim=claim,
         target="all" if claim.across else next(iter(group)),
         contrasts=contrasts,
         lost=bool(lost),
-        applies=not gap or bool(lost),
-        rows=_cells(group) or ("" if gap else "every completed run"),
+        applies=not absent or bool(lost),
+        rows=_cells(group) or ("" if absent else "every completed run"),
         note="; ".join(notes),
     )
 
@@ -174,7 +174,7 @@ def _half_lost(study: Study) -> str:
 
 
 def _too_few(contrasts: Sequence[Contrast]) -> list[str]:
-    """Why the first contrast that cannot be tested cannot be."""
+    """The reason why a contrast cannot be tested, of the first such one; none if all can be."""
     for contrast in contrasts:
         if math.isnan(contrast.tails(0.0).at_most):
             why = "fewer than two pairs of completed runs"

@@ -143,7 +143,10 @@ def flows_needed(studies: Mapping[str, Study]) -> list[Contrast]:
         kl = pd.DataFrame({n: study.values("kl", {FLOWS: n}) for n in numbers}).dropna()
         is_enough = kl.le(kl.min(axis=1) + GOOD_ENOUGH, axis=0)
         needed = is_enough.idxmax(axis=1).astype(float)  # the first column that is true
-        study.notes.append(f"needed {needed.mean():.2g}" if len(kl) else "no seed has the whole axis")
+        if len(kl):
+            study.notes.append(f"needed {needed.mean():.2g}")
+        else:
+            study.notes.append("no seed has the whole axis")
         if target in HARD:
             hard.append(needed)
         else:
@@ -233,8 +236,8 @@ def fixed_mask(study: Study) -> list[Contrast]:
     """KL(fixed) − KL(alternating), or the share of fixed runs that diverged, if most did."""
     nothing = pd.DataFrame({"status": [], "seed": []})
     lost = diverged(study.cells.get(study.key(FIXED), nothing))
-    if lost.mean() > 0.5:  # not of NaN, the mean of nothing
-        study.cell(ALTERNATING)  # looked at, so that what it lost counts too
+    if lost.mean() > 0.5:  # false for NaN, the mean of no runs
+        study.cell(ALTERNATING)  # marks the cell as used, so that the runs it lost count too
         label = "share of runs under the fixed mask that diverged, which is the claim"
         return [share_of(label, lost, margin=0.5)]
     return versus(FIXED, ALTERNATING)(study)
@@ -246,7 +249,7 @@ def covering_masks(study: Study) -> list[Contrast]:
     A note says how random masks do, which need not cover both coordinates.
     """
     key = study.key({"flow.mask": "random"})
-    if key in study.cells:  # looked at without `cell`: the verdict does not need it
+    if key in study.cells:  # not `cell`, which marks it as used: the verdict does not need it
         runs = study.cells[key]
         done = runs[runs["status"] == "completed"]
         gap = done.set_index("seed")["kl"] - study.values("kl", ALTERNATING)

@@ -52,7 +52,7 @@ def deviations(runs: pd.DataFrame, centres: Centres) -> pd.DataFrame:
     >>> deviations(runs, {"moons": {"flow.n_flows": 6}})["flow.n_flows"].tolist()
     [True, False]
     """
-    # targets[codes[i]] is that of row i; −1 of a row without one.
+    # targets[codes[i]] is the target of row i; the code of a row without a target is −1.
     codes, targets = pd.factorize(runs["data.name"])
     differs = {}
     for column in config_columns(runs):
@@ -60,7 +60,7 @@ def deviations(runs: pd.DataFrame, centres: Centres) -> pd.DataFrame:
         for target in targets:
             middle = centres.get(target, {}).get(column)
             middles.append(None if middle != middle else middle)  # NaN is missing too
-        middles.append(None)  # found at −1
+        middles.append(None)  # the last one, which the code −1 finds
         lacking = np.array([middle is None for middle in middles])[codes]
         values = runs[column].to_numpy(object)
         other = values != np.array(middles, dtype=object)[codes]
@@ -101,7 +101,7 @@ def ablations(runs: pd.DataFrame, centres: Centres) -> dict[str, pd.DataFrame]:
 
 
 def _beside_the_centre(runs: pd.DataFrame, is_centre: pd.Series) -> pd.DataFrame:
-    """The runs with `is_centre` and `kl_diff`, their KL minus that of the centre at the same seed."""
+    """The runs with `is_centre` and `kl_diff`, their KL minus the centre's at the same seed."""
     pair = ["data.name", "seed"]
     done = runs[(runs["status"] == "completed") & is_centre]
     centre_kl = done.set_index(pair)["kl"]
@@ -130,7 +130,7 @@ def _summary(runs: pd.DataFrame, columns: list[str], targets: list[str]) -> pd.D
     """One row per target and value of `columns`: counts by status, means and intervals."""
     by = ["data.name", *columns]
     statuses = [*STATUSES, "missing"]
-    # NaN elsewhere, which no mean counts.
+    # NaN for a run that did not complete: no mean counts it.
     averaged = runs[list(AVERAGED)].where(runs["status"] == "completed")
     # A column of 0 and 1 for each status, also for one that no run has; sums of these are counts.
     flags = pd.get_dummies(pd.Categorical(runs["status"], statuses)).set_index(runs.index)

@@ -75,8 +75,7 @@ def mean_tails(values: Iterable[float], margin: float) -> Tails:
     """p-values of "the mean is at most `margin`" and of "at least", by Student's t.
 
     They are the tails of :func:`mean_interval`. The 1 − 2α interval lies above the margin exactly
-    where the first is below α. NaN for fewer than two values; values without any spread are taken
-    at their word.
+    where the first is below α. NaN for fewer than two values; 0 or 1 for values without any spread.
 
     >>> print("{:.4f} {:.4f}".format(*mean_tails([0.5, 1.0, 1.5], 0.0)))
     0.0371 0.9629
@@ -181,8 +180,9 @@ def bootstrap_interval(values: Iterable[float], level: float = 0.95) -> tuple[fl
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's adjusted p-values (1979), shape (k,).
 
-    Those below α are false together with probability at most α. The smallest is multiplied by k,
-    the next by k − 1, and none is below a smaller one's. NaN counts as 1.
+    Where those below α are rejected, any true hypothesis is among them with probability at most α.
+    The smallest p-value is multiplied by k, the next one by k − 1 and so on, and each is raised to
+    the one before it if it would be lower. NaN counts as 1.
 
     >>> holm([0.03, 0.01, 0.02]).round(3).tolist()
     [0.04, 0.03, 0.04]

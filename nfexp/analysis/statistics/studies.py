@@ -30,7 +30,7 @@ def named(changes: Mapping[str, Any]) -> str:
 
 
 def changes_of(key: Key) -> dict[str, Any]:
-    """A key as changes, in the order of their columns: a set has none of its own."""
+    """The changes that a key holds, sorted by column, for a set has no order."""
     return dict(sorted(key))
 
 

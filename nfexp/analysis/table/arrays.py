@@ -55,7 +55,7 @@ def load_arrays(
                 raise ValueError(f"{size:,} bytes unpacked (at most {LIMITS[SAMPLES]:,} are read)")
             return {name: _array(archive, member) for name, member in chosen.items()}
     except Exception as error:  # zip, zlib, header and memory errors of a file from elsewhere
-        got = error or type(error).__name__
+        got = str(error) or type(error).__name__  # a MemoryError has no text
         raise ReportError(path, "an archive of plain arrays", got) from None
 
 

@@ -29,7 +29,7 @@ LIMIT = 2**25  # bytes
 
 
 def data_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The values of DATA of a run, a baseline or a centre: equal where the draws of a seed are.
+    """The values of DATA of a run, a baseline or a centre: with equal ones a seed draws the same.
 
     >>> data_key({"data.name": "moons", "data.n_samples": 200.0, "data.noise": 0.05, "seed": 3})
     ('moons', 200.0, 0.05, None, None)
@@ -56,7 +56,7 @@ def load_baselines(
     Parameters
     ----------
     skipped
-        Gets what cannot be read; without it that is raised.
+        Gets the errors of files that cannot be read; without it the first one is raised.
 
     Raises
     ------

@@ -67,7 +67,7 @@ REQUIRED = (
 )
 
 
-# A sweep repeats its values; typed: 1 and 1.0 are two of them.
+# Cached, for a sweep repeats its values; typed, for 1 and 1.0 are different values.
 @lru_cache(maxsize=2**14, typed=True)
 def _admitted(key: str, value: float | str | None) -> tuple[bool, Any]:
     """Whether a column takes this value, and the value as the column holds it."""

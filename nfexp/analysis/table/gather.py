@@ -27,7 +27,9 @@ from nfexp.analysis.table.saved import saved_rows
 from nfexp.record.formats import HISTORY_FILE, PLAN, RESULT, ReportError, printable, read_bounded
 from nfexp.record.metrics import HISTORY, METRICS
 
-MANY = 64  # targets, and configuration keys unknown here, of one table: each is a panel or a column
+# The most targets, and the most keys that this version does not know, of one table: each of them is
+# a panel or a column.
+MANY = 64
 
 log = logging.getLogger(__name__)
 
@@ -331,15 +333,15 @@ def load_sweep(
 def read_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
     """The table of :func:`load_runs` from the runs.csv (or runs.csv.gz) of a report.
 
-    The directories may be gone. The dir of a run is what the file's column dir says, from the
-    file's folder on, and without that column its job beside the file. A run may be there twice, as
-    in :func:`load_runs`: see :func:`distinct`.
+    The directories may be gone. The dir of a run is what the column dir says, relative to the
+    file's folder. Without that column it is the folder beside the file that is named as the job.
+    A run may be there twice, as in :func:`load_runs`: see :func:`distinct`.
 
     The columns are of these types: job, status, dir, data.name, data.text and the other words text
     (missing: None); seed and the counts of the configuration int64; its other numbers float64;
     train.batch_size an int or "full"; every metric float64, with NaN where it is missing, the
-    counts among them too. Under a heading that this version does not know a number is a number and
-    a text a text.
+    counts among them too. Under a heading that this version does not know, a cell that spells a
+    number is that number, and any other is text.
 
     Other readers of the file get the same values if they know two spellings. Text that could be
     taken for a number, a missing or truth value or a formula has a leading quote ('2024, 'NA,

@@ -15,19 +15,20 @@ from nfexp.files import open_plain, replacing
 from nfexp.record.formats import LIMITS, PLAN, RESULT, ReportError, reason
 
 CACHE = ".runs.cache"  # of records, beside runs.csv; deleting it changes no table
-LOOKED_AT = 2000  # folders inside one that is not read, to say whether runs are there
-# ns; a file that changed within a tick of the clock may change again and look the same.
+LOOKED_AT = 2000  # folders below an unread one that are searched, to say whether it holds runs
+# ns; a younger record is not cached: it may change again within a tick of the clock, and look the
+# same.
 SETTLED = 2 * 10**9
 NO_LINK = "a symbolic link, which is not followed"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A directory with a result.json (its identity), a sweep.json (True), or both."""
+    """A directory, and which records it holds."""
 
     folder: str
-    result: str | None
-    plan: bool
+    result: str | None  # the identity of its result.json, if there is one
+    plan: bool  # whether there is a sweep.json
 
 
 def identity(status: os.stat_result) -> str:
@@ -36,8 +37,8 @@ def identity(status: os.stat_result) -> str:
     No path is in it, so a sweep that moves keeps its cache; a copy has new inodes, so no cache
     travels with it.
     """
-    # The time of the inode (ctime) comes last: `write_cache` reads it. Nobody can set it back,
-    # unlike that of content.
+    # The time of the inode (ctime) comes last, where `write_cache` reads it. Nobody can set it
+    # back, unlike the time of the content (mtime).
     facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return "-".join(f"{number:x}" for number in facts)
 
@@ -49,9 +50,9 @@ def search(
 ) -> Iterator[Place]:
     """The places at or below `top`. What is not read and may hold runs gets a line in `skipped`.
 
-    No symbolic link is followed (one that leads into `top` or `tops`, which are read, needs no
-    line), no hidden folder is read, and none below a run: which of its files would belong to which
-    run?
+    Symbolic links are not followed. One that leads into `top` or `tops` needs no line, for what it
+    leads to is read anyway. Hidden folders are not read. Nor are folders below a run: nobody could
+    tell which of the two runs their files belong to.
     """
     named = [top, *tops]
     pending = [os.fspath(top)]
@@ -100,10 +101,10 @@ def _regular(path: str, skipped: list[ReportError]) -> os.stat_result | None:
 
 
 def _entries(folder: str, skipped: list[ReportError]) -> list[os.DirEntry[str]]:
-    """What a folder holds, the last name first.
+    """The entries of a folder, the last name first.
 
-    If it cannot be read that is nothing, and `skipped` gets a line. The last of the pending folders
-    is read next, so that they are read in the order of their names.
+    There are none, and `skipped` gets a line, if the folder cannot be read. :func:`search` takes
+    the last of its pending folders first, so it reads folders in the order of their names.
     """
     try:
         with os.scandir(folder) as entries:
@@ -118,10 +119,12 @@ def _unfollowed(
     tops: Iterable[str | os.PathLike[str]],
 ) -> list[ReportError]:
     """The line that says that a link is not followed, if runs may lie there that are not read."""
-    # Of a record that is a link `_regular` has told.
+    # `_regular` has already reported a record or a plan that is a link.
     if link.name.startswith(".") or link.name in (RESULT, PLAN):
         return []
-    to_file = os.path.exists(link.path) and not os.path.isdir(link.path)
+    if not os.path.exists(link.path):
+        return [ReportError(link.path, "a folder", f"{NO_LINK}, and leads nowhere")]
+    to_file = not os.path.isdir(link.path)
     if to_file or _is_inside(link.path, tops):
         return []
     got = f"{NO_LINK} (its target can be named beside this one)"
@@ -166,8 +169,8 @@ def _below(folder: str) -> int:
 def read_cache(folder: str | os.PathLike[str], wanted: Collection[str]) -> dict[str, str]:
     """The records of the cache in `folder` with the identities in `wanted`, as JSON text.
 
-    They are to be checked as files are. Lines are `identity JSON`; one that is longer than any
-    record may be ends the reading.
+    They must be checked as the files would be. A line is `identity JSON`; reading ends at a line
+    that is longer than any record may be.
     """
     found: dict[str, str] = {}
     limit = 8 * LIMITS[RESULT]  # an escape has six letters for one byte
@@ -186,7 +189,7 @@ def read_cache(folder: str | os.PathLike[str], wanted: Collection[str]) -> dict[
 
 
 def write_cache(folder: Path, records: dict[str, dict[str, Any]], started_ns: int) -> None:
-    """Keep `records`, by identity, but for those that changed shortly before `started_ns`."""
+    """Write the cache: `records` by identity, but none that changed just before `started_ns`."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CACHE) as temporary, temporary.open("w", encoding="ascii") as file:
         for key, record in records.items():

@@ -89,10 +89,10 @@ def _planned_row(
         if is_config(key) and key != "data.name":
             differs[key] = value
     differs["seed"] = job["seed"]
-    # Keys of no column: their names are to be checked too.
+    # A key that the centre lacks: its name has not been checked yet.
     if differs.keys() - centres[target].keys():
         return config_row(path, {**raw_centres[target], **differs, "data.name": target})
-    # Checked already, and plans are long: only what differs is left to check.
+    # Plans are long, and the centre is checked already: only what differs is checked here.
     row = dict(centres[target])
     for key, value in differs.items():
         row[key] = config_value(path, key, value)
@@ -102,7 +102,7 @@ def _planned_row(
 def read_history(path: str | os.PathLike[str]) -> np.ndarray:
     """The rows of a history.csv, shape (evaluations, columns of HISTORY).
 
-    Numbers beyond LARGEST are infinite.
+    Numbers beyond LARGEST become infinite.
     """
     raw = read_bounded(path)[0]
     try:

@@ -28,9 +28,10 @@ def distinct(runs: pd.DataFrame) -> pd.DataFrame:
     """The independent runs of a table: one row per configuration and seed, in the order they came.
 
     A run is a fact: copied, moved or trained again, by whatever code, it is the same run repeated,
-    and adds nothing to what is known. Every mean, interval, verdict and count is of these rows. The
-    row that counts is a completed one before a diverged, a failed and a missing one; of several
-    such the first by its directory. In a table without seeds no row is known to repeat another.
+    and adds nothing to what is known. Every mean, interval, verdict and count is of these rows. Of
+    the rows of one run a completed one counts before a diverged, a failed and a missing one; of
+    several such, the first by its directory. In a table without seeds no row is known to repeat
+    another.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "seed": [0, 0, 1], "status": "completed",
     ...                      "dir": ["b", "a", "b2"]})
@@ -59,14 +60,16 @@ def repetitions(runs: pd.DataFrame) -> str:
         return ""
     return (
         f"{n_repeated} of {len(runs)} rows repeat a run (same configuration and seed) and do not "
-        "count: of each run one row counts, a completed one before others, then the first by its directory"
+        "count: of each run one row counts, a completed one before others, then the first by its "
+        "directory"
     )
 
 
 def infer_centres(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """The most common value of each configuration column per target.
 
-    Of tied numbers it is the (lower) median one. A run that is there twice counts once.
+    Where numbers are equally common, the lower median of them is taken. A run that is there twice
+    counts once.
 
     >>> infer_centres(pd.DataFrame({"data.name": "moons", "flow.n_flows": [3, 6, 9]}))
     {'moons': {'data.name': 'moons', 'flow.n_flows': 6}}

@@ -37,9 +37,9 @@ def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     ['kl,best_step', '0.5,20']
     """
     path = Path(path)
-    words = [str(column) for column in frame.select_dtypes(exclude="number")]
+    text_columns = [str(column) for column in frame.select_dtypes(exclude="number")]
     spelled = frame.copy()
-    for column in words:
+    for column in text_columns:
         spelled[column] = frame[column].map(_spelling(column))
     # A metric that is missing in some row makes a column of counts float64: "Int64" writes 20, not
     # 20.0.
@@ -47,7 +47,7 @@ def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     spelled = spelled.astype(dict.fromkeys(counts, "Int64"))
     # Minimal quoting leaves a carriage return bare, and readers take it for the end of the line.
     quoting: Any = csv.QUOTE_MINIMAL
-    for column in words:
+    for column in text_columns:
         if spelled[column].astype(str).str.contains("\r", regex=False).any():
             quoting = csv.QUOTE_NONNUMERIC
     how: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
@@ -71,8 +71,9 @@ def _spelling(column: str) -> Callable[[Any], Any]:
 def write_runs(runs: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """Write the table of :func:`load_runs` so that :func:`read_runs` gives every run its directory.
 
-    Where each run lies at its job beside the file, the column dir is left out: the folder can be
-    moved. Otherwise it stands last, from the file's folder on.
+    The column dir is left out if every run lies beside the file, in the folder that is named as its
+    job: then all of them can be moved together. Otherwise it comes last, and holds paths relative
+    to the file's folder.
     """
     folder = os.path.dirname(os.path.realpath(path))
     places = [os.path.relpath(os.path.realpath(place), folder) for place in runs["dir"]]

@@ -36,21 +36,21 @@ def inert(value: Any) -> Any:
 
 
 def inert_value(value: Any) -> Any:
-    """A value of the configuration as a cell: an empty text is a quote, as null is empty."""
+    """A value of the configuration as a cell. An empty text is a quote: an empty cell is null."""
     if isinstance(value, str) and value == "":
         return "'"
     return inert(value)
 
 
 def inert_path(path: Any) -> Any:
-    """A path as a cell of a CSV, still a path: job 0000 is ./0000."""
+    """A path as a cell of a CSV. It stays a path: job 0000, which looks like a number, is ./0000."""
     if isinstance(path, str) and mistakable(path):
         return "./" + path
     return path
 
 
 def live(cell: str) -> str:
-    """The text that :func:`inert` or :func:`inert_value` made a cell of.
+    """The text of a cell, without the quote that :func:`inert` or :func:`inert_value` added.
 
     >>> live("'0000"), live("'"), live("relu"), live("'quoted'")
     ('0000', '', 'relu', "'quoted'")
