@@ -25,6 +25,7 @@ class Case:
     depth: int = 2
     n_flows: int = 6
     batch: int = 256
+    kernel: str = "auto"  # train.kernel of nfexp
     full: bool = False  # the batch is all there is: `data.n_samples` points, train.batch_size=full
 
     @property
@@ -66,7 +67,7 @@ def stack_of(case: Case, **flat: object) -> list[Spec]:
         "data__n_samples": case.batch if case.full else 2048, "data__n_val": 256, "data__n_test": 2,
         "train__n_evals": 1, "train__warmup": 0,
         "train__lr": 1e-3, "train__schedule": "constant", "train__batch_size": "full" if case.full else case.batch,
-        "device": "cpu",
+        "train__kernel": case.kernel, "device": "cpu",
         "flow__n_flows": case.n_flows, "flow__hidden_depth": case.depth, "flow__hidden_width": case.width,
         "flow__conditioner": case.conditioner,
     }  # fmt: skip
