@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -251,7 +252,8 @@ def test_other_devices_and_types_are_refused_by_name():
 
 
 def test_without_numba_auto_says_so_once_and_uses_torch(monkeypatch, caplog):
-    monkeypatch.setattr(kernels, "_import_error", lambda: "No module named 'numba'")
+    kernels._missing.cache_clear()
+    monkeypatch.setitem(sys.modules, "nfexp.flows.kernels.lanes", None)
     kernels._say_once.cache_clear()
     caplog.set_level(logging.INFO)
     for _ in range(2):
@@ -259,6 +261,7 @@ def test_without_numba_auto_says_so_once_and_uses_torch(monkeypatch, caplog):
     assert caplog.text.count("numba cannot be imported") == 1
     with pytest.raises(SpecError, match=r"train.kernel: .*numba cannot be imported .*: pip install numba"):
         check(small_spec(train__kernel="fused"))
+    kernels._missing.cache_clear()
 
 
 def doubled(x):
@@ -315,5 +318,5 @@ def test_a_folder_of_somebody_else_is_not_trusted(monkeypatch, tmp_path):
     mine = compiled.cache_folder()
     assert mine is not None and tmp_path in mine.parents
     uid = Path(tmp_path).stat().st_uid
-    monkeypatch.setattr(compiled.os, "getuid", lambda: uid + 1)
+    monkeypatch.setattr(compiled, "_user", lambda: uid + 1)
     assert compiled.cache_folder() is None or tmp_path not in compiled.cache_folder().parents

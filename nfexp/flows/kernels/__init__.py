@@ -37,13 +37,13 @@ MEMORY_TYPE = torch.float32
 
 
 @cache
-def _import_error() -> str | None:
-    """Why numba cannot be imported; None if it can."""
+def _missing() -> str | None:
+    """What this machine lacks for the fused kernel, and what to do about it; None if nothing."""
     try:
-        import numba  # noqa: F401
+        from nfexp.flows.kernels.lanes import has_fma
     except ImportError as error:
-        return str(error)
-    return None
+        return f"numba cannot be imported ({error}): pip install numba"
+    return None if has_fma() else "the processor has no fused multiply-add"
 
 
 @cache
@@ -67,10 +67,7 @@ def obstacle(flow: Flow, device: torch.device, dtype: torch.dtype) -> str | None
 
 def check_fused(flow: Flow, device: torch.device, dtype: torch.dtype) -> None:
     """Raise SpecError if the fused kernel cannot compute with this architecture here."""
-    reason = obstacle(flow, device, dtype)
-    missing = _import_error()
-    if reason is None and missing is not None:
-        reason = f"numba cannot be imported ({missing}): pip install numba"
+    reason = obstacle(flow, device, dtype) or _missing()
     if reason is not None:
         raise SpecError("train.kernel", "'auto' or 'torch', for the fused kernel cannot be used here", Words(reason))
 
@@ -90,8 +87,8 @@ def kernel_for(wanted: str, flow: FlowStack) -> Kernel | None:
         check_fused(*described)
     if obstacle(*described) is not None:
         return None
-    if _import_error() is not None:
-        _say_once(f"train.kernel=auto: torch, for numba cannot be imported ({_import_error()})")
+    if _missing() is not None:
+        _say_once(f"train.kernel=auto: torch, for {_missing()}")
         return None
     from nfexp.flows.kernels.compiled import Fused
 

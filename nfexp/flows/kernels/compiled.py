@@ -49,6 +49,12 @@ def _source_hash() -> str:
 SOURCE = _source_hash()  # as it was imported: it may change while this process lives
 
 
+def _user() -> int:
+    """Who runs this process; 0, as the owner of every file, where the system does not say."""
+    getuid = getattr(os, "getuid", None)
+    return int(getuid()) if getuid is not None else 0
+
+
 def _places() -> Iterator[Path]:
     """Where machine code may be kept, the best first."""
     if os.environ.get("NUMBA_CACHE_DIR"):
@@ -58,7 +64,7 @@ def _places() -> Iterator[Path]:
     home = os.path.expanduser("~")
     if os.path.isabs(home):
         yield Path(home, ".cache", "nfexp")
-    yield Path(tempfile.gettempdir(), f"nfexp-{os.getuid()}")
+    yield Path(tempfile.gettempdir(), f"nfexp-{_user()}")
 
 
 def cache_folder() -> Path | None:
@@ -71,7 +77,7 @@ def cache_folder() -> Path | None:
         except OSError:
             continue
         # What lies there is executed, so nobody else may have put it there
-        if owner == os.getuid() and place.stat().st_uid == owner and os.access(folder, os.W_OK | os.X_OK):
+        if owner == _user() and place.stat().st_uid == owner and os.access(folder, os.W_OK | os.X_OK):
             return folder
     return None
 

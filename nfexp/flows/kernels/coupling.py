@@ -224,6 +224,7 @@ def networks_back(plan, weights, back, grads, mask, tile, c, n_points):
             if i > 0:
                 below = tile.hidden[c, g, i - 1]
                 add_outer_products(grads.hidden[c, g, i - 1], below, upper, n_points, plan.width)
+                # `back` has no biases: its zeros are what the sums start from
                 product(lower, upper, back.hidden[c, g, i - 1], back.bias[c, g, i], n_points, plan.width)
                 upper, lower = lower, upper
         for d in range(plan.dim):

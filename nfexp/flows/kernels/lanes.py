@@ -23,6 +23,12 @@ def _lanes() -> int:
     return 64 if features.get("avx512f") else 16
 
 
+def has_fma() -> bool:
+    """Whether the processor multiplies and adds in one instruction: without, :func:`fma` is a call for each number."""
+    features = llvm.get_host_cpu_features()
+    return "fma" not in features or bool(features["fma"])  # only x86 has some that cannot
+
+
 LANES = _lanes()
 BLOCK = 16  # rows and columns that are transposed in registers
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
