@@ -47,8 +47,8 @@ class GridsSweeper(Sweeper):
     ) -> None:
         from nfexp.sweep.compose import Composer
 
-        # Once more: what `__init__` got, Hydra has resolved already. Only here is text that came by
-        # an interpolation told from other text, and converted.
+        # The options are checked a second time. Hydra had already resolved those that `__init__`
+        # got; only these still show which text came by an interpolation, and is to be converted.
         sweeper = config.hydra.sweeper
         options = {name: sweeper[name] for name in sweeper if name != "_target_"}
         self.options = _checked(options)

@@ -99,7 +99,7 @@ class StackLauncher(Launcher):
     def _call_back(self, overrides: Sequence[str], number: int, end: Outcome | None) -> None:
         """Pass a finished run through Hydra's `run_job`, which calls the command's callbacks.
 
-        It has a price for each run, so without callbacks other than ours it is left out.
+        That takes time for each run, so it is left out where there is no callback but ours.
         """
         from nfexp.record import objective
         from nfexp.sweep.claim import ClaimFolder

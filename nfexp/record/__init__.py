@@ -97,7 +97,7 @@ def objective(end: Outcome | None) -> float:
 def write_run(folder: Path, result: Result) -> None:
     """Write `history.csv`, `samples.npz`, `model.safetensors` and, last, `result.json`.
 
-    What an interrupted attempt left there is replaced or removed, its checkpoint at the end.
+    Files that an interrupted attempt left there are replaced or removed, the checkpoint last.
 
     Raises
     ------

@@ -68,7 +68,7 @@ def read_bounded(path: str | os.PathLike[str]) -> tuple[bytes, os.stat_result]:
 
 
 def read_if_there(path: str | os.PathLike[str]) -> bytes | None:
-    """The bytes of a file as of :func:`read_bounded`; None where there is none of that name."""
+    """The bytes of a file, as :func:`read_bounded` gives them; None where there is no such file."""
     try:
         return read_bounded(path)[0]
     except ReportError as error:

@@ -29,7 +29,7 @@ class Plan:
     mixed: list[dict[str, Any]] = field(default_factory=list)
 
     def entry(self, folder: str, spec: Spec, overrides: Sequence[str]) -> dict[str, Any]:
-        """What `jobs` says of a job: its configuration is what differs from its target's centre."""
+        """The entry of a job in `jobs`; its config is what differs from its target's centre."""
         centre = self.centres[spec.data.name]
         differs = {}
         for key, value in relevant(spec).items():

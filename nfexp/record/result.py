@@ -101,9 +101,9 @@ def write_result(folder: Path, result: Result) -> None:
 def parse_result(path: object, raw: bytes | str) -> dict[str, Any]:
     """The record that the text of a `result.json` holds; `path` is for messages.
 
-    Its status is one of STATUSES, its config and metrics are objects. What these hold is checked by
-    who needs it: :func:`nfexp.record.load_flow` as a configuration, the table of runs column by
-    column.
+    Its status is one of STATUSES, its config and metrics are objects. Their contents are checked
+    where they are used: :func:`nfexp.record.load_flow` checks them as a configuration, the table of
+    runs column by column.
 
     Raises
     ------

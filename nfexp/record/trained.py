@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch is loaded only where a flow is
 
 
 def _numbers(x: object, name: str) -> np.ndarray:
-    """An array of its own, whatever happens later to the array, list or table it comes from."""
+    """A float64 copy of an array, list or table, which later changes of that do not reach."""
     import numpy as np
 
     try:
@@ -92,7 +92,7 @@ class TrainedFlow:
 
 
 def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
-    """The kept flow of a run directory.
+    """The trained flow of a run directory, with the weights that the run kept.
 
     >>> flow = load_flow("outputs/runs/2026-01-01_12-00-00")  # doctest: +SKIP
     >>> flow.log_prob(flow.sample(1000)).mean()  # doctest: +SKIP

@@ -57,8 +57,8 @@ def _write(dirs: Sequence[str | Path], folder: Path) -> Report:
         table.write_csv(ablation, folder / f"ablation_{file_name(axis)}.csv")
     # also adds to found.skipped what it cannot read, which the pages list
     pictures = figures.draw_all(folder, found.runs, found.sweep, tables, skipped=found.skipped)
-    command = shlex.join(map(folder_word, dirs))
-    contents = contents_of(found, tables, judged, pictures, command, fits)
+    arguments = shlex.join(map(folder_word, dirs))
+    contents = contents_of(found, tables, judged, pictures, arguments, fits)
     for own in contents.axes:
         _write_text(ablation_tex(own), tex_folder / f"{own.file}.tex")
     _write_text(claims_tex(judged), tex_folder / "claims.tex")

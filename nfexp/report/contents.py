@@ -29,7 +29,8 @@ RULE = (
     "Intervals are of one target each; verdicts are corrected over a claim's targets (Holm), so that an interval that "
     "just clears the margin can still be inconclusive. A difference that is not significant is not an equality."
 )
-# runs that did not complete, and files that could not be read: runs.csv and stderr have the rest
+# The most runs that did not complete, and the most files that could not be read, that a page lists:
+# runs.csv and stderr have the rest
 LISTED = 1000
 LONGEST_COMMAND = 4096  # letters
 OF_A_RUN = ("name", "data.name", "seed", "device")  # keys that say nothing of the centre

@@ -56,7 +56,7 @@ class Embedded:
 
 
 def embedded(path: Path) -> Embedded:
-    """A PNG within a page, as wide as its text is large in print."""
+    """A PNG for a page, so wide that its text is as large as in print."""
     png = path.read_bytes()
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     width = int.from_bytes(png[16:20])  # the header of every PNG has it there

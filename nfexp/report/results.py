@@ -24,7 +24,7 @@ Fits = Mapping[tuple[Any, ...], pd.DataFrame]  # baselines by data_key
 
 
 def fits_by_draws(fits: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """The table of baselines, a part for each target, size and noise."""
+    """The table of baselines in parts, one for all fits to draws of one kind (see `data_key`)."""
     if not len(fits):
         return {}
     keys = fits.apply(data_key, axis=1)
@@ -37,7 +37,7 @@ class CentreRow:
 
     target: str
     model: str
-    chosen: str = ""  # for a baseline, by its data
+    chosen: str = ""  # what the fit of a baseline chose, such as "12–13 components"
     kl: str
     over: str = ""  # KL of a baseline less KL of the flow
     test_nll: str
@@ -107,7 +107,7 @@ def _baseline_row(target: str, reference: Row) -> CentreRow:
 
 
 def _chosen(reference: Row) -> str:
-    """What was chosen for a baseline, over the seeds: 12–13 components."""
+    """What the fits of a baseline chose, over the seeds, such as "12–13 components"."""
     least = reference["least"]
     most = reference["most"]
     if reference["model"] == "mixture":
@@ -161,7 +161,7 @@ def ablation_table(
 ) -> AblationTable:
     """One table of :func:`nfexp.analysis.statistics.ablations` as text.
 
-    Below the last line of a sample count and noise stand the baselines on the same draws.
+    The baselines stand below the last line with the same sample count and noise.
     """
     columns = swept(ablation)
     targets = list(dict.fromkeys(ablation["data.name"]))
@@ -191,8 +191,8 @@ def ablation_table(
 
 
 def _draws(rows: Mapping[str, Row], columns: Sequence[str]) -> dict[str, Any]:
-    """The part of a swept value that says what is learned from."""
-    row = next(iter(rows.values()))  # targets agree in it
+    """The swept settings that fix the draws, such as the sample count, with their values."""
+    row = next(iter(rows.values()))  # these values are the same for every target
     return {column: row[column] for column in columns if column in DATA}
 
 

@@ -52,8 +52,8 @@ def values_or_none(values: pd.Series) -> list:
 def shown_lines(ablation: pd.DataFrame, x_column: str, line_column: str) -> pd.DataFrame:
     """The rows of an ablation of two columns that its figure shows, a line per `line_column`.
 
-    Those are the lines with two points or more of each target; all lines where fewer than two of
-    a target have them. Of more than MOST_LINES those with most points stay.
+    A line is shown for a target if it has two points or more. All lines of a target are shown if
+    fewer than two of them have. Of more than MOST_LINES lines those with most points stay.
     """
     by_line = ablation.groupby(["data.name", line_column], sort=False)
     is_line = by_line[x_column].transform("nunique") > 1

@@ -21,7 +21,7 @@ from nfexp.sweep.folder import locked
 class Refused(BaseException):
     """A folder cannot be claimed; its cause says why.
 
-    It is no Exception: Hydra makes mere warnings of those that a callback raises.
+    It is no Exception, for Hydra turns an Exception that a callback raises into a mere warning.
     """
 
 
@@ -69,10 +69,10 @@ def is_named_by_clock(config: DictConfig, kind: str) -> bool:
 
 
 def make_folder(config: DictConfig, kind: str) -> Path:
-    """Make the folder named after this second; if there is one, that with _1, _2, … behind it.
+    """Make the folder named after this second; if it exists, one with _1, _2, … after its name.
 
-    ``${now:…}`` is read once and then remembered in a cache, which is changed here: so the folders
-    of the runs and the log get the new name as well.
+    ``${now:…}`` is read once and then remembered in a cache. The cache is changed here, so that the
+    folders of the runs and the log get the new name as well.
     """
     folder = named_folder(config, kind)  # fills the cache
     times = OmegaConf.get_cache(config)["now"]  # (pattern,) → text
@@ -92,9 +92,9 @@ def make_folder(config: DictConfig, kind: str) -> Path:
 
 @contextmanager
 def claimed(config: DictConfig, kind: str) -> Iterator[Path]:
-    """In the body no other process may write the folder of this run or sweep, which is given.
+    """Yield the folder of this run or sweep; in the body no other process may write there.
 
-    One that is named by the clock is new.
+    A folder that is named by the clock is a new one.
 
     Raises
     ------
@@ -131,7 +131,7 @@ class ClaimFolder(Callback):
             folder = claims.enter_context(claimed(config, kind))
             check_fresh(folder)
             launcher = config.hydra.runtime.choices.get("hydra/launcher")
-            if kind == "sweep" and launcher != "stack":  # that looks for itself, and goes on
+            if kind == "sweep" and launcher != "stack":  # stack checks each job, and resumes
                 check_no_runs(folder)
         except (ValueError, OSError, OmegaConfBaseException) as error:
             raise Refused from error

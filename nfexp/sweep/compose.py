@@ -58,7 +58,7 @@ def to_yaml(content: Any) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """An override as it is read, and whether it sets a plain value; all others go through Hydra."""
+    """A parsed override, and whether it sets a plain value: if not, it goes through Hydra."""
 
     override: Override
     sets_value: bool
@@ -231,7 +231,7 @@ class Composer:
         return config
 
     def numbered(self, overrides: Sequence[str], number: int) -> DictConfig:
-        """The whole configuration of a job that has its number."""
+        """The whole configuration of a job, with the job's number in it."""
         config = self.full(overrides)
         with open_dict(config):
             config.hydra.job.id = number
@@ -283,7 +283,7 @@ class Composer:
         number: int,
         folder: str,
     ) -> _Job | None:
-        """The same from what all jobs of a choice of groups share; None where that does not do."""
+        """The same, from what all jobs of its groups share; None if it must be composed in full."""
         task = self._task(overrides)
         lines = self._overrides(overrides)
         changes_hydra = any(one.is_hydra_override() for one in lines)

@@ -75,7 +75,7 @@ def work_at(place: int, threads: int, jobs: Sequence[Job], *, fail_fast: bool) -
 def portable(error: Exception) -> Exception:
     """An exception that survives pickling, with the traceback as a note.
 
-    One of any other class may not: its own ``__init__`` may take more than the message.
+    An exception of another class may not survive it: its ``__init__`` may take more than a message.
     """
     if isinstance(error, OSError):
         safe: Exception = error
@@ -115,8 +115,8 @@ class Retries:
     def after_death(self, task: Sequence[int], left: list[int], reason: str) -> list[Task]:
         """The tasks that replace one whose process died with the jobs `left` unfinished.
 
-        A job that was alone is tried once more, for it may have been somebody else who killed the
-        process. Then it is given up, for the reason given.
+        A job that was alone is tried once more, for something else may have killed the process.
+        Then it is given up, for the reason given.
         """
         self.deaths.update(left)
         was_alone = len(task) == len(left) == 1

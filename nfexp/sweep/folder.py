@@ -50,7 +50,7 @@ def locked(folder: Path, what: str = "a sweep") -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise _is_written(folder, what, holder) from None
+        raise _lock_error(folder, what, holder) from None
     try:
         with replacing(holder) as path:
             path.write_text(this_process(), encoding="utf-8")
@@ -68,7 +68,7 @@ def locked(folder: Path, what: str = "a sweep") -> Iterator[None]:
         lock.release()
 
 
-def _is_written(folder: Path, what: str, holder: Path) -> SpecError:
+def _lock_error(folder: Path, what: str, holder: Path) -> SpecError:
     """The error that another process writes there, with its name where that can be read."""
     name = ""
     with suppress(OSError):
@@ -132,8 +132,7 @@ def _spelled(configs: Sequence[Mapping[str, Any]], key: str) -> str:
 
 # --- The folders of jobs ---------------------------------------------------------------
 
-# Of what a sweep and its report leave beside the runs: sweep.json, multirun.yaml, runs.csv and so
-# on
+# Suffixes of the files that a sweep and its report write beside the runs: sweep.json, runs.csv, …
 OWN_SUFFIXES = (".json", ".yaml", ".csv", ".md", ".html")
 
 
@@ -176,7 +175,7 @@ def _shared(got: str) -> SpecError:
 
 @dataclass(frozen=True)
 class NumberedJob:
-    """A run with its number in the sweep, and its folder, from that of the sweep."""
+    """A run with its number in the sweep, and its folder, relative to that of the sweep."""
 
     number: int
     run_id: str

@@ -117,8 +117,8 @@ def changes_no_number(key: str) -> bool:
 class Common:
     """What every grid is multiplied by: `params`, rows of the sweeper's `zip`, the command line.
 
-    If the command line `narrows`, it restricts the keys of grids and replaces those of `params`;
-    otherwise they replace those of the command line.
+    If the command line `narrows`, it restricts the keys of grids and replaces those of `params`.
+    Otherwise both replace those of the command line: that shows which points it leaves out.
     """
 
     params: Choices
@@ -136,7 +136,7 @@ class Common:
         return removed
 
     def around(self, own: Choices) -> Choices:
-        """The choices of a grid with those that it shares with all grids; its own come first."""
+        """The choices of a grid with those that all grids share, which its own replace."""
         if self.narrows:
             return self.params | self.command_line | own
         return self.command_line | self.params | own
@@ -353,8 +353,8 @@ class Grids:
     def _without_excluded(self, points: Sequence[Point], common: Common) -> list[Point]:
         """The points that no entry of `exclude` matches.
 
-        An entry that matches none is a slip, and raises. But it may match what only the command
-        line leaves out, so that the entry of an experiment stays right in a part of it.
+        An entry that matches no point is a mistake, and raises. It may match points that only the
+        command line leaves out: so the entries of an experiment stay valid for a part of it.
         """
         entries = self._exclude_entries()
         if not entries or not points:
@@ -379,9 +379,9 @@ class Grids:
         return entries
 
     def _check_could_match(self, entry: Excluded, values: Values, common: Common) -> None:
-        """Raise if an entry of `exclude` matches nothing, whatever the command line narrows.
+        """Raise if an entry of `exclude` matches no point, even of those the command line drops.
 
-        `values` are those of any point, whose keys are those of all.
+        `values` are those of one point; all points have the same keys.
         """
         for key in entry.choices:
             if key not in values:

@@ -50,8 +50,7 @@ def _free_bytes() -> float:
     free = 8e9
     if hasattr(os, "sysconf"):
         free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    # What only Linux has comes on top; a container may hide any of these files, or write "max" for
-    # a number.
+    # Only Linux has these files. A container may hide any of them, or write "max" for a number.
     with suppress(OSError, ValueError, LookupError):
         free = 1024 * _numbers_in("/proc/meminfo")["MemAvailable:"]
     with suppress(OSError, ValueError, LookupError):
@@ -137,8 +136,8 @@ def plan_stacks(
     """Positions of the runs that train together, the most expensive stack first.
 
     Runs of one `stack_key` are split evenly: into as many stacks as give each worker its share,
-    and into stacks of at most `max_stack` runs. Without `max_stack` a stack holds at most what the
-    device is still quicker with and what fits into `room` bytes. The expensive ones come first so
+    and into stacks of at most `max_stack` runs. Without `max_stack` a stack holds at most as many
+    runs as make the device quicker, and as fit into `room` bytes. The expensive ones come first so
     that workers finish together.
     """
     groups: dict[object, list[int]] = {}

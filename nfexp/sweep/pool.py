@@ -81,7 +81,8 @@ def _end_with(parent: Any) -> None:
 def _serve(pipe: connection.Connection) -> None:
     """Life of a worker: call what comes, until the pipe closes, a SIGTERM comes or the parent dies.
 
-    A call that is running then is finished, but training stops: it asks :func:`is_asked_to_stop`.
+    A call that is running then is finished. But training, which looks at :func:`is_asked_to_stop`,
+    stops early.
     """
     busy = False
 
@@ -128,8 +129,8 @@ def _without_main() -> Iterator[None]:
 def _start_server(context: Any) -> None:
     """Start the process that workers are forked from. It loads torch meanwhile, and ignores Ctrl-C.
 
-    Forking this process itself is no way: its threads would not be copied, but the locks they hold
-    would.
+    This process itself cannot be forked: its threads would not be copied, but the locks that they
+    hold would.
     """
     from multiprocessing import forkserver
 

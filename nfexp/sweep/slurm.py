@@ -108,20 +108,20 @@ class Element:
             heard.append(signum)
             ask_to_stop()
 
-        submitits: Any = signal.signal(signal.SIGUSR2, note)  # submitit's own handler, needed below
+        requeue: Any = signal.signal(signal.SIGUSR2, note)  # submitit's own handler, needed below
         signal.signal(signal.SIGTERM, note)
         signal.signal(signal.SIGINT, note)
         try:
             work_at(0, self.threads, jobs, fail_fast=self.fail_fast)
         except Interrupted:
             if signal.SIGUSR2 in heard:
-                submitits(signal.SIGUSR2, None)  # queues this element again, and ends the process
+                requeue(signal.SIGUSR2, None)  # queues this element again, and ends the process
             while signal.SIGTERM in heard and signal.SIGINT not in heard:
                 signal.pause()
             raise
 
     def checkpoint(self, jobs: Sequence[Job]) -> Any:
-        """What submitit queues again: the same call. How far runs are stands in their folders."""
+        """What submitit queues again: the same call. The folders of the runs say how far they are."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, jobs)
@@ -330,11 +330,11 @@ class Slurm:
         return {handle for handle in handles if handle.job_id in ids}
 
     def _collect(self, batch: _Batch, submitted: _Submitted) -> list[int]:
-        """Positions of jobs that are done with, once all of a stack are or its element is gone.
+        """Positions of a stack's jobs that are done with, once all are or its element is gone.
 
-        Gone is what two looks in a row have missed: of one that has just ended the records may
-        still be on their way through a network file system, and one that is queued again is not in
-        the queue for a moment.
+        An element counts as gone once two looks in a row have missed it. After the first, the
+        records of one that has just ended may still be on their way through a network file system,
+        and one that is queued again is missing from the queue for a moment.
         """
         left = unfinished(submitted.jobs)
         if left and submitted.missed < 2:

@@ -229,7 +229,7 @@ class Stacking:
             log.info(progress.line(list(ends.values()), len(runs.specs)))
             if fail_fast and any(end.status == "failed" for end in new.values()):
                 break
-        # Left early, an executor's generator must be closed now: so it cancels what is queued.
+        # After an early end the executor's generator must be closed, which cancels what is queued.
         if hasattr(working, "close"):
             working.close()
 

@@ -63,8 +63,7 @@ def check_there(root: str | None) -> None:
         raise FileNotFoundError(errno.ENOENT, "a folder that was removed", root)
 
 
-# The names that nfexp.files.replacing gives while it writes: .NAME.SUFFIX and eight random
-# characters
+# The names of temporary files of nfexp.files.replacing: .NAME.SUFFIX and eight random characters
 SUFFIXES = "csv|npz|safetensors|json|yaml|html|md|tex|png|pdf"
 TEMPORARY = re.compile(rf"\..*(\.({SUFFIXES})|holder|cache)\.\w{{8}}")
 

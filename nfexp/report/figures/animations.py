@@ -89,6 +89,7 @@ def _between(layers: np.ndarray, i: int, share: float) -> np.ndarray:
 
 
 def _shows(*, is_layer: bool, is_last: bool) -> int:
+    """How long a frame of a walk shows, in ms."""
     if not is_layer:
         return MOVE
     return END if is_last else STOP

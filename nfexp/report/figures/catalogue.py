@@ -28,7 +28,7 @@ from nfexp.report.words import file_name, plain
 
 MOST_ABLATIONS = 100  # drawn; their tables are always written
 MOST_SUMMARISED = 9  # targets of a summary
-MOST_NAMED = 4  # of the settings in which a run is not the centre, in its title
+MOST_NAMED = 4  # settings that a title names, of those in which its run is not the centre
 # By what a run must have stored (see exemplar.SHAPES): the figures of one run per target
 OF_ONE_RUN: dict[str, dict[str, Callable[..., Figure | Animation]]] = {
     "gallery": {"gallery": draw_gallery, "gif_training": animate_training},
@@ -105,7 +105,7 @@ def _summary(
     sweep: table.Sweep,
     skipped: list[ReportError],
 ) -> dict[str, Drawing]:
-    """The centre of the study at a glance; of one target, its density and gallery say all of it."""
+    """The centre of the study at a glance; none of one target, whose other figures say it all."""
     arrays = {}
     flows = {}  # their number, in words; a dict for its order
     for target in list(sweep.centres)[:MOST_SUMMARISED]:

@@ -15,8 +15,8 @@ MASKED = "#D9D9D9"  # where p is negligible
 def draw_density(arrays: Arrays, title: str) -> Figure:
     """The learned density q, the exact one p in the same colours, and log q − log p in nats.
 
-    The last only where p is not negligible. Negligible is less than a thousandth of the largest
-    exact density. The colours end at 3 nats at most.
+    The ratio is shown only where p is not negligible, that is, at least a thousandth of its largest
+    value. Its colours end at 3 nats at most.
     """
     maps = density_maps(arrays)
     figure = Figure(figsize=(10.4, 3.5), layout="constrained")

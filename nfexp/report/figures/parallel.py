@@ -20,8 +20,7 @@ PACKAGE_FOLDER = Path(__file__).parents[3]  # where `nfexp` is imported from
 def draw_in_parallel(folder: Path, drawings: Mapping[str, Drawing]) -> None:
     """Draw into `folder` in this process and a few workers, one per core.
 
-    The share of a worker that fails is drawn here: its error, if there is one, is then raised as
-    any other.
+    If a worker fails, its share is drawn again here: an error in it is then raised as any other.
     """
     own, *others = _shares(drawings, _n_processes(len(drawings)))
     workers = [_start(folder, share) for share in others]
@@ -58,7 +57,7 @@ def _start(folder: Path, share: Mapping[str, Drawing]) -> subprocess.Popen[bytes
     """Start a worker: a plain interpreter that gets its share on standard input.
 
     Unlike a forked or spawned process pool it needs nothing of the calling program. It imports from
-    where this process does, but not from the folder one happens to be in.
+    the same folders as this process, but not from the working folder.
     """
     places = [place for place in sys.path if os.path.isabs(place)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*places, str(PACKAGE_FOLDER)])}

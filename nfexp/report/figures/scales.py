@@ -21,9 +21,9 @@ LETTER = 0.068  # inches, of a tick label
 
 @dataclass(frozen=True)
 class Scale:
-    """The kind of a y axis, and between which values the ends of intervals count for its limits.
+    """The kind of a y axis, and the range in which the end of an interval counts for its limits.
 
-    A wild interval may leave the panel.
+    An end outside that range leaves the panel.
     """
 
     kind: str  # linear, log or symlog
@@ -91,7 +91,7 @@ def _finite(values: Iterable[float]) -> np.ndarray:
 
 
 def _value_label(value: float, _: int | None) -> str:
-    """A linear scale calls its zero 1e-17."""
+    """The label of a tick; 0 for the tiny number, such as 1e-17, that rounding makes of a zero."""
     return plain(value) if abs(value) > 1e-15 else "0"
 
 
@@ -140,7 +140,7 @@ class ValueAxis:
     def lay_out(self, axes: Axes, values: Sequence, *, keep: object) -> dict[object, float]:
         """Place and label the values of one panel; returns the place of each.
 
-        Where there is no room for all labels those of `keep` and of the first and last number stay.
+        Where not all labels have room, those of `keep` and of the first and last number stay.
         """
         places = np.array(values if self.numeric else range(len(values)), dtype=float)
         if self.log:

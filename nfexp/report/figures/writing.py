@@ -38,7 +38,7 @@ logging.getLogger("fontTools").setLevel(logging.WARNING)
 def draw(folder: Path, drawings: Mapping[str, Drawing]) -> None:
     """Draw each into `folder` under its name: a figure as PNG and PDF, an animation as GIF."""
     with mpl.rc_context(fname=STYLE), _fonts_without_shaping(), warnings.catch_warnings():
-        # a letter of a foreign name: drawn as a box
+        # a letter that the font lacks, in a foreign name: it is drawn as a box
         warnings.filterwarnings("ignore", "Glyph .* missing")
         for name, drawing in drawings.items():
             drawn = drawing()
