@@ -1,5 +1,6 @@
 """The targets against oracles that share nothing with them: brute force, scikit-learn, sums on a lattice."""
 
+import re
 from functools import lru_cache
 
 import numpy as np
@@ -163,6 +164,11 @@ ORACLES = {
 
 def test_every_name_has_a_case():
     assert set(TARGET_NAMES) == set(DEFAULT_NOISE) == set(ORACLES)
+
+
+def test_every_name_has_a_row_in_the_docstring():
+    rows = re.findall(r"^ *\| ([\w, ]+) \|", make_target.__doc__, re.MULTILINE)
+    assert {name for row in rows[1:] for name in row.split(", ")} == set(TARGET_NAMES)
 
 
 @cases({key: case for key, case in CASES.items() if key != "text-small"})

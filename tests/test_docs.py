@@ -2,9 +2,13 @@
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from nfexp.data.densities import TARGET_NAMES
+from nfexp.spec import Flow
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs/sweeps.md", ROOT / "docs/reliability.md", ROOT / "docs/scaling.md"]
@@ -48,6 +52,18 @@ def test_commands_are_understood(nfexp, command):
 
 def test_there_are_commands():
     assert len(commands()) > 10
+
+
+def test_the_table_of_keys_has_every_option():
+    rows = {}
+    for line in (ROOT / "docs/sweeps.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `"):
+            _, keys, values, _ = line.split("|")
+            for key in re.findall(r"`(\S+)`", keys):
+                rows[key] = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", values))))
+    expected = {f"flow.{f.name}": f.metadata["choices"] for f in fields(Flow) if "choices" in f.metadata}
+    for key, options in (expected | {"data": TARGET_NAMES}).items():
+        assert set(options) <= rows[key], f"docs/sweeps.md, {key}"
 
 
 @pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda page: page.name)

@@ -13,7 +13,9 @@ from PIL import Image
 from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
 from nfexp.report import figures
-from nfexp.report.exemplar import exemplar
+from nfexp.report.contents import CAPTIONS, HEADINGS
+from nfexp.report.exemplar import SHAPES, exemplar
+from nfexp.report.figures import catalogue
 from nfexp.report.figures.ablation import draw_ablation
 from nfexp.report.figures.animations import animate_training, animate_walk
 from nfexp.report.figures.clouds import draw_gallery, draw_walk
@@ -96,6 +98,14 @@ def test_every_figure_of_a_sweep_is_there_and_not_blank(sweep_dir, tmp_path):
         assert border.min() > 0.99, f"{name} is cut off"
         assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".pdf"}
+
+
+def test_every_figure_of_one_run_has_what_the_page_needs():
+    for kind, pictures in catalogue.OF_ONE_RUN.items():
+        assert kind in SHAPES, f"what {kind} needs is not in nfexp/report/exemplar.py"
+        for name in pictures:
+            on_page = name in HEADINGS and name in CAPTIONS
+            assert on_page or name.startswith("gif_"), f"{name} has no heading or caption in nfexp/report/contents.py"
 
 
 def test_a_single_run_and_its_bytes(tmp_path):
@@ -418,7 +428,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_code_2(case, sweep_dir, tmp_path, capsys):
+def test_bad_input_is_one_line_and_code_1(case, sweep_dir, tmp_path, capsys):
     (tmp_path / "file").touch()
     words, message = BAD[case]
     assert figures.main([w.format(tmp=tmp_path, sweep=sweep_dir) for w in words]) == 1

@@ -15,6 +15,7 @@ from torch.distributions import AffineTransform, Independent, Normal, StudentT
 from torch.distributions import Transform as TorchTransform
 
 from nfexp.flows.bases import BASES, base_log_prob, base_sample
+from nfexp.flows.cost import KEEP_INPUT
 from nfexp.flows.elementwise import Tail
 from nfexp.flows.layers import Batch, draw_mask
 from nfexp.flows.nn import ACTIVATIONS
@@ -146,6 +147,12 @@ def test_inverse_round_trip(changes):
     frames = flow.walk(z)
     assert [frames[0][0], frames[-1][0]] == ["base", "data"] and len(frames) == len(flow.layers) + 1
     torch.testing.assert_close(frames[-1][1], back, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_estimate_of_memory_knows_what_an_activation_keeps(name):
+    y, kept = ACTIVATIONS[name].forward(torch.ones(3))
+    assert (kept is not y) == (name in KEEP_INPUT), "see KEEP_INPUT in nfexp/flows/cost.py"
 
 
 INTEGRATED = {

@@ -46,7 +46,7 @@ CONFIGURATION = {
     "seed too large": ("seed=9223372036854775808", "seed: expected an integer >= 0 .*; got 9223372036854775808"),
     "infinite rate": ("train.lr=inf", "train.lr: expected a number > 0 .*; got inf"),
     "no number": ("train.lr=nan", "train.lr: expected a number > 0 .*; got nan"),
-    "unknown activation": ("flow.activation=gelu", "flow.activation: expected one of relu, .*; got 'gelu'"),
+    "unknown activation": ("flow.activation=bent", "flow.activation: expected one of relu, .*; got 'bent'"),
     "unknown mask": ("-m flow.mask=fixed,odd", "flow.mask: expected one of alternating, .*; got 'odd'"),
     "unknown device": ("device=tpu", "device: expected one of auto, cpu, cuda; got 'tpu'"),
     "unknown schedule": ("train.schedule=step", "train.schedule: expected one of .*; got 'step'"),

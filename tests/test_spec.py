@@ -28,7 +28,7 @@ BAD = {
     "noise not a number": ({"data.noise": float("nan")}, "data.noise: expected a number > 0 .*; got nan"),
     "infinite rate": ({"train.lr": float("inf")}, "train.lr: expected a number > 0 .*; got inf"),
     "one sample": ({"data.n_samples": 1}, "data.n_samples: expected an integer >= 2 .*; got 1"),
-    "unknown activation": ({"flow.activation": "gelu"}, "flow.activation: expected one of relu, .*; got 'gelu'"),
+    "unknown activation": ({"flow.activation": "bent"}, "flow.activation: expected one of relu, .*; got 'bent'"),
     "unknown mask": ({"flow.mask": "checker"}, "flow.mask: expected one of alternating, .*; got 'checker'"),
     "unknown scale": ({"flow.scale": "sigmoid"}, "flow.scale: expected one of learned, tanh, soft, exp; got 'sigmoid'"),
     "unknown init": ({"flow.init": "zero"}, "flow.init: expected one of spread, identity, random; got 'zero'"),
@@ -162,4 +162,4 @@ def test_choices_name_what_exists():
     assert tuple(ACTIVATIONS) == choices["activation"]
     assert tuple(BASES) == choices["base"]
     options = {path.stem for path in (Path(conf_dir()) / "data").glob("*.yaml")}
-    assert options == set(TARGET_NAMES)
+    assert options == set(TARGET_NAMES), "each target needs conf/data/<name>.yaml, and no other file may lie there"

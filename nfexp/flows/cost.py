@@ -7,6 +7,7 @@ import math
 from nfexp.spec import Spec, batch_points, event_shape, passed_counts
 
 PASS_COST = 330.0  # moving one hidden activation through a training step, in floating-point operations
+KEEP_INPUT = ("silu",)  # activations that keep their input beside their output, for their derivative
 CHUNK = 500  # points that a trained flow is evaluated at in one go
 
 
@@ -46,8 +47,8 @@ def member_bytes(spec: Spec) -> float:
     per_net = (flow.hidden_depth - 1) * flow.hidden_width**2 + flow.hidden_width * (dim * 2 + flow.hidden_depth)
     learned = flow.n_flows * flow.nets * per_net
     hidden = flow.nets * flow.hidden_width
-    if flow.activation == "silu":
-        hidden *= 2  # it keeps its input beside its output
+    if flow.activation in KEEP_INPUT:
+        hidden *= 2
     pointwise = 12 * dim * flow.heads
     step = batch_points(spec) * (flow.n_flows * (hidden * flow.hidden_depth + pointwise) + 3 * hidden)
     scoring = CHUNK * (hidden * (flow.hidden_depth + 1) + pointwise)
