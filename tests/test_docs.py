@@ -33,8 +33,8 @@ def commands() -> list[str]:
     for page in PAGES:
         for line in code_lines(page):
             command = line.partition(" #")[0].strip()
-            if "hydra.sweep.dir=DIR" in command or "optuna" in command:
-                continue  # a folder of the reader's; another sweeper
+            if "hydra.sweep.dir=DIR" in command or "my_conf" in command or "optuna" in command:
+                continue  # folders of the reader's; another sweeper
             if "dry_run=true" not in command:
                 command += " dry_run=true" if " -m " in command else " --cfg job"
             if command not in found:
@@ -48,6 +48,15 @@ def test_commands_are_understood(nfexp, command):
     if "that is installed (pip install" in err:
         pytest.skip(err.strip())
     assert code == 0, err
+
+
+def test_the_experiment_that_is_shown_is_understood(nfexp, tmp_path):
+    page = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
+    (tmp_path / "my_conf/experiment").mkdir(parents=True)
+    shown = page.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "my_conf/experiment/mine.yaml").write_text(shown, encoding="utf-8")
+    code, out, err = nfexp("-m", "--config-dir", str(tmp_path / "my_conf"), "experiment=mine", "dry_run=true")
+    assert code == 0 and "15 runs" in out, out + err
 
 
 def test_there_are_commands():
