@@ -15,7 +15,8 @@ ROOMS = """
     data.densities data
     train score checkpoint run record usage
     analysis.table.records analysis.table.index analysis.table.saved analysis.table analysis.table.baselines
-    analysis.statistics analysis.sequential analysis.claims.measures analysis.claims.catalogue analysis.claims
+    analysis.statistics analysis.sequential analysis.claims.measures analysis.claims.forecast analysis.claims.catalogue
+    analysis.claims analysis.claims.looks
     report.figures.curves report.figures.clouds report.figures.films report.figures.frames report.figures.summary
     report.figures report.figures.pen report.contents report.layouts report
     configuration

@@ -1,0 +1,288 @@
+"""The claims of a study whose seeds come in rounds: every verdict is that of the first look that gives one.
+
+After each round one looks, so every p-value is a sequential one (:mod:`nfexp.analysis.sequential`), and what holds of
+verdicts elsewhere holds here: Holm over targets, 2.5% on each side. A claim goes on to the next look with the targets
+that are open, once every run of that round that they need has ended; a target, and a claim, that is decided stays so,
+whatever else its cells are trained for. All of it follows from the table of runs and the rule of the rounds: reports,
+and sweeps that go on, come to the same verdicts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from nfexp.analysis.claims import ALPHA, CLAIMS, Claim, Finding, find, judge
+from nfexp.analysis.claims.forecast import seeds_to_tell
+from nfexp.analysis.claims.measures import HARD, SIMPLE, Contrast, versus
+from nfexp.analysis.sequential import Rounds, level_at
+from nfexp.analysis.statistics import Study, named, studies
+
+OPEN = "inconclusive"
+DECIDED, EXHAUSTED, UNMEASURED, WAITING = "decided", "max_seeds", "not measured", "no further round"
+
+Cells = Mapping[frozenset[tuple[str, Any]], pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class SequentialContrast(Contrast):
+    """A contrast at one of several looks: its p-values allow for all of them."""
+
+    rounds: Rounds | None = None
+    look: int = 1
+
+    def tails(self, margin: float, *, signs: bool = False) -> tuple[float, float]:
+        assert self.rounds is not None
+        at_most, at_least = super().tails(margin, signs=signs)
+        return self.rounds.sequential_p(at_most, self.look), self.rounds.sequential_p(at_least, self.look)
+
+
+@dataclass(frozen=True, eq=False)
+class SequentialFinding(Finding):
+    """What one claim comes to on one target at one look: no p-value is larger than at the looks before."""
+
+    look: int = 1
+    earlier: Finding | None = None
+    cells: Mapping[str, Cells] = field(default_factory=dict)  # what it rests on, by target
+
+    def p(self, *, signs: bool = False) -> tuple[float, float]:
+        p_for, p_against = super().p(signs=signs)
+        if self.earlier is None:
+            return p_for, p_against
+        before_for, before_against = self.earlier.p(signs=signs)
+        return min(p_for, before_for), min(p_against, before_against)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How one claim went over the looks, to the last one that it had."""
+
+    claim: Claim
+    findings: Sequence[SequentialFinding]
+    rows: Sequence[Mapping[str, Any]]  # of `judge`
+    counts: bool = True  # whether the rounds go on until it is decided
+
+    @property
+    def is_decided(self) -> bool:
+        return bool(self.rows[-1]["verdict"] != OPEN)
+
+    def voters(self) -> list[SequentialFinding]:
+        """The findings that the verdict over all targets is of."""
+        if self.claim.across:
+            return [finding for finding in self.findings if finding.applies]
+        voting = [finding for finding in self.findings if finding.target in SIMPLE + HARD]
+        return [finding for finding in voting or self.findings if finding.applies]
+
+    def open(self) -> list[SequentialFinding]:
+        """The findings that more seeds could decide, if the claim is not decided yet."""
+        if self.is_decided:
+            return []
+        voting = self.voters()
+        pairs = zip(self.findings, self.rows, strict=False)  # a row for each finding, then one for all
+        return [finding for finding, row in pairs if finding in voting and row["verdict"] == OPEN]
+
+
+class Looks:
+    """The studies of a table of runs as they were at each look."""
+
+    def __init__(self, by_target: Mapping[str, Study], rounds: Rounds) -> None:
+        self.by_target = by_target
+        self.rounds = rounds
+        self._known: dict[tuple[str, int], Study] = {}
+
+    def study(self, target: str, look: int) -> Study:
+        """A study with the seeds of the rounds up to a look."""
+        if (target, look) not in self._known:
+            seeds = self.rounds.seeds(look)
+            whole = self.by_target[target]
+            cells = {key: runs[runs["seed"].isin(seeds)] for key, runs in whole.cells.items()}
+            self._known[target, look] = replace(whole, cells=cells, used={}, notes=[])
+        return self._known[target, look]
+
+    def find(
+        self, claim: Claim, targets: Sequence[str], look: int, earlier: Finding | None = None
+    ) -> SequentialFinding | None:
+        """Measure a claim at a look; None where there is none yet.
+
+        At the first look what there is of an unfinished round is shown, but decides nothing.
+        """
+        if look > len(self.rounds.counts):
+            return None
+        group = {target: self.study(target, look) for target in targets}
+        found = find(claim, group)
+        cells = {target: dict(study.used or study.cells) for target, study in group.items()}
+        is_whole = all(self._is_whole(runs, look) for own in cells.values() for runs in own.values())
+        if not is_whole and look > 1:
+            return None
+        contrasts = []
+        for c in found.contrasts:
+            contrasts.append(SequentialContrast(c.label, c.values, c.share, c.margin, self.rounds, look))
+        waits = found.applies and not is_whole
+        note = "; ".join(filter(None, [found.note, "the first round is not finished" * waits]))
+        return SequentialFinding(
+            claim, found.target, contrasts, found.lost or waits, found.applies, found.rows, note, look, earlier, cells
+        )
+
+    def _is_whole(self, runs: pd.DataFrame, look: int) -> bool:
+        """Whether a cell has a run that has ended for every seed of the rounds up to a look."""
+        ended = runs.loc[runs["status"] != "missing", "seed"]
+        return set(self.rounds.seeds(look)) <= set(ended.tolist())
+
+    def first(self, claim: Claim, targets: Sequence[str]) -> SequentialFinding:
+        """The first look at which there is something to measure, or the last look that there is."""
+        found = self.find(claim, targets, 1)
+        assert found is not None
+        while not found.applies:
+            later = self.find(claim, targets, found.look + 1, found)
+            if later is None:
+                break
+            found = later
+        return found
+
+    def course(self, claim: Claim, *, counts: bool = True) -> Course:
+        """Look at a claim until it is decided or a round that it needs is not there."""
+        groups = [[*self.by_target]] if claim.across else [[target] for target in self.by_target]
+        found = [self.first(claim, targets) for targets in groups]
+        course = Course(claim, found, judge(claim, found), counts)
+        while pending := course.open():
+            later = []
+            for targets, finding in zip(groups, found, strict=True):
+                goes_on = finding in pending
+                later.append(self.find(claim, targets, finding.look + 1, finding) if goes_on else finding)
+            there = [finding for finding in later if finding is not None]
+            if len(there) < len(later):
+                break
+            found = there
+            course = Course(claim, found, judge(claim, found), counts)
+        return course
+
+
+def courses(by_target: Mapping[str, Study], rounds: Rounds) -> list[Course]:
+    """How every claim of the sources went and, if the rounds have a margin, every claim of the study's own.
+
+    With a margin the rounds go on for these alone.
+    """
+    looks = Looks(by_target, rounds)
+    found = [looks.course(claim, counts=rounds.margin is None) for claim in CLAIMS]
+    if rounds.margin is not None:
+        found += [looks.course(claim) for claim in own_claims(by_target, rounds.margin)]
+    return found
+
+
+def own_claims(by_target: Mapping[str, Study], margin: float) -> list[Claim]:
+    """One claim for each cell beside the centre: that it is within the margin of it, either way."""
+    keys = dict.fromkeys(key for study in by_target.values() for key in study.cells if key)
+    claims = []
+    for number, key in enumerate(keys, start=1):
+        changes = dict(sorted(key))
+        metric = "kl" if any(_has_kl(study) for study in by_target.values()) else "test_nll"
+        name = "KL" if metric == "kl" else "NLL"
+        claim = Claim(
+            id=f"S{number}",
+            source="this study",
+            sentence=f"{named(changes)} is as good as the centre.",
+            estimand=f"{name}({named(changes)}) − {name}(centre), nats",
+            measure=versus(changes, {}, metric),
+            kind="within",
+            margin=margin,
+            why="as the command says",
+        )
+        claims.append(claim)
+    return claims
+
+
+def _has_kl(study: Study) -> bool:
+    return any(runs["kl"].notna().any() for runs in study.cells.values() if "kl" in runs)
+
+
+def evaluate_in_rounds(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]], rounds: Rounds) -> pd.DataFrame:
+    """The table of :func:`nfexp.analysis.claims.evaluate` for seeds that came in rounds, with three more columns.
+
+    rounds (looks at the claim, or at it on the target), stopped ("decided", "max_seeds", "no further round" where one
+    was possible and has not been trained, or "not measured" where the study lacks what the claim is about) and
+    seeds_needed (of an open one: how many would decide it, if estimates and spreads stayed). Runs with other seeds than
+    those of the rounds do not count. `p_for` and `p_against` allow for all looks that there may be.
+    """
+    rows: list[Mapping[str, Any]] = []
+    for course in courses(studies(runs, centres), rounds):
+        rows += _rows(course, rounds)
+    return pd.DataFrame(rows)
+
+
+def _rows(course: Course, rounds: Rounds) -> Iterator[Mapping[str, Any]]:
+    """The rows of `judge` with what the rounds add."""
+    voting = course.voters()
+    n_open = max(1, len(course.open()))
+    needed = [_seeds_needed(finding, rounds, n_open) for finding in course.findings]
+    for finding, row, seeds in zip(course.findings, course.rows, needed, strict=False):
+        stopped = _why(finding, row, rounds)
+        own = min(seeds) if stopped in (EXHAUSTED, WAITING) else math.inf
+        if stopped == WAITING and course.is_decided:
+            stopped = "the claim is decided"
+        yield {**row, "rounds": finding.look, "stopped": stopped, "seeds_needed": _known(own)}
+    if len(course.rows) == len(course.findings):
+        return
+    row = course.rows[-1]
+    last = max((finding.look for finding in voting), default=1)
+    stopped = UNMEASURED
+    overall = math.inf
+    if course.is_decided:
+        stopped = DECIDED
+    elif voting:
+        whys = [_why(finding, row, rounds) for finding in course.open()]
+        stopped = WAITING if WAITING in whys else EXHAUSTED
+        overall = _seeds_overall(course, needed)
+    yield {**row, "rounds": last, "stopped": stopped, "seeds_needed": _known(overall)}
+
+
+def _why(finding: SequentialFinding, row: Mapping[str, Any], rounds: Rounds) -> str:
+    """Why the looks at a claim on one target ended."""
+    if not finding.applies:
+        return UNMEASURED
+    if row["verdict"] != OPEN:
+        return DECIDED
+    return EXHAUSTED if finding.look == len(rounds.counts) else WAITING
+
+
+def _seeds_needed(finding: SequentialFinding, rounds: Rounds, n_open: int) -> tuple[float, float]:
+    """Seeds that would tell that a claim holds on a target, and that it fails, beside `n_open` − 1 other open ones."""
+    if not finding.contrasts or not finding.applies:
+        return math.inf, math.inf
+    last = len(rounds.counts)
+    level = level_at(ALPHA / n_open, last, rounds.counts)
+    level_of_any = level_at(ALPHA / n_open / len(finding.contrasts), last, rounds.counts)
+    holds = 0.0
+    fails = math.inf
+    for contrast in finding.contrasts:
+        margin = finding.claim.margin if contrast.margin is None else contrast.margin
+        n = len(contrast.values)
+        to_hold, _ = seeds_to_tell(contrast, finding.claim.kind, margin, level)
+        _, to_fail = seeds_to_tell(contrast, finding.claim.kind, margin, level_of_any)
+        holds = max(holds, to_hold)
+        fails = min(fails, max(to_fail, n + 1))
+    at_least = 1 + min(len(contrast.values) for contrast in finding.contrasts)
+    return max(holds, at_least), fails
+
+
+def _seeds_overall(course: Course, needed: Sequence[tuple[float, float]]) -> float:
+    """Seeds that would decide a claim over its targets: those of the target whose turn it is by the quantifier."""
+    hold = []
+    fail = []
+    voting = course.voters()
+    for finding, row, (holds, fails) in zip(course.findings, course.rows, needed, strict=False):
+        if finding not in voting:
+            continue
+        hold.append({"supported": 0.0, OPEN: holds}.get(row["verdict"], math.inf))
+        fail.append({"contradicted": 0.0, OPEN: fails}.get(row["verdict"], math.inf))
+    k = len(voting)
+    n_to_hold = {"every": k, "some": 1, "most": k // 2 + 1}[course.claim.quantifier]
+    return min(sorted(hold)[n_to_hold - 1], sorted(fail)[k - n_to_hold])
+
+
+def _known(seeds: float) -> float:
+    """A number of seeds, or NaN where none is enough."""
+    return seeds if math.isfinite(seeds) else math.nan
