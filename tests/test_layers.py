@@ -21,7 +21,7 @@ ROOMS = """
     report.figures report.figures.pen report.contents report.layouts report
     configuration
     sweep.worker sweep.planning sweep.pool sweep.folder sweep.claim sweep.compose sweep.grids sweep.dry_run
-    sweep.executors sweep.slurm sweep.joblib sweep.stacking sweep.conclusion
+    sweep.rounds sweep.executors sweep.slurm sweep.joblib sweep.stacking sweep.conclusion
     baselines cli __main__
 """
 ORDER = ROOMS.split()

@@ -107,7 +107,8 @@ def test_what_is_open_names_the_runs_that_it_needs():
     parts = [*study("moons", CLEAR, n_seeds=5), *study("circles", OPEN, n_seeds=5)]
     runs = pd.concat(parts, ignore_index=True)
     by_claim = {course.claim.id: course for course in courses(studies(runs, CENTRES), ROUNDS)}
-    (finding,) = by_claim["K1a"].open()
+    (place,) = by_claim["K1a"].open()
+    finding = by_claim["K1a"].findings[place]
     assert finding.target == "circles" and finding.look == 1
     assert sorted(finding.cells["circles"], key=len) == [frozenset(), frozenset({("flow.n_flows", 1)})]
     assert by_claim["K5b"].open() == []  # no run of it is in the study

@@ -24,6 +24,7 @@ from nfexp.analysis.statistics import Study, named, studies
 
 OPEN = "inconclusive"
 DECIDED, EXHAUSTED, UNMEASURED, WAITING = "decided", "max_seeds", "not measured", "no further round"
+FAR, OUT_OF_REACH = 4, "out of reach"  # of a share that would need so many times `max_seeds`
 
 Cells = Mapping[frozenset[tuple[str, Any]], pd.DataFrame]
 
@@ -41,7 +42,7 @@ class SequentialContrast(Contrast):
         return self.rounds.sequential_p(at_most, self.look), self.rounds.sequential_p(at_least, self.look)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SequentialFinding(Finding):
     """What one claim comes to on one target at one look: no p-value is larger than at the looks before."""
 
@@ -70,20 +71,20 @@ class Course:
     def is_decided(self) -> bool:
         return bool(self.rows[-1]["verdict"] != OPEN)
 
-    def voters(self) -> list[SequentialFinding]:
-        """The findings that the verdict over all targets is of."""
+    def voting(self) -> list[int]:
+        """The positions of the findings that the verdict over all targets is of."""
+        applying = [i for i, finding in enumerate(self.findings) if finding.applies]
         if self.claim.across:
-            return [finding for finding in self.findings if finding.applies]
-        voting = [finding for finding in self.findings if finding.target in SIMPLE + HARD]
-        return [finding for finding in voting or self.findings if finding.applies]
+            return applying
+        if any(finding.target in SIMPLE + HARD for finding in self.findings):
+            return [i for i in applying if self.findings[i].target in SIMPLE + HARD]
+        return applying
 
-    def open(self) -> list[SequentialFinding]:
-        """The findings that more seeds could decide, if the claim is not decided yet."""
+    def open(self) -> list[int]:
+        """The positions of the findings that more seeds could decide, if the claim is not decided yet."""
         if self.is_decided:
             return []
-        voting = self.voters()
-        pairs = zip(self.findings, self.rows, strict=False)  # a row for each finding, then one for all
-        return [finding for finding, row in pairs if finding in voting and row["verdict"] == OPEN]
+        return [i for i in self.voting() if self.rows[i]["verdict"] == OPEN]
 
 
 class Looks:
@@ -147,18 +148,29 @@ class Looks:
         """Look at a claim until it is decided or a round that it needs is not there."""
         groups = [[*self.by_target]] if claim.across else [[target] for target in self.by_target]
         found = [self.first(claim, targets) for targets in groups]
-        course = Course(claim, found, judge(claim, found), counts)
-        while pending := course.open():
-            later = []
-            for targets, finding in zip(groups, found, strict=True):
-                goes_on = finding in pending
-                later.append(self.find(claim, targets, finding.look + 1, finding) if goes_on else finding)
-            there = [finding for finding in later if finding is not None]
-            if len(there) < len(later):
-                break
-            found = there
+        while True:
             course = Course(claim, found, judge(claim, found), counts)
-        return course
+            later: dict[int, SequentialFinding] = {}
+            for i in course.open():
+                finding = found[i]
+                new = self.find(claim, groups[i], finding.look + 1, finding)
+                if new is not None:
+                    later[i] = new
+                elif not is_out_of_reach(finding, self.rounds):
+                    return course
+            if not later:
+                return course
+            found = [later.get(i, finding) for i, finding in enumerate(found)]
+
+
+def is_out_of_reach(finding: SequentialFinding, rounds: Rounds) -> bool:
+    """Whether a claim about shares is not worth more seeds: that nothing of the kind ever happens takes hundreds."""
+    for contrast in finding.contrasts:
+        if not contrast.share or len(set(contrast.values.tolist())) != 1:
+            return False  # a mean, or a share that is neither 0 nor 1 so far
+    if not finding.contrasts:
+        return False
+    return min(_seeds_needed(finding, rounds, 1)) > FAR * rounds.max_seeds
 
 
 def courses(by_target: Mapping[str, Study], rounds: Rounds) -> list[Course]:
@@ -202,10 +214,11 @@ def _has_kl(study: Study) -> bool:
 def evaluate_in_rounds(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]], rounds: Rounds) -> pd.DataFrame:
     """The table of :func:`nfexp.analysis.claims.evaluate` for seeds that came in rounds, with three more columns.
 
-    rounds (looks at the claim, or at it on the target), stopped ("decided", "max_seeds", "no further round" where one
-    was possible and has not been trained, or "not measured" where the study lacks what the claim is about) and
-    seeds_needed (of an open one: how many would decide it, if estimates and spreads stayed). Runs with other seeds than
-    those of the rounds do not count. `p_for` and `p_against` allow for all looks that there may be.
+    rounds: looks at the claim, or at it on the target. stopped: "decided"; "max_seeds"; "out of reach" of a share that
+    would take several times as many; "no further round" where one was possible and has not been trained; "not
+    measured" where the study lacks what the claim is about. seeds_needed: how many would decide an open one, if
+    estimates and spreads stayed. Runs with other seeds than those of the rounds do not count. `p_for` and `p_against`
+    allow for all looks that there may be.
     """
     rows: list[Mapping[str, Any]] = []
     for course in courses(studies(runs, centres), rounds):
@@ -215,12 +228,12 @@ def evaluate_in_rounds(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, An
 
 def _rows(course: Course, rounds: Rounds) -> Iterator[Mapping[str, Any]]:
     """The rows of `judge` with what the rounds add."""
-    voting = course.voters()
+    voting = [course.findings[i] for i in course.voting()]
     n_open = max(1, len(course.open()))
     needed = [_seeds_needed(finding, rounds, n_open) for finding in course.findings]
     for finding, row, seeds in zip(course.findings, course.rows, needed, strict=False):
         stopped = _why(finding, row, rounds)
-        own = min(seeds) if stopped in (EXHAUSTED, WAITING) else math.inf
+        own = math.inf if stopped in (UNMEASURED, DECIDED) else min(seeds)
         if stopped == WAITING and course.is_decided:
             stopped = "the claim is decided"
         yield {**row, "rounds": finding.look, "stopped": stopped, "seeds_needed": _known(own)}
@@ -233,8 +246,8 @@ def _rows(course: Course, rounds: Rounds) -> Iterator[Mapping[str, Any]]:
     if course.is_decided:
         stopped = DECIDED
     elif voting:
-        whys = [_why(finding, row, rounds) for finding in course.open()]
-        stopped = WAITING if WAITING in whys else EXHAUSTED
+        whys = [_why(course.findings[i], course.rows[i], rounds) for i in course.open()]
+        stopped = next(why for why in (WAITING, EXHAUSTED, OUT_OF_REACH) if why in whys)
         overall = _seeds_overall(course, needed)
     yield {**row, "rounds": last, "stopped": stopped, "seeds_needed": _known(overall)}
 
@@ -245,7 +258,9 @@ def _why(finding: SequentialFinding, row: Mapping[str, Any], rounds: Rounds) -> 
         return UNMEASURED
     if row["verdict"] != OPEN:
         return DECIDED
-    return EXHAUSTED if finding.look == len(rounds.counts) else WAITING
+    if finding.look == len(rounds.counts):
+        return EXHAUSTED
+    return OUT_OF_REACH if is_out_of_reach(finding, rounds) else WAITING
 
 
 def _seeds_needed(finding: SequentialFinding, rounds: Rounds, n_open: int) -> tuple[float, float]:
@@ -272,12 +287,12 @@ def _seeds_overall(course: Course, needed: Sequence[tuple[float, float]]) -> flo
     """Seeds that would decide a claim over its targets: those of the target whose turn it is by the quantifier."""
     hold = []
     fail = []
-    voting = course.voters()
-    for finding, row, (holds, fails) in zip(course.findings, course.rows, needed, strict=False):
-        if finding not in voting:
-            continue
-        hold.append({"supported": 0.0, OPEN: holds}.get(row["verdict"], math.inf))
-        fail.append({"contradicted": 0.0, OPEN: fails}.get(row["verdict"], math.inf))
+    voting = course.voting()
+    for i in voting:
+        verdict = course.rows[i]["verdict"]
+        holds, fails = needed[i]
+        hold.append({"supported": 0.0, OPEN: holds}.get(verdict, math.inf))
+        fail.append({"contradicted": 0.0, OPEN: fails}.get(verdict, math.inf))
     k = len(voting)
     n_to_hold = {"every": k, "some": 1, "most": k // 2 + 1}[course.claim.quantifier]
     return min(sorted(hold)[n_to_hold - 1], sorted(fail)[k - n_to_hold])
