@@ -13,10 +13,14 @@ ROOMS = """
     surroundings files spec arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.stack
     data.densities data
-    train score checkpoint run record usage
-    analysis.table.records analysis.table.index analysis.table.saved analysis.table analysis.table.baselines
-    analysis.statistics analysis.sequential analysis.claims.measures analysis.claims.forecast analysis.claims.catalogue
-    analysis.claims analysis.claims.looks
+    train score checkpoint run
+    record.metrics record.formats record.result record.plan record.trained record usage
+    analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays analysis.table.index
+    analysis.table.saved analysis.table.rows analysis.table.gather analysis.table analysis.table.baselines
+    analysis.statistics.intervals analysis.statistics.ablations analysis.statistics.studies analysis.statistics
+    analysis.sequential
+    analysis.claims.measures analysis.claims.forecast analysis.claims.catalogue analysis.claims.findings analysis.claims
+    analysis.claims.looks
     report.figures.curves report.figures.clouds report.figures.films report.figures.frames report.figures.summary
     report.figures report.figures.pen report.contents report.layouts report
     configuration

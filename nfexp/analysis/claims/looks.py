@@ -16,30 +16,33 @@ from typing import Any
 
 import pandas as pd
 
-from nfexp.analysis.claims import ALPHA, CLAIMS, Claim, Finding, find, judge
+from nfexp.analysis.claims import CLAIMS, Claim, Finding, PValues, find, judge, verdicts, voters
+from nfexp.analysis.claims.findings import ALPHA
 from nfexp.analysis.claims.forecast import seeds_to_tell
-from nfexp.analysis.claims.measures import HARD, SIMPLE, Contrast, versus
-from nfexp.analysis.sequential import Rounds, level_at
-from nfexp.analysis.statistics import Study, named, studies
+from nfexp.analysis.claims.measures import Contrast, versus_each
+from nfexp.analysis.sequential import Rounds, level_at, sequential_p
+from nfexp.analysis.statistics import Study, Tails, named, studies
+from nfexp.analysis.statistics.studies import Key
 
 OPEN = "inconclusive"
 DECIDED, EXHAUSTED, UNMEASURED, WAITING = "decided", "max_seeds", "not measured", "no further round"
 FAR, OUT_OF_REACH = 4, "out of reach"  # of a share that would need so many times `max_seeds`
 
-Cells = Mapping[frozenset[tuple[str, Any]], pd.DataFrame]
+Cells = Mapping[Key, pd.DataFrame]
 
 
 @dataclass(frozen=True)
 class SequentialContrast(Contrast):
     """A contrast at one of several looks: its p-values allow for all of them."""
 
-    rounds: Rounds | None = None
     look: int = 1
+    counts: tuple[int, ...] = (1,)  # seeds at each look
 
-    def tails(self, margin: float, *, signs: bool = False) -> tuple[float, float]:
-        assert self.rounds is not None
-        at_most, at_least = super().tails(margin, signs=signs)
-        return self.rounds.sequential_p(at_most, self.look), self.rounds.sequential_p(at_least, self.look)
+    def tails(self, margin: float, *, signs: bool = False) -> Tails:
+        found = super().tails(margin, signs=signs)
+        return Tails(
+            sequential_p(found.at_most, self.look, self.counts), sequential_p(found.at_least, self.look, self.counts)
+        )
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,12 @@ class SequentialFinding(Finding):
     earlier: Finding | None = None
     cells: Mapping[str, Cells] = field(default_factory=dict)  # what it rests on, by target
 
-    def p(self, *, signs: bool = False) -> tuple[float, float]:
-        p_for, p_against = super().p(signs=signs)
+    def p(self, *, signs: bool = False) -> PValues:
+        now = super().p(signs=signs)
         if self.earlier is None:
-            return p_for, p_against
-        before_for, before_against = self.earlier.p(signs=signs)
-        return min(p_for, before_for), min(p_against, before_against)
+            return now
+        before = self.earlier.p(signs=signs)
+        return PValues(min(now.p_for, before.p_for), min(now.p_against, before.p_against))
 
 
 @dataclass(frozen=True)
@@ -64,27 +67,25 @@ class Course:
 
     claim: Claim
     findings: Sequence[SequentialFinding]
-    rows: Sequence[Mapping[str, Any]]  # of `judge`
+    verdicts: Sequence[str]  # of each finding, then, unless the claim is across targets, of all
     counts: bool = True  # whether the rounds go on until it is decided
 
     @property
     def is_decided(self) -> bool:
-        return bool(self.rows[-1]["verdict"] != OPEN)
+        return self.verdicts[-1] != OPEN
 
     def voting(self) -> list[int]:
         """The positions of the findings that the verdict over all targets is of."""
-        applying = [i for i, finding in enumerate(self.findings) if finding.applies]
-        if self.claim.across:
-            return applying
-        if any(finding.target in SIMPLE + HARD for finding in self.findings):
-            return [i for i in applying if self.findings[i].target in SIMPLE + HARD]
-        return applying
+        targets = {finding.target for finding in self.findings}
+        if not self.claim.across:
+            targets = {finding.target for finding in voters(self.findings)}
+        return [i for i, finding in enumerate(self.findings) if finding.applies and finding.target in targets]
 
     def open(self) -> list[int]:
         """The positions of the findings that more seeds could decide, if the claim is not decided yet."""
         if self.is_decided:
             return []
-        return [i for i in self.voting() if self.rows[i]["verdict"] == OPEN]
+        return [i for i in self.voting() if self.verdicts[i] == OPEN]
 
 
 class Looks:
@@ -121,7 +122,7 @@ class Looks:
             return None
         contrasts = []
         for c in found.contrasts:
-            contrasts.append(SequentialContrast(c.label, c.values, c.share, c.margin, self.rounds, look))
+            contrasts.append(SequentialContrast(c.label, c.values, c.share, c.margin, look, self.rounds.counts))
         waits = found.applies and not is_whole
         note = "; ".join(filter(None, [found.note, "the first round is not finished" * waits]))
         return SequentialFinding(
@@ -149,7 +150,7 @@ class Looks:
         groups = [[*self.by_target]] if claim.across else [[target] for target in self.by_target]
         found = [self.first(claim, targets) for targets in groups]
         while True:
-            course = Course(claim, found, judge(claim, found), counts)
+            course = Course(claim, found, verdicts(claim, found), counts)
             later: dict[int, SequentialFinding] = {}
             for i in course.open():
                 finding = found[i]
@@ -198,7 +199,7 @@ def own_claims(by_target: Mapping[str, Study], margin: float) -> list[Claim]:
             source="this study",
             sentence=f"{named(changes)} is as good as the centre.",
             estimand=f"{name}({named(changes)}) − {name}(centre), nats",
-            measure=versus(changes, {}, metric),
+            measure=versus_each(changes, {}, metric),
             kind="within",
             margin=margin,
             why="as the command says",
@@ -228,35 +229,34 @@ def evaluate_in_rounds(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, An
 
 def _rows(course: Course, rounds: Rounds) -> Iterator[Mapping[str, Any]]:
     """The rows of `judge` with what the rounds add."""
-    voting = [course.findings[i] for i in course.voting()]
+    rows = judge(course.claim, course.findings)
     n_open = max(1, len(course.open()))
     needed = [_seeds_needed(finding, rounds, n_open) for finding in course.findings]
-    for finding, row, seeds in zip(course.findings, course.rows, needed, strict=False):
-        stopped = _why(finding, row, rounds)
-        own = math.inf if stopped in (UNMEASURED, DECIDED) else min(seeds)
+    for i, finding in enumerate(course.findings):
+        stopped = _why(finding, course.verdicts[i], rounds)
+        seeds = math.inf if stopped in (UNMEASURED, DECIDED) else min(needed[i])
         if stopped == WAITING and course.is_decided:
             stopped = "the claim is decided"
-        yield {**row, "rounds": finding.look, "stopped": stopped, "seeds_needed": _known(own)}
-    if len(course.rows) == len(course.findings):
+        yield {**rows[i], "rounds": finding.look, "stopped": stopped, "seeds_needed": _known(seeds)}
+    if len(rows) == len(course.findings):
         return
-    row = course.rows[-1]
-    last = max((finding.look for finding in voting), default=1)
     stopped = UNMEASURED
-    overall = math.inf
+    seeds = math.inf
     if course.is_decided:
         stopped = DECIDED
-    elif voting:
-        whys = [_why(course.findings[i], course.rows[i], rounds) for i in course.open()]
+    elif course.open():
+        whys = [_why(course.findings[i], OPEN, rounds) for i in course.open()]
         stopped = next(why for why in (WAITING, EXHAUSTED, OUT_OF_REACH) if why in whys)
-        overall = _seeds_overall(course, needed)
-    yield {**row, "rounds": last, "stopped": stopped, "seeds_needed": _known(overall)}
+        seeds = _seeds_overall(course, needed)
+    last = max((course.findings[i].look for i in course.voting()), default=1)
+    yield {**rows[-1], "rounds": last, "stopped": stopped, "seeds_needed": _known(seeds)}
 
 
-def _why(finding: SequentialFinding, row: Mapping[str, Any], rounds: Rounds) -> str:
+def _why(finding: SequentialFinding, verdict: str, rounds: Rounds) -> str:
     """Why the looks at a claim on one target ended."""
     if not finding.applies:
         return UNMEASURED
-    if row["verdict"] != OPEN:
+    if verdict != OPEN:
         return DECIDED
     if finding.look == len(rounds.counts):
         return EXHAUSTED
@@ -273,7 +273,7 @@ def _seeds_needed(finding: SequentialFinding, rounds: Rounds, n_open: int) -> tu
     holds = 0.0
     fails = math.inf
     for contrast in finding.contrasts:
-        margin = finding.claim.margin if contrast.margin is None else contrast.margin
+        margin = finding.margin(contrast)
         n = len(contrast.values)
         to_hold, _ = seeds_to_tell(contrast, finding.claim.kind, margin, level)
         _, to_fail = seeds_to_tell(contrast, finding.claim.kind, margin, level_of_any)
@@ -289,7 +289,7 @@ def _seeds_overall(course: Course, needed: Sequence[tuple[float, float]]) -> flo
     fail = []
     voting = course.voting()
     for i in voting:
-        verdict = course.rows[i]["verdict"]
+        verdict = course.verdicts[i]
         holds, fails = needed[i]
         hold.append({"supported": 0.0, OPEN: holds}.get(verdict, math.inf))
         fail.append({"contradicted": 0.0, OPEN: fails}.get(verdict, math.inf))
