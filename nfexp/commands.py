@@ -82,8 +82,15 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
     parser: argparse.ArgumentParser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     parser.exit = refuse_to_exit  # type: ignore[method-assign]
-    found = vars(parser.parse_intermixed_args(list(arguments)))
-    overrides = found.pop("overrides")
+    words = list(arguments)
+    literal: list[str] = []
+    if "--" in words:
+        # What follows is no flag, even if it begins with a dash; parse_intermixed_args forgets that.
+        end = words.index("--")
+        literal = words[end + 1 :]
+        words = words[:end]
+    found = vars(parser.parse_intermixed_args(words))
+    overrides = found.pop("overrides") + literal
     found.pop("multirun")
     flags = []
     for name in ("config_dir", "config_name", "config_path"):

@@ -51,6 +51,12 @@ def test_a_shell_reads_every_name_as_it_was():
     assert done.stdout.decode().split("\0")[:-1] == [commands.folder_word(name) for name in NAMES]
 
 
+def test_behind_two_dashes_no_word_is_a_flag():
+    line = commands.command_line(["--config-dir=mine", "--", "-dash", "redo=failed"])
+    assert line.flags == ["--config-dir=mine"]
+    assert line.overrides == ["-dash", "redo=failed"]
+
+
 PASSES = (
     "seed=0,1", "~data", "++train.lr=1e-3", "experiment=ablate_mask", "+data.text=x", "seed=${oc.env:SEED}", "name=x",
     'data.text="a..b"', "data.text=_target_", "data=moons,circles", "hydra.verbose=true", "hydra.verbose=[a,b]",

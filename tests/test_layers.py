@@ -12,7 +12,7 @@ PACKAGE = ROOT / "nfexp"
 ROOMS = """
     surroundings files spec arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.stack
-    data.densities data
+    data.mixtures data.lettering data.densities data
     train score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage
     analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays analysis.table.index
@@ -24,8 +24,9 @@ ROOMS = """
     report.figures.curves report.figures.clouds report.figures.films report.figures.frames report.figures.summary
     report.figures report.figures.pen report.contents report.layouts report
     configuration
-    sweep.worker sweep.planning sweep.pool sweep.folder sweep.claim sweep.compose sweep.grids sweep.dry_run
-    sweep.rounds sweep.executors sweep.slurm sweep.joblib sweep.stacking sweep.conclusion
+    sweep.stopping sweep.worker sweep.planning sweep.executors sweep.pool sweep.slurm sweep.joblib
+    sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
+    sweep.rounds sweep.dry_run sweep.stacking sweep.conclusion
     baselines cli __main__
 """
 ORDER = ROOMS.split()
