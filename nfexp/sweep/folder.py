@@ -24,7 +24,6 @@ from nfexp.sweep.requests import Request
 from nfexp.sweep.stopping import HOLDER, this_process
 from nfexp.sweep.worker import clear
 
-
 # --- The lock --------------------------------------------------------------------------
 
 
