@@ -18,7 +18,8 @@ from nfexp.spec import SCHEMA_VERSION, Spec, relevant, run_id
 class Plan:
     """What `sweep.json` holds: the jobs by number, the centre of the study per target, the command's arguments.
 
-    `mixed` says when, by which code and command, jobs were added that the first command did not plan.
+    `mixed` says when, by which code and command, jobs were added that the first command did not plan. `rounds` is the
+    rule of a sweep whose seeds come in rounds (:class:`nfexp.analysis.sequential.Rounds`), and empty for any other.
     """
 
     name: str = ""
@@ -26,6 +27,7 @@ class Plan:
     centres: dict[str, dict[str, Any]] = field(default_factory=dict)
     jobs: list[dict[str, Any]] = field(default_factory=list)
     mixed: list[dict[str, Any]] = field(default_factory=list)
+    rounds: dict[str, Any] = field(default_factory=dict)
 
     def entry(self, folder: str, spec: Spec, overrides: Sequence[str]) -> dict[str, Any]:
         """What `jobs` says of a job: its configuration as what differs from the centre of its target."""
@@ -46,6 +48,8 @@ class Plan:
     def write(self, folder: Path) -> None:
         """Write the plan into the folder of its sweep, over an earlier one."""
         document = {"schema_version": SCHEMA_VERSION} | vars(self)
+        if not self.rounds:
+            del document["rounds"]
         with replacing(folder / PLAN) as path:
             path.write_text(json.dumps(document, indent=1), encoding="utf-8")
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
+from nfexp.analysis.claims.looks import evaluate_in_rounds
 from nfexp.analysis.table import cannot_write
 from nfexp.analysis.table.baselines import load_baselines
 from nfexp.commands import folder_word
@@ -33,7 +34,7 @@ def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd
     try:
         found = table.collect(*dirs, cache=folder)
         runs, centres = found.runs, found.sweep.centres
-        tables, judged = stats.ablations(runs, centres), claims.evaluate(runs, centres)
+        tables, judged = stats.ablations(runs, centres), _judged(runs, found.sweep)
         unread: list[table.ReportError] = []
         fits = load_baselines(*dirs, skipped=unread)
         table.skip(unread, found.skipped)
@@ -53,6 +54,13 @@ def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd
         return write_text(to_html(data), folder / "report.html"), judged
     except OSError as error:
         raise cannot_write(folder, error) from error
+
+
+def _judged(runs: pd.DataFrame, sweep: table.Sweep) -> pd.DataFrame:
+    """The verdicts on the claims; of seeds that came in rounds, those of the first look that decided."""
+    if sweep.rounds is None:
+        return claims.evaluate(runs, sweep.centres)
+    return evaluate_in_rounds(runs, sweep.centres, sweep.rounds)
 
 
 def build(*dirs: str | Path, out: str | Path | None = None) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -205,10 +205,10 @@ class Step:
     def folders(self) -> dict[int, str]:
         return folders_of(self.jobs)
 
-    def ranges(self) -> list[range]:
+    def ranges(self, without: Set[int] = frozenset()) -> list[range]:
         """The numbers as runs of consecutive ones, for a launcher counts on from a first one."""
         found: list[range] = []
-        for number in sorted(self.jobs):
+        for number in sorted(self.jobs.keys() - without):
             if found and found[-1].stop == number:
                 found[-1] = range(found[-1].start, number + 1)
             else:

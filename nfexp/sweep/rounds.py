@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from nfexp.analysis.claims.looks import Course, is_out_of_reach
+import pandas as pd
+
+from nfexp.analysis.claims.findings import EVERY_RUN
+from nfexp.analysis.claims.looks import Course, courses, is_out_of_reach
 from nfexp.analysis.sequential import MOST_LOOKS, Rounds
+from nfexp.analysis.statistics import studies
+from nfexp.analysis.statistics.ablations import Centres
+from nfexp.analysis.table import collect
+from nfexp.analysis.table.cells import is_config
 from nfexp.arguments import key_of
-from nfexp.spec import Spec, SpecError, Words, run_id
+from nfexp.record import outcome
+from nfexp.record.metrics import METRICS
+from nfexp.record.plan import Plan
+from nfexp.spec import Spec, SpecError, Words, flatten, run_id
+from nfexp.sweep.dry_run import spell_time
+from nfexp.sweep.planning import total_cost
 
 KEY = "until"
+
+log = logging.getLogger(__name__)
 
 
 def rounds_of_sweep(specs: Sequence[Spec], max_seeds: int, margin: float | None) -> Rounds:
@@ -100,6 +118,51 @@ def next_round(
     return NextRound(overrides=added, n_open=n_open, n_claims=len(counted), n_cells=n_cells)
 
 
+def judged_round(
+    folder: Path,
+    places: Mapping[int, str],
+    specs: Mapping[int, Spec],
+    overrides: Mapping[int, Sequence[str]],
+    rounds: Rounds,
+    *,
+    fail_fast: bool,
+) -> NextRound | None:
+    """Judge a sweep after a round and say what comes next; None if the round is not finished.
+
+    `places` holds the folder of each job, from that of the sweep, by number, as `specs` and `overrides` do.
+    """
+    ends = [outcome(folder / place) for place in places.values()]
+    if None in ends or (fail_fast and any(end is not None and end.status == "failed" for end in ends)):
+        return None
+    found = collect(folder)
+    folders = {os.path.abspath(folder / place): number for number, place in places.items()}
+    judged = courses(studies(found.runs, found.sweep.centres), rounds)
+    following = next_round(judged, folders, specs, overrides, rounds)
+    seeds = len({spec.seed for spec in specs.values()})
+    decided = f"{following.n_claims - following.n_open} of {following.n_claims} claims are decided at {seeds} seeds"
+    if following.overrides:
+        what = f"{len(following.overrides)} runs more of {following.n_cells} cells"
+        log.info(f"{decided}; the next round: {what}")
+    elif following.n_open:
+        log.info(f"{decided}; no further seeds for the others")
+    else:
+        log.info(decided)
+    return following
+
+
+def is_in_time(new: Sequence[Spec], trained: Sequence[Spec], elapsed: float, budget: float | None) -> bool:
+    """Whether runs would end within a budget in minutes, at the pace at which others took `elapsed` seconds."""
+    if budget is None:
+        return True
+    expected = elapsed
+    if trained:
+        expected += elapsed * total_cost(new) / total_cost(trained)
+    if expected <= 60 * budget:
+        return True
+    log.info(f"time_budget={budget:g}: the next round would end after {spell_time(expected)}")
+    return False
+
+
 def _looks_wanted(
     courses: Sequence[Course], folders: Mapping[str, int], specs: Mapping[int, Spec], rounds: Rounds
 ) -> dict[str, int]:
@@ -130,9 +193,53 @@ def with_seed(overrides: Sequence[str], seed: int) -> list[str]:
     return [*(one for one in overrides if key_of(one) != "seed"), f"seed={seed}"]
 
 
-def most_runs(specs: Sequence[Spec], rounds: Rounds) -> int:
-    """How many runs a sweep may come to: every seed in every cell."""
-    return rounds.max_seeds * len(seeds_by_cell(specs))
+def most(specs: Sequence[Spec], rounds: Rounds, rate: float) -> str:
+    """What a sweep with this first round may come to at most: every seed in every cell.
+
+    `rate` is how much of :func:`nfexp.flows.cost.training_cost` this machine does in a second.
+    """
+    n_cells = len(seeds_by_cell(specs))
+    seconds = total_cost(specs) / rate * rounds.max_seeds / len(rounds.first)
+    first = f"a first round of {len(rounds.first)} seeds in {n_cells} cells, then more until every claim is decided"
+    largest = f"{len(rounds.counts)} rounds, {n_cells * rounds.max_seeds} runs, about {spell_time(seconds)}"
+    return f"{first}: at most {largest}"
+
+
+def check_contrasts(specs: Sequence[Spec], centres: Centres, rounds: Rounds) -> None:
+    """Raise unless there is something to decide: a claim that compares cells of this sweep."""
+    rows = []
+    for spec in specs:
+        config = {key: value for key, value in flatten(spec).items() if is_config(key)}
+        rows.append(config | dict.fromkeys(METRICS) | {"status": "missing", "dir": ""})
+    planned = pd.DataFrame(rows)
+    for course in courses(studies(planned, centres), rounds):
+        for finding in course.findings:
+            n_cells = max((len(own) for own in finding.cells.values()), default=0)
+            if course.counts and finding.applies and n_cells > 1 and finding.rows != EVERY_RUN:
+                return
+    if rounds.margin is None:
+        expected = "cells that a claim compares, or margin=… to compare each with the centre"
+        raise SpecError(KEY, expected, Words("a sweep without"))
+    raise SpecError(KEY, "the centre of the study and other cells", Words("a sweep without"))
+
+
+def check_same_rule(folder: Path, old: Plan | None, rounds: Rounds | None) -> None:
+    """Raise if a sweep's folder was begun with another rule: the levels of its looks hold for one rule alone."""
+    if old is None:
+        return
+    written = rounds.written() if rounds else {}
+    if written != old.rounds:
+        raise SpecError(str(folder), f"the rule that it was begun with, {_rule(old.rounds)}", Words(_rule(written)))
+
+
+def _rule(written: Mapping[str, Any]) -> str:
+    """A rule as the command line spells it."""
+    if not written:
+        return "until=null"
+    words = f"until=decided max_seeds={written['max_seeds']}"
+    if written["margin"] is not None:
+        words += f" margin={written['margin']}"
+    return f"{words} after seeds {_told(written['first'])}"
 
 
 def _told(seeds: Sequence[int]) -> str:

@@ -26,7 +26,7 @@ from nfexp.analysis.statistics.studies import Key
 
 OPEN = "inconclusive"
 DECIDED, EXHAUSTED, UNMEASURED, WAITING = "decided", "max_seeds", "not measured", "no further round"
-FAR, OUT_OF_REACH = 4, "out of reach"  # of a share that would need so many times `max_seeds`
+OUT_OF_REACH = "out of reach"
 
 Cells = Mapping[Key, pd.DataFrame]
 
@@ -165,13 +165,13 @@ class Looks:
 
 
 def is_out_of_reach(finding: SequentialFinding, rounds: Rounds) -> bool:
-    """Whether a claim about shares is not worth more seeds: that nothing of the kind ever happens takes hundreds."""
+    """Whether shares of none or all so far would need more than `max_seeds`: never to diverge takes hundreds."""
     for contrast in finding.contrasts:
         if not contrast.share or len(set(contrast.values.tolist())) != 1:
             return False  # a mean, or a share that is neither 0 nor 1 so far
     if not finding.contrasts:
         return False
-    return min(_seeds_needed(finding, rounds, 1)) > FAR * rounds.max_seeds
+    return min(_seeds_needed(finding, rounds, 1)) > rounds.max_seeds
 
 
 def courses(by_target: Mapping[str, Study], rounds: Rounds) -> list[Course]:
@@ -215,8 +215,8 @@ def _has_kl(study: Study) -> bool:
 def evaluate_in_rounds(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]], rounds: Rounds) -> pd.DataFrame:
     """The table of :func:`nfexp.analysis.claims.evaluate` for seeds that came in rounds, with three more columns.
 
-    rounds: looks at the claim, or at it on the target. stopped: "decided"; "max_seeds"; "out of reach" of a share that
-    would take several times as many; "no further round" where one was possible and has not been trained; "not
+    rounds: looks at the claim, or at it on the target. stopped: "decided"; "max_seeds"; "out of reach" of a share of
+    none or all that would take more; "no further round" where one was possible and has not been trained; "not
     measured" where the study lacks what the claim is about. seeds_needed: how many would decide an open one, if
     estimates and spreads stayed. Runs with other seeds than those of the rounds do not count. `p_for` and `p_against`
     allow for all looks that there may be.
@@ -270,17 +270,17 @@ def _seeds_needed(finding: SequentialFinding, rounds: Rounds, n_open: int) -> tu
     last = len(rounds.counts)
     level = level_at(ALPHA / n_open, last, rounds.counts)
     level_of_any = level_at(ALPHA / n_open / len(finding.contrasts), last, rounds.counts)
+    n_seeds = rounds.counts[finding.look - 1]
     holds = 0.0
     fails = math.inf
     for contrast in finding.contrasts:
+        each = n_seeds / max(1, len(contrast.values))  # seeds a value: below 1 where a seed gives several
         margin = finding.margin(contrast)
-        n = len(contrast.values)
         to_hold, _ = seeds_to_tell(contrast, finding.claim.kind, margin, level)
         _, to_fail = seeds_to_tell(contrast, finding.claim.kind, margin, level_of_any)
-        holds = max(holds, to_hold)
-        fails = min(fails, max(to_fail, n + 1))
-    at_least = 1 + min(len(contrast.values) for contrast in finding.contrasts)
-    return max(holds, at_least), fails
+        holds = max(holds, to_hold * each)
+        fails = min(fails, to_fail * each)
+    return max(holds, n_seeds + 1), max(fails, n_seeds + 1)
 
 
 def _seeds_overall(course: Course, needed: Sequence[tuple[float, float]]) -> float:
@@ -299,5 +299,5 @@ def _seeds_overall(course: Course, needed: Sequence[tuple[float, float]]) -> flo
 
 
 def _known(seeds: float) -> float:
-    """A number of seeds, or NaN where none is enough."""
-    return seeds if math.isfinite(seeds) else math.nan
+    """A whole number of seeds, or NaN where none is enough."""
+    return math.ceil(seeds) if math.isfinite(seeds) else math.nan
