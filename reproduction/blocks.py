@@ -14,8 +14,8 @@ from nfexp.analysis import statistics as stats
 from nfexp.analysis.claims.measures import diverged
 from nfexp.analysis.statistics import mean_interval, share_interval, studies
 from nfexp.analysis.table.baselines import MODELS
-from nfexp.report.contents import BADGES, interval, number
-from nfexp.report.figures.curves import plain
+from nfexp.report.contents import BADGES
+from nfexp.report.words import interval, number, plain
 from reproduction import DRAWS, Centres
 
 OTHERS = "peers_others"  # of reproduction.others
@@ -32,7 +32,7 @@ def cell_rows(runs: pd.DataFrame, centres: Centres) -> list[tuple[str, str, pd.D
     rows = []
     for target, study in studies(runs, centres).items():
         for key, own in study.cells.items():
-            rows.append((stats.named(dict(sorted(key))), target, own))
+            rows.append((stats.cell_name(key), target, own))
     order = {name: i for i, name in enumerate(dict.fromkeys(name for name, *_ in rows))}
     return sorted(rows, key=lambda r: (r[0] != "the centre", order[r[0]]))
 

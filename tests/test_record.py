@@ -1,8 +1,10 @@
 """The formats of result.json and sweep.json: what is written is what the list says, and is read back."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,12 @@ def test_every_metric_is_listed_and_measured(written):
 
 def test_the_order_of_columns_is_a_contract():
     assert list(METRICS) == list(fake_sweep.METRICS)
+
+
+def test_the_page_of_columns_says_the_same():
+    page = Path(__file__).parents[1] / "docs" / "columns.md"
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == [(name, metric.meaning) for name, metric in METRICS.items()]
 
 
 BROKEN = {

@@ -52,7 +52,8 @@ class GridsSweeper(Sweeper):
         # Once more: what `__init__` got, Hydra has resolved already. Only here is text that came by
         # an interpolation told from other text, and converted.
         sweeper = config.hydra.sweeper
-        self.options = _checked({name: sweeper[name] for name in sweeper if name != "_target_"})
+        options = {name: sweeper[name] for name in sweeper if name != "_target_"}
+        self.options = _checked(options)
         self.hydra_context = hydra_context
         self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -326,7 +327,9 @@ def _checked(options: Mapping[str, Any]) -> Options:
     from nfexp.configuration import values_of
     from nfexp.sweep.grids import checked_options
 
-    plain = {name: values_of(value) for name, value in options.items()}
+    plain = {}
+    for name, value in options.items():
+        plain[name] = values_of(value)
     return checked_options(plain)
 
 
@@ -338,7 +341,11 @@ def _of_runs(arguments: Sequence[str]) -> list[str]:
     from nfexp.arguments import argument, key_of
     from nfexp.configuration import CONTROLS
 
-    return [one for one in arguments if key_of(one) not in CONTROLS or argument(one).swept]
+    kept = []
+    for one in arguments:
+        if key_of(one) not in CONTROLS or argument(one).swept:
+            kept.append(one)
+    return kept
 
 
 def _stored(folder: Path, old: Plan) -> list[list[str]]:

@@ -85,7 +85,10 @@ class RunFailed(RuntimeError):
 
 
 def objective(end: Outcome | None) -> float:
-    """The validation NLL of a run, nats (infinite if it diverged); raises if it failed or has not finished."""
+    """The validation NLL of a run, nats; infinite if it diverged.
+
+    RunFailed is raised if it failed or has not finished.
+    """
     if end is None or end.status == "failed":
         raise RunFailed(end.reason if end else "not finished")
     return end.val_nll

@@ -1,4 +1,4 @@
-"""How the files of runs and sweeps are named, how large they may be, and how JSON among them is read.
+"""Names and largest sizes of the files of runs and sweeps, and how JSON among them is read.
 
 A file may come from anywhere: it is read whole, bounded and as data, or refused in one line.
 """
@@ -17,25 +17,34 @@ PLAN = "sweep.json"
 HISTORY_FILE = "history.csv"
 SAMPLES = "samples.npz"
 MODEL = "model.safetensors"
-LIMITS = {RESULT: 2**20, PLAN: 2**26, HISTORY_FILE: 2**22, SAMPLES: 2**28, MODEL: 2**31}  # bytes, unpacked
+# The most that is read of each, in bytes, unpacked.
+LIMITS = {RESULT: 2**20, PLAN: 2**26, HISTORY_FILE: 2**22, SAMPLES: 2**28, MODEL: 2**31}
 
 
 class ReportError(SpecError):
-    """A file or folder that does not hold what it should: one line with the place, what was expected and what came."""
+    """A file or folder that does not hold what it should.
+
+    One line with the place, what was expected and what came.
+    """
 
     def __init__(self, where: object, expected: object, got: object) -> None:
         super().__init__(printable(where, 4096), printable(expected, 4096), Words(printable(got)))
 
 
 def printable(text: object, limit: int = 120) -> str:
-    """Text for one line of a terminal or page: blanks joined, what has no glyph escaped, cut at `limit` characters.
+    """Text for one line of a terminal or page, cut at `limit` characters.
+
+    Blanks are joined, and what has no glyph is escaped.
 
     >>> printable("two\\nlines \\x1b[31m")
     'two lines \\\\x1b[31m'
     """
     flat = " ".join(str(text)[: 4 * limit].split())
     if not flat.isprintable():
-        flat = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
+        letters = ""
+        for letter in flat:
+            letters += letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        flat = letters
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 

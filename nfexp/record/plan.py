@@ -1,4 +1,4 @@
-"""The format of `sweep.json`, the plan of a sweep: its jobs, the centre of the study, the command's arguments."""
+"""The format of `sweep.json`, the plan of a sweep."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from nfexp.spec import SCHEMA_VERSION, Spec, relevant, run_id
 
 @dataclass(kw_only=True)
 class Plan:
-    """What `sweep.json` holds: the jobs by number, the centre of the study per target, the command's arguments.
+    """What `sweep.json` holds.
 
-    `mixed` says when, by which code and command, jobs were added that the first command did not plan. `rounds` is the
-    rule of a sweep whose seeds come in rounds (:class:`nfexp.analysis.sequential.Rounds`), and empty for any other.
+    The jobs by number, the centre of the study per target, and the command's arguments. `mixed`
+    says when, by which code and command, jobs were added that the first command did not plan.
+    `rounds` is the rule of a sweep whose seeds come in rounds, as
+    :class:`nfexp.analysis.sequential.Rounds` writes it, and empty for any other.
     """
 
     name: str = ""
@@ -30,7 +32,7 @@ class Plan:
     rounds: dict[str, Any] = field(default_factory=dict)
 
     def entry(self, folder: str, spec: Spec, overrides: Sequence[str]) -> dict[str, Any]:
-        """What `jobs` says of a job: its configuration as what differs from the centre of its target."""
+        """What `jobs` says of a job: its configuration is what differs from its target's centre."""
         centre = self.centres[spec.data.name]
         differs = {}
         for key, value in relevant(spec).items():
@@ -57,9 +59,9 @@ class Plan:
 def read_plan(folder: str | os.PathLike[str]) -> Plan | None:
     """The plan of the sweep in a folder; None if it holds none.
 
-    It names the study, gives a centre for each target, and of each job the folder, target, seed and what differs from
-    the centre. The values of configurations are not checked here, and a plan of an early version may lack the rest:
-    see :func:`require_commands`.
+    It names the study, gives a centre for each target, and of each job the folder, target, seed and
+    what differs from the centre. The values of configurations are not checked here, and a plan of
+    an early version may lack the rest: see :func:`require_commands`.
 
     Raises
     ------
@@ -92,20 +94,24 @@ def _check_job(path: str, job: object, plan: Plan) -> None:
     if not isinstance(job, dict) or not {"job", "data.name", "seed", "config"} <= job.keys():
         raise ReportError(path, "each job to have job, data.name, seed and config", repr(job))
     target = job["data.name"]
-    if not isinstance(target, str) or target not in plan.centres or not isinstance(job["config"], dict):
-        raise ReportError(path, f"job {job['job']} to have a target with a centre, and its config", repr(job))
+    has_centre = isinstance(target, str) and target in plan.centres
+    if not has_centre or not isinstance(job["config"], dict):
+        expected = f"job {job['job']} to have a target with a centre, and its config"
+        raise ReportError(path, expected, repr(job))
 
 
 def require_commands(folder: str | os.PathLike[str], plan: Plan) -> None:
-    """Raise ReportError unless a plan can be gone on with: it names its arguments, and of each job who and how."""
+    """Raise ReportError unless a plan says by which arguments and overrides its jobs are made."""
     path = os.path.join(folder, PLAN)
     if not _are_texts(plan.arguments):
         raise ReportError(path, "arguments that are text", repr(plan.arguments))
     for job in plan.jobs:
         identity = job.get("run_id")
         overrides = job.get("overrides")
-        if not isinstance(identity, str) or not isinstance(overrides, list) or not _are_texts(overrides):
-            raise ReportError(path, f"job {job['job']} to have a run_id and overrides that are text", repr(job))
+        has_overrides = isinstance(overrides, list) and _are_texts(overrides)
+        if not isinstance(identity, str) or not has_overrides:
+            expected = f"job {job['job']} to have a run_id and overrides that are text"
+            raise ReportError(path, expected, repr(job))
 
 
 def _are_texts(values: Sequence[object]) -> bool:

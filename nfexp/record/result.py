@@ -1,4 +1,7 @@
-"""The format of `result.json`, the record of one run: written last, so that a run without it has not finished."""
+"""The format of `result.json`, the record of one run.
+
+It is written last: a run without it has not finished.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +43,12 @@ def git_commit() -> str | None:
     home = Path(__file__).parents[2]
     if not (home / ".git").exists():
         return None
-    command = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(home), "describe", "--always", "--dirty"]
+    command += ["--abbrev=40", "--exclude=*"]  # the whole commit, and no tag
     # Within a git hook GIT_DIR and the like name another repository.
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=own)
+        answer = subprocess.run(command, env=own, capture_output=True, text=True, check=True, timeout=10)
         return answer.stdout.strip()
     return None
 
@@ -96,8 +100,9 @@ def write_result(folder: Path, result: Result) -> None:
 def parse_result(path: object, raw: bytes | str) -> dict[str, Any]:
     """The record that the text of a `result.json` holds; `path` is for messages.
 
-    Its status is one of STATUSES, its config and metrics are objects. What these hold is checked by who needs it:
-    :func:`nfexp.record.load_flow` as a configuration, the table of runs column by column.
+    Its status is one of STATUSES, its config and metrics are objects. What these hold is checked by
+    who needs it: :func:`nfexp.record.load_flow` as a configuration, the table of runs column by
+    column.
 
     Raises
     ------

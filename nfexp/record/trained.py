@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch is loaded only where a flow is
 
 
 def _numbers(x: object, name: str) -> np.ndarray:
-    """An array of one's own, whatever may be done to the array, list or table that it comes from."""
+    """An array of its own, whatever happens later to the array, list or table it comes from."""
     import numpy as np
 
     try:
@@ -38,7 +38,7 @@ def _numbers(x: object, name: str) -> np.ndarray:
 def _integer(value: object, name: str) -> int:
     try:
         if not isinstance(value, bool):
-            return operator.index(value)  # type: ignore[arg-type]  # it raises TypeError for what is no integer
+            return operator.index(value)  # type: ignore[arg-type]  # TypeError for no integer
     except TypeError:
         pass
     raise ValueError(f"{name}: expected an integer; got {value!r}")
@@ -112,7 +112,8 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
     folder = Path(run_dir)
     for name in (RESULT, MODEL):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder}: expected a finished run; got a folder without {name}")
+            got = f"a folder without {name}"
+            raise FileNotFoundError(f"{folder}: expected a finished run; got {got}")
     record = parse_result(folder / RESULT, read_bounded(folder / RESULT)[0])
     try:
         state = load(read_plain(folder / MODEL, LIMITS[MODEL])[0])

@@ -286,7 +286,8 @@ class Composer:
         """The same from what all jobs of a choice of groups share; None where that does not do."""
         task = self._task(overrides)
         lines = self._overrides(overrides)
-        if task is None or base.logging is None or any(one.is_hydra_override() for one in lines):
+        changes_hydra = any(one.is_hydra_override() for one in lines)
+        if task is None or base.logging is None or changes_hydra:
             return None
         naming = base.hydra["job"]["config"]["override_dirname"]
         own = {

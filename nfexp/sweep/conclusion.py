@@ -71,6 +71,10 @@ def summarise(ends: Mapping[int, Outcome | None]) -> str:
     >>> summarise({0: None, 1: None})
     '2 runs: 2 not finished'
     """
-    counts = Counter("not finished" if end is None else end.status for end in ends.values())
-    words = [f"{n} {status}" for status, n in sorted(counts.items())]
+    counts: Counter[str] = Counter()
+    for end in ends.values():
+        counts["not finished" if end is None else end.status] += 1
+    words = []
+    for status, n in sorted(counts.items()):
+        words.append(f"{n} {status}")
     return f"{len(ends)} runs: {', '.join(words)}"

@@ -89,5 +89,7 @@ def _stack_row(stack: Sequence[Spec]) -> str:
 def _row(*cells: object) -> str:
     """Cells in columns of six characters, and the last one as it is."""
     *sizes, architecture = cells
-    columns = [f"{size:>6}" for size in sizes]
-    return " ".join(columns) + f"  {architecture}"
+    line = ""
+    for size in sizes:
+        line += f"{size:>6} "
+    return f"{line} {architecture}"

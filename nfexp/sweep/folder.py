@@ -81,7 +81,7 @@ def _is_written(folder: Path, what: str, holder: Path) -> SpecError:
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """The plan of the sweep in a folder, fit to be gone on with; None if it holds none.
+    """The plan of the sweep in a folder, complete enough to resume it; None if it holds none.
 
     Raises
     ------
@@ -132,8 +132,8 @@ def _spelled(configs: Sequence[Mapping[str, Any]], key: str) -> str:
 
 # --- The folders of jobs ---------------------------------------------------------------
 
-# What a sweep and its report leave beside the runs: sweep.json, multirun.yaml, runs.csv, report.md
-# …
+# Of what a sweep and its report leave beside the runs: sweep.json, multirun.yaml, runs.csv and so
+# on
 OWN_SUFFIXES = (".json", ".yaml", ".csv", ".md", ".html")
 
 
@@ -258,8 +258,7 @@ def settle(
     again = [number for number, past in finished.items() if past.status in REDO[redo]]
     for number in again:
         del finished[number]
-    codes = {past.code for past in finished.values()}
-    other_codes = sorted(codes - {code_version()})
+    other_codes = _other_codes(finished)
     if other_codes and not mixed:
         expected = f"runs of {code_version()} (or mixed=true)"
         raise SpecError(str(folder), expected, Words(f"finished runs of {other_codes[0]}"))
@@ -308,6 +307,14 @@ def _finished(
             raise _not_ours(folder, f"one whose {job.folder} holds another run")
         finished[number] = past
     return finished
+
+
+def _other_codes(finished: Mapping[int, Outcome]) -> list[str]:
+    """The other versions of the code that finished runs are of."""
+    codes = set()
+    for past in finished.values():
+        codes.add(past.code)
+    return sorted(codes - {code_version()})
 
 
 def begin_sweep(folder: Path, old: Plan | None, step: Step, plan: Plan) -> None:

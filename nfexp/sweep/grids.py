@@ -260,8 +260,8 @@ class Grids:
             told = ", ".join(f"{key}: {length}" for key, length in lengths.items())
             raise SpecError(where, "lists of one length", told)
         rows = []
-        for values in zip(*columns.values(), strict=True):
-            rows.append(dict(zip(columns, values, strict=True)))
+        for row in zip(*columns.values(), strict=True):
+            rows.append(dict(zip(columns, row, strict=True)))
         return rows
 
     def _union(self, common: Common) -> list[Point]:

@@ -314,7 +314,10 @@ class Slurm:
             parameters["gpus_per_node"] = self.ask.gpus
         if self.ask.partition:
             parameters["slurm_partition"] = self.ask.partition
-        extra = {name: value for name, value in vars(self.ask.extra).items() if value is not None}
+        extra = {}
+        for name, value in vars(self.ask.extra).items():
+            if value is not None:
+                extra[name] = value
         if extra:
             parameters["slurm_additional_parameters"] = extra
         return parameters

@@ -146,10 +146,13 @@ def train(
     pending = deque([list(range(len(specs)))])
     while pending:
         part = pending.popleft()
-        places = [Path(folders[i]) for i in part]
-        # Looked for now, for training writes checkpoints of its own.
-        checkpoints = [place / CHECKPOINT for place in places]
-        carried_on = [path for path in checkpoints if path.exists()]
+        places = []
+        carried_on = []  # looked for now, for training writes checkpoints of its own
+        for i in part:
+            place = Path(folders[i])
+            places.append(place)
+            if (place / CHECKPOINT).exists():
+                carried_on.append(place / CHECKPOINT)
         trouble = None
         try:
             some = [specs[i] for i in part]

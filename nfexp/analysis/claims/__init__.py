@@ -1,7 +1,8 @@
-"""The claims of the sources, each an estimand with a margin, and one mechanism that gives every one a verdict.
+"""The claims of the sources, and one mechanism that gives every one a verdict.
 
-`catalogue` holds the claims, `measures` what is measured for them, `findings` the p-values on one target; here they
-become the rows of `claims.csv`. The rules, and why Student's t decides, are in docs/claims.md.
+`catalogue` holds the claims, `measures` what is measured for them, `findings` the p-values on one
+target; here they become the rows of `claims.csv`. The rules, and why Student's t decides, are in
+docs/claims.md.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nfexp.analysis.claims.catalogue import CLAIMS, Claim
 from nfexp.analysis.claims.findings import Finding, PValues, find, p_values, verdict
 from nfexp.analysis.claims.measures import HARD, SIMPLE
-from nfexp.analysis.statistics import Interval, Study, holm, studies
+from nfexp.analysis.statistics import Interval, holm, studies
 
 __all__ = [
     "CLAIMS",
@@ -36,10 +38,11 @@ __all__ = [
 def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """The verdict on every claim, per target and over all targets.
 
-    `runs` is the table of :func:`nfexp.load_runs` or :func:`nfexp.read_runs`, `centres` the study's centre per target.
-    Columns: claim, source, sentence, target, rows (the cells used), estimand, n (pairs of seeds; runs for shares),
-    estimate, low, high (95%), boot_low, boot_high, margin, p_for, p_against (Holm), verdict (supported, contradicted or
-    inconclusive), sign_verdict, note. Missing runs give an inconclusive row that says which, never an exception.
+    `runs` is the table of :func:`nfexp.load_runs` or :func:`nfexp.read_runs`, `centres` the study's
+    centre per target. Columns: claim, source, sentence, target, rows (the cells used), estimand, n
+    (pairs of seeds; runs for shares), estimate, low, high (95%), boot_low, boot_high, margin,
+    p_for, p_against (Holm), verdict (supported, contradicted or inconclusive), sign_verdict, note.
+    Missing runs give an inconclusive row that says which, never an exception.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1],
     ...                      "flow.n_flows": [6, 6, 1, 1], "kl": [0.03, 0.04, 0.53, 0.54]})
@@ -50,17 +53,16 @@ def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd
     by_target = studies(runs, centres)
     rows = []
     for claim in CLAIMS:
-        groups: list[dict[str, Study]]
         if claim.across:
-            groups = [by_target]
+            found = [find(claim, by_target)]
         else:
-            groups = [{target: study} for target, study in by_target.items()]
-        rows += judge(claim, [find(claim, group) for group in groups])
+            found = [find(claim, {target: study}) for target, study in by_target.items()]
+        rows += judge(claim, found)
     return pd.DataFrame(rows)
 
 
 def judge(claim: Claim, found: Sequence[Finding]) -> list[dict[str, Any]]:
-    """The rows of one claim: one per target, Holm over those that vote, and one for all by the quantifier."""
+    """The rows of one claim: one per target, and one for all."""
     if claim.across or not found:
         alone = found[0] if found else Finding(claim, "all")
         return [_row(alone, alone.p(), verdict(*alone.p(signs=True)))]
@@ -89,7 +91,11 @@ def verdicts(claim: Claim, found: Sequence[Finding]) -> list[str]:
 
 
 def voters(found: Sequence[Finding]) -> list[Finding]:
-    """The findings that count: on the paper's targets, if any is present, and with the needed runs, if any has them."""
+    """The findings that count.
+
+    Those on the paper's targets, if any is present, and of these the ones with the needed runs, if
+    any has them.
+    """
     voting = [finding for finding in found if finding.target in SIMPLE + HARD] or list(found)
     return [finding for finding in voting if finding.applies] or voting
 
@@ -104,19 +110,20 @@ class _Votes:
 
     @property
     def enough_against(self) -> int:
-        """Targets that are enough to contradict the sentence: fewer than the needed ones are left."""
+        """Targets that are enough to contradict: fewer than the needed ones are left."""
         return len(self.corrected) - self.needed + 1
 
 
 def _count(claim: Claim, voting: Sequence[Finding], *, signs: bool) -> _Votes:
-    """p_for and p_against of every target that votes, corrected by Holm, and of all by the quantifier.
+    """The votes: p-values of every target, corrected by Holm, and of all by the quantifier.
 
-    A sentence that needs m of k targets is supported once the m-th smallest corrected p_for is small enough, and
-    contradicted once fewer than m targets are left: at the (k − m + 1)-th smallest p_against.
+    A sentence that needs m of k targets is supported once the m-th smallest corrected p_for is
+    small enough, and contradicted once fewer than m targets are left: at the (k − m + 1)-th
+    smallest p_against.
     """
-    alone = [finding.p(signs=signs) for finding in voting]
-    p_for = [float(p) for p in holm([p.p_for for p in alone])]
-    p_against = [float(p) for p in holm([p.p_against for p in alone])]
+    alone = np.array([finding.p(signs=signs) for finding in voting])  # (k, 2)
+    p_for = holm(alone[:, 0]).tolist()
+    p_against = holm(alone[:, 1]).tolist()
     corrected = {}
     for finding, own_for, own_against in zip(voting, p_for, p_against, strict=True):
         corrected[finding.target] = PValues(own_for, own_against)
@@ -138,9 +145,8 @@ def _decisive(votes: _Votes, voting: Sequence[Finding]) -> Finding:
 def _summary(claim: Claim, votes: _Votes, decides: Finding, found: Sequence[Finding]) -> str:
     """How the targets voted, and which of them is shown."""
     verdicts = [verdict(*p) for p in votes.corrected.values()]
-    supported = verdicts.count("supported")
-    contradicted = verdicts.count("contradicted")
-    text = f"{claim.quantifier}: supported on {supported}, contradicted on {contradicted} of {len(verdicts)}"
+    text = f"{claim.quantifier}: supported on {verdicts.count('supported')}"
+    text += f", contradicted on {verdicts.count('contradicted')} of {len(verdicts)}"
     text += f"; shown is {decides.target}"
     others = [finding.target for finding in found if finding.target not in votes.corrected]
     if others:

@@ -2,8 +2,10 @@
 
 Margins in nats are of the mean KL at one budget, and say what would matter to a reader:
 
-- 0.05: how far good recipes lie apart (three RealNVP codes at this budget reach 0.058, 0.091 and 0.111 on moons);
-- 0.1: twice that; the density is off by a factor e^0.1 ≈ 1.1 on average, which samples hardly show to the eye;
+- 0.05: how far good recipes lie apart (three RealNVP codes at this budget reach 0.058, 0.091 and
+  0.111 on moons);
+- 0.1: twice that; the density is off by a factor e^0.1 ≈ 1.1 on average, which samples hardly show
+  to the eye;
 - 0.02: a few times the standard error of one run's KL on 10,000 test points.
 """
 
@@ -64,7 +66,7 @@ class Claim:
         return isinstance(self.measure, Across)
 
     def contrasts(self, group: Mapping[str, Study]) -> list[Contrast]:
-        """What is measured on the studies of a group: of all targets if it is `across` them, else of one."""
+        """What is measured on a group of studies: of all targets if `across` them, else of one."""
         if isinstance(self.measure, Across):
             return self.measure.of(group)
         (study,) = group.values()

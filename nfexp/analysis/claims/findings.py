@@ -1,4 +1,4 @@
-"""What one claim comes to on one target: its contrasts, their p-values, and what was lost on the way."""
+"""What one claim comes to on one target: contrasts, their p-values, and the runs that were lost."""
 
 from __future__ import annotations
 
@@ -52,19 +52,23 @@ def p_values(contrast: Contrast, kind: str, margin: float, *, signs: bool = Fals
         return PValues(at_most, at_least)
     if kind == "below":
         return PValues(at_least, at_most)
-    # Two one-sided tests (TOST, Schuirmann 1987): it is within if both "at most −m" and "at least m" are refuted, and
-    # not within if "at most m" or "at least −m" is.
+    # Two one-sided tests (TOST, Schuirmann 1987): it is within if both "at most −m" and "at least
+    # m" are refuted, and not within if "at most m" or "at least −m" is.
     at_most_lower, at_least_lower = _known_tails(contrast, -margin, signs)
     return PValues(max(at_most_lower, at_least), min(at_most, at_least_lower))
 
 
 def _known_tails(contrast: Contrast, margin: float, signs: bool) -> list[float]:
+    """The p-values of `Contrast.tails`, 1 where one is missing."""
     return [1.0 if math.isnan(p) else p for p in contrast.tails(margin, signs=signs)]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one claim comes to on one target; of a `lost` one the numbers are shown, but decide nothing."""
+    """What one claim comes to on one target.
+
+    The numbers of a `lost` one are shown, but decide nothing.
+    """
 
     claim: Claim
     target: str
@@ -90,22 +94,23 @@ class Finding:
         if self.lost or not self.contrasts:
             return UNKNOWN
         found = self.each(signs=signs)
-        # All must hold: an intersection-union test (Berger 1982), which needs no correction. One that fails is enough
-        # to contradict: Bonferroni's over the contrasts.
+        # All must hold: an intersection-union test (Berger 1982), which needs no correction. One
+        # that fails is enough to contradict: Bonferroni's over the contrasts.
         p_for = max(p.p_for for p in found)
         p_against = min(1.0, len(found) * min(p.p_against for p in found))
         return PValues(p_for, p_against)
 
     def decisive(self) -> Contrast | None:
         """The contrast that contradicts, or else the least favourable one."""
-        found = list(zip(self.each(), self.contrasts, strict=True))
-        if not found:
+        if not self.contrasts:
             return None
+        found = self.each()
+        numbers = range(len(found))
         if verdict(*self.p()) == "contradicted":
-            _, contrast = min(found, key=lambda pair: (pair[0].p_against, -pair[0].p_for))
+            first = min(numbers, key=lambda i: (found[i].p_against, -found[i].p_for))
         else:
-            _, contrast = min(found, key=lambda pair: (-pair[0].p_for, pair[0].p_against))
-        return contrast
+            first = min(numbers, key=lambda i: (-found[i].p_for, found[i].p_against))
+        return self.contrasts[first]
 
 
 def find(claim: Claim, group: Mapping[str, Study]) -> Finding:
@@ -143,7 +148,7 @@ def find(claim: Claim, group: Mapping[str, Study]) -> Finding:
 
 
 def _labelled(claim: Claim, study: Study, texts: Sequence[str]) -> list[str]:
-    """The texts that say something; of a claim `across` targets with the target that they are about."""
+    """The texts that say something, each with its target if the claim is `across` targets."""
     label = f"{study.target}: " if claim.across else ""
     return [label + text for text in texts if text]
 
@@ -162,7 +167,7 @@ def _losses(study: Study) -> str:
 
 
 def _half_lost(study: Study) -> str:
-    """The first cell used of which more than half of the runs did not complete; "" if there is none."""
+    """The first cell used that lost more than half of its runs, in words; "" if none did."""
     for key, runs in study.used.items():
         if (runs["status"] != "completed").mean() > 0.5:
             return f"{cell_name(key)} lost more than half of its seeds"
@@ -173,7 +178,9 @@ def _too_few(contrasts: Sequence[Contrast]) -> list[str]:
     """Why the first contrast that cannot be tested cannot be."""
     for contrast in contrasts:
         if math.isnan(contrast.tails(0.0).at_most):
-            why = "no run that ended" if contrast.share else "fewer than two pairs of completed runs"
+            why = "fewer than two pairs of completed runs"
+            if contrast.share:
+                why = "no run that ended"
             return [f"{why}: {contrast.label}" if contrast.label else why]
     return []
 

@@ -1,7 +1,7 @@
-"""What the claims measure: functions of a study that return contrasts, or say that their runs are absent.
+"""What the claims measure: functions of a study that return contrasts, or raise Absent.
 
-No contrast is chosen by looking at the values that it is then tested with: a "best of" becomes one contrast per
-candidate, so that noise alone cannot make the best one good.
+No contrast is chosen by looking at the values that it is then tested with: a "best of" becomes one
+contrast per candidate, so that noise alone cannot make the best one good.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from nfexp.analysis.statistics import (
     Study,
     Tails,
     bootstrap_interval,
-    cell_name,
+    changes_of,
     mean_interval,
     mean_tails,
+    named,
     share_interval,
     share_tails,
     sign_tails,
@@ -39,12 +40,13 @@ LR = "train.lr"
 BATCH = "train.batch_size"
 ALTERNATING = {"flow.mask": "alternating"}
 FIXED = {"flow.mask": "fixed"}
-GOOD_ENOUGH = 0.05  # nats above the lowest KL of a seed: how far good recipes lie apart, see the catalogue
+# Nats above the lowest KL of a seed: how far good recipes lie apart, see the catalogue.
+GOOD_ENOUGH = 0.05
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One effect: the mean of paired differences over seeds, or (`share`) the share of runs that something is true of.
+    """One effect: a mean of paired differences over seeds, or a share of runs (`share`).
 
     `margin` replaces the claim's where the effect is another quantity than the claim's estimand.
     """
@@ -61,7 +63,10 @@ class Contrast:
         return mean_interval(self.values, level)
 
     def tails(self, margin: float, *, signs: bool = False) -> Tails:
-        """p-values of "the effect is at most `margin`" and of "at least"; of the mean, or of the median by signs."""
+        """p-values of "the effect is at most `margin`" and of "at least".
+
+        By `signs` the effect is the median, else the mean.
+        """
         if self.share:
             return share_tails(self.values, margin)
         if signs:
@@ -116,10 +121,11 @@ def each_complex_flow(study: Study) -> list[Contrast]:
     """KL of each single flow that is deeper or wider than the centre, minus the centre's."""
     found = []
     for key in study.cells:
-        own = dict(key)
-        is_larger = any(own.get(size, 0) > study.centre.get(size, math.inf) for size in (DEPTH, WIDTH))
-        if own.get(FLOWS) == 1 and own.keys() <= {FLOWS, DEPTH, WIDTH} and is_larger:
-            found.append(mean_of(cell_name(key), study.gap(own, {})))
+        own = changes_of(key)
+        is_deeper = own.get(DEPTH, 0) > study.centre.get(DEPTH, math.inf)
+        is_wider = own.get(WIDTH, 0) > study.centre.get(WIDTH, math.inf)
+        if own.get(FLOWS) == 1 and own.keys() <= {FLOWS, DEPTH, WIDTH} and (is_deeper or is_wider):
+            found.append(mean_of(named(own), study.gap(own, {})))
     if not found:
         raise Absent("missing: flow.n_flows=1 with more depth or width than the centre")
     return sorted(found, key=lambda contrast: contrast.label)
@@ -127,7 +133,8 @@ def each_complex_flow(study: Study) -> list[Contrast]:
 
 def flows_needed(studies: Mapping[str, Study]) -> list[Contrast]:
     """Flows needed on hard targets minus on simple ones, per seed."""
-    needed = {}
+    hard = []
+    simple = []
     for target, study in studies.items():
         numbers = study.axis(FLOWS)
         if target not in SIMPLE + HARD or len(numbers) < 2:
@@ -135,11 +142,12 @@ def flows_needed(studies: Mapping[str, Study]) -> list[Contrast]:
         # Rows are the seeds that have the whole axis, columns the numbers of flows, rising.
         kl = pd.DataFrame({n: study.values("kl", {FLOWS: n}) for n in numbers}).dropna()
         is_enough = kl.le(kl.min(axis=1) + GOOD_ENOUGH, axis=0)
-        needed[target] = is_enough.idxmax(axis=1).astype(float)  # the first column that is true
-        mean = needed[target].mean()
-        study.notes.append(f"needed {mean:.2g}" if len(kl) else "no seed has the whole axis")
-    hard = [needed[target] for target in HARD if target in needed]
-    simple = [needed[target] for target in SIMPLE if target in needed]
+        needed = is_enough.idxmax(axis=1).astype(float)  # the first column that is true
+        study.notes.append(f"needed {needed.mean():.2g}" if len(kl) else "no seed has the whole axis")
+        if target in HARD:
+            hard.append(needed)
+        else:
+            simple.append(needed)
     if not hard or not simple:
         raise Absent("missing: a flows axis on a simple and on a hard target")
     return [mean_of("", _seed_means(hard) - _seed_means(simple))]
@@ -153,18 +161,24 @@ def _seed_means(columns: list[pd.Series]) -> pd.Series:
 
 def six_against_each(study: Study) -> list[Contrast]:
     """KL of six flows minus that of every other number."""
-    others = [n for n in study.axis(FLOWS) if n != 6]
-    if not others:
+    found = []
+    for n in study.axis(FLOWS):
+        if n != 6:
+            found.append(mean_of(f"against {n} flows", study.gap({FLOWS: 6}, {FLOWS: n})))
+    if not found:
         raise Absent("missing: a flows axis")
-    return [mean_of(f"against {n} flows", study.gap({FLOWS: 6}, {FLOWS: n})) for n in others]
+    return found
 
 
 def deeper(study: Study) -> list[Contrast]:
     """KL of every depth above 2 minus that of depth 2."""
-    depths = [depth for depth in study.axis(DEPTH) if depth > 2]
-    if not depths:
+    found = []
+    for depth in study.axis(DEPTH):
+        if depth > 2:
+            found.append(mean_of(f"depth {depth}", study.gap({DEPTH: depth}, {DEPTH: 2})))
+    if not found:
         raise Absent("missing: a depth above 2")
-    return [mean_of(f"depth {d}", study.gap({DEPTH: d}, {DEPTH: 2})) for d in depths]
+    return found
 
 
 def time_by_samples(study: Study) -> list[Contrast]:
@@ -172,12 +186,13 @@ def time_by_samples(study: Study) -> list[Contrast]:
     full = {BATCH: "full"}
     if len(study.axis(SAMPLES, full)) < 2:
         raise Absent(
-            "not identifiable here: mini-batches make a step cost the same at every n, and seconds is a share of a "
-            "stack; needs runs with train.batch_size=full at two sample counts"
+            "not identifiable here: mini-batches make a step cost the same at every n, and seconds "
+            "is a share of a stack; needs runs with train.batch_size=full at two sample counts"
         )
     low, high = study.ends(SAMPLES, fixed=full)
     gap = study.gap(full | {SAMPLES: high}, full | {SAMPLES: low}, "seconds")
-    stacks = gap[~gap.round(3).duplicated()]  # runs of one stack share its time: they are one measurement
+    # Runs of one stack share its time: they are one measurement.
+    stacks = gap[~gap.round(3).duplicated()]
     study.notes.append(f"{len(gap)} runs in {len(stacks)} pairs of stacks")
     return [mean_of(f"n={high} against n={low}", stacks)]
 
@@ -202,35 +217,42 @@ def each_under_noise(study: Study) -> list[Contrast]:
     _, noise = study.ends(NOISE)
     found = []
     for key in study.cells:
-        own = dict(key)
+        own = changes_of(key)
         at_most_noise = own.get(NOISE, study.centre.get(NOISE)) == noise
         if at_most_noise and own.keys() <= {NOISE, FLOWS, DEPTH, WIDTH}:
-            found.append(key)
+            found.append(own)
     if len(found) < 2:
         raise Absent(f"missing: data.noise={noise:g} with another number of flows, depth or width")
-    contrasts = [mean_of(cell_name(key), study.gap(dict(key), {}, "clean_distance")) for key in found]
+    contrasts = []
+    for own in found:
+        contrasts.append(mean_of(named(own), study.gap(own, {}, "clean_distance")))
     return sorted(contrasts, key=lambda contrast: contrast.label)
 
 
 def fixed_mask(study: Study) -> list[Contrast]:
-    """KL(fixed) − KL(alternating); where most runs under the fixed mask diverged, the share that did."""
+    """KL(fixed) − KL(alternating), or the share of fixed runs that diverged, if most did."""
     nothing = pd.DataFrame({"status": [], "seed": []})
     lost = diverged(study.cells.get(study.key(FIXED), nothing))
     if lost.mean() > 0.5:  # not of NaN, the mean of nothing
         study.cell(ALTERNATING)  # looked at, so that what it lost counts too
-        return [share_of("share of runs under the fixed mask that diverged, which is the claim", lost, 0.5)]
+        label = "share of runs under the fixed mask that diverged, which is the claim"
+        return [share_of(label, lost, margin=0.5)]
     return versus(FIXED, ALTERNATING)(study)
 
 
 def covering_masks(study: Study) -> list[Contrast]:
-    """KL(mask changed once) − KL(alternating); a note says how random masks do, which need not cover both."""
+    """KL(mask changed once) − KL(alternating).
+
+    A note says how random masks do, which need not cover both coordinates.
+    """
     key = study.key({"flow.mask": "random"})
     if key in study.cells:  # looked at without `cell`: the verdict does not need it
         runs = study.cells[key]
         done = runs[runs["status"] == "completed"]
         gap = done.set_index("seed")["kl"] - study.values("kl", ALTERNATING)
         mean, low, high = mean_interval(gap)
-        study.notes.append(f"random masks: {mean:.3g} [{low:.3g}, {high:.3g}], {gap.count()} of {len(runs)} runs")
+        counted = f"{gap.count()} of {len(runs)} runs"
+        study.notes.append(f"random masks: {mean:.3g} [{low:.3g}, {high:.3g}], {counted}")
     return versus({"flow.mask": "once"}, ALTERNATING)(study)
 
 
@@ -245,15 +267,20 @@ def divergence(study: Study) -> list[Contrast]:
     cells = [study.cell({LR: lr}) for lr in study.axis(LR)] or [study.cell({})]
     lost = diverged(pd.concat(cells))
     study.notes.append(f"{lost.sum()} of {len(lost)} runs diverged")
-    of_seed = lost.groupby(level=0).any()  # runs of one seed share draws and initialisation: one trial
+    # Runs of one seed share draws and initialisation: one trial.
+    of_seed = lost.groupby(level=0).any()
     return [share_of("", of_seed)]
 
 
 def divergence_by_lr(study: Study) -> list[Contrast]:
-    """Of the seeds that diverged at one of two learning rates, the share that did at the higher (McNemar 1947)."""
+    """Of the seeds that diverged at one of two learning rates, the share at the higher.
+
+    The exact test of it is McNemar's (1947).
+    """
     low, high = study.ends(LR)
     columns = {lr: diverged(study.cell({LR: lr})) for lr in (high, low)}
-    lost = pd.concat(columns, axis=1, join="inner").astype(bool)  # rows are the seeds that ended at both
+    # Rows are the seeds that ended at both.
+    lost = pd.concat(columns, axis=1, join="inner").astype(bool)
     if not lost.to_numpy().any():
         raise Absent(f"no run diverged at lr {high:g} or {low:g}: nothing to help against")
     n_high = lost[high].sum()

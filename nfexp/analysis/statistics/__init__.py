@@ -1,4 +1,4 @@
-"""Means and shares over seeds with intervals and tests, the ablation tables, and the cells of a study."""
+"""Means and shares over seeds with intervals and tests, ablation tables, the cells of a study."""
 
 from nfexp.analysis.statistics.ablations import (
     AVERAGED,
@@ -20,7 +20,7 @@ from nfexp.analysis.statistics.intervals import (
     sign_tails,
     t_interval,
 )
-from nfexp.analysis.statistics.studies import Absent, Study, cell_name, named, studies
+from nfexp.analysis.statistics.studies import Absent, Study, cell_name, changes_of, named, studies
 from nfexp.analysis.table import distinct
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "axis_name",
     "bootstrap_interval",
     "cell_name",
+    "changes_of",
     "deviations",
     "distinct",
     "holm",

@@ -34,7 +34,7 @@ Centres = Mapping[str, Mapping[str, Any]]
 
 
 def axis_name(column: str) -> str:
-    """The short name of a configuration column: "flow.n_flows" is "flows", an unlisted one its last part.
+    """The short name of a configuration column; of one that AXES lacks, its last part.
 
     >>> axis_name("flow.norm_every")
     'norm_every'
@@ -43,15 +43,16 @@ def axis_name(column: str) -> str:
 
 
 def deviations(runs: pd.DataFrame, centres: Centres) -> pd.DataFrame:
-    """Which configuration columns of each run differ from the centre of its target: booleans, one row per run.
+    """Which configuration columns of each run differ from the centre of its target, as booleans.
 
     Where a centre does not name a column, every value but a missing one differs from it.
 
-    >>> runs = pd.DataFrame({"data.name": ["moons"] * 2, "seed": 0, "flow.n_flows": [3, 6], "flow.norm": "none"})
-    >>> deviations(runs, {"moons": {"flow.n_flows": 6, "flow.norm": "none"}})["flow.n_flows"].tolist()
+    >>> runs = pd.DataFrame({"data.name": ["moons"] * 2, "seed": 0, "flow.n_flows": [3, 6]})
+    >>> deviations(runs, {"moons": {"flow.n_flows": 6}})["flow.n_flows"].tolist()
     [True, False]
     """
-    codes, targets = pd.factorize(runs["data.name"])  # targets[codes[i]] is that of row i; −1 of a row without one
+    # targets[codes[i]] is that of row i; −1 of a row without one.
+    codes, targets = pd.factorize(runs["data.name"])
     differs = {}
     for column in config_columns(runs):
         middles = []
@@ -69,14 +70,15 @@ def deviations(runs: pd.DataFrame, centres: Centres) -> pd.DataFrame:
 def ablations(runs: pd.DataFrame, centres: Centres) -> dict[str, pd.DataFrame]:
     """Find the ablation axes in `runs` and summarise each cell over its seeds.
 
-    A column that alone differs from the centre of the target makes an axis ("flows"); two columns that differ
-    together make a grid ("flows_x_depth") with both single axes and the centre. Each row is one cell: counts by
-    status, then mean and 95% t interval over seeds of test_nll and kl (nats per point) and of
-    kl_diff = KL(cell) − KL(centre), paired by seed. Runs that diverged, failed or are missing are counted and
-    enter no mean.
+    A column that alone differs from the centre of the target makes an axis ("flows"); two columns
+    that differ together make a grid ("flows_x_depth") with both single axes and the centre. Each
+    row is one cell: counts by status, then mean and 95% t interval over seeds of test_nll and kl
+    (nats per point) and of kl_diff = KL(cell) − KL(centre), paired by seed. Runs that diverged,
+    failed or are missing are counted and enter no mean.
 
-    >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1], "test_nll": 1.0,
-    ...                      "flow.n_flows": [6, 6, 3, 3], "kl": [0.1, 0.2, 0.4, 0.6]})
+    >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1],
+    ...                      "flow.n_flows": [6, 6, 3, 3], "kl": [0.1, 0.2, 0.4, 0.6],
+    ...                      "test_nll": 1.0})
     >>> table = ablations(runs, {"moons": {"flow.n_flows": 6}})["flows"]
     >>> table[["flow.n_flows", "n", "kl_diff_mean"]].round(3).to_numpy().tolist()
     [[3.0, 2.0, 0.35], [6.0, 2.0, 0.0]]
@@ -98,31 +100,37 @@ def ablations(runs: pd.DataFrame, centres: Centres) -> dict[str, pd.DataFrame]:
 
 
 def _beside_the_centre(runs: pd.DataFrame, is_centre: pd.Series) -> pd.DataFrame:
-    """The runs with `is_centre`, and with `kl_diff`: their KL minus that of the centre at the same target and seed."""
+    """The runs with `is_centre` and `kl_diff`, their KL minus that of the centre at the same seed."""
     pair = ["data.name", "seed"]
     done = runs[(runs["status"] == "completed") & is_centre]
     centre_kl = done.set_index(pair)["kl"]
-    opposite = centre_kl.reindex(pd.MultiIndex.from_frame(runs[pair]))  # in the order of `runs`; NaN without a pair
+    # In the order of `runs`; NaN without a pair.
+    opposite = centre_kl.reindex(pd.MultiIndex.from_frame(runs[pair]))
     kl_diff = runs["kl"].to_numpy() - opposite.to_numpy()
     return runs.assign(kl_diff=kl_diff, is_centre=is_centre)
 
 
 def _swept(differs: pd.DataFrame) -> list[list[str]]:
-    """The sets of one or two columns in which some run differs from its centre, single axes first, as in AXES."""
+    """The sets of one or two columns in which some run differs from its centre.
+
+    Single axes come first, in the order of AXES.
+    """
     order = [*AXES, *differs]
-    found = set()
+    found: list[list[str]] = []
     for pattern in differs.drop_duplicates().to_numpy(dtype=bool):
-        positions = sorted(order.index(column) for column in differs.columns[pattern])
-        if 1 <= len(positions) <= 2:
-            found.add((len(positions), *positions))
-    return [[order[position] for position in positions] for _, *positions in sorted(found)]
+        columns = sorted(differs.columns[pattern], key=order.index)
+        if 1 <= len(columns) <= 2:
+            found.append(columns)
+    found.sort(key=lambda columns: (len(columns), list(map(order.index, columns))))
+    return found
 
 
 def _summary(runs: pd.DataFrame, columns: list[str], targets: list[str]) -> pd.DataFrame:
-    """One row per target and value of `columns`: counts by status, means and intervals over seeds."""
+    """One row per target and value of `columns`: counts by status, means and intervals."""
     by = ["data.name", *columns]
     statuses = [*STATUSES, "missing"]
-    averaged = runs[list(AVERAGED)].where(runs["status"] == "completed")  # NaN elsewhere, which no mean counts
+    # NaN elsewhere, which no mean counts.
+    averaged = runs[list(AVERAGED)].where(runs["status"] == "completed")
     # A column of 0 and 1 for each status, also for one that no run has; sums of these are counts.
     flags = pd.get_dummies(pd.Categorical(runs["status"], statuses)).set_index(runs.index)
     whole = pd.concat([runs[[*by, "is_centre"]], averaged, flags], axis=1)
@@ -148,21 +156,23 @@ def _summary(runs: pd.DataFrame, columns: list[str], targets: list[str]) -> pd.D
 
 
 def _sortable(value: Any) -> tuple[bool, bool, Any]:
-    """A key by which numbers come first, then words, then what is missing: these do not compare with each other."""
+    """A sort key: numbers first, then words, then what is missing; these do not compare."""
     missing = pd.isna(value)
     return missing, isinstance(value, str), 0 if missing else value
 
 
 def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFrame:
-    """Baselines of one target, noise and sample count over their seeds: one row per model, in the order of MODELS.
+    """Baselines of one target, noise and sample count over their seeds: one row per model.
 
-    Columns: model, n (seeds), n_used, least and most (components, or the bandwidth), then mean, low and high (95% t
-    interval) of test_nll, true_nll, kl, seconds and, where `flow` holds the KL of a flow's runs by seed, of over =
-    KL(baseline) − KL(flow), paired by seed.
+    Columns: model, n (seeds), n_used, least and most (components, or the bandwidth), then mean, low
+    and high (95% t interval) of test_nll, true_nll, kl, seconds and, where `flow` holds the KL of a
+    flow's runs by seed, of over = KL(baseline) − KL(flow), paired by seed.
 
-    >>> fits = pd.DataFrame({"model": "gaussian", "seed": [0, 1], "kl": [1.5, 1.7], "test_nll": 2.0, "true_nll": 0.4,
-    ...                      "n_used": 9, "n_components": 1.0, "bandwidth": np.nan, "seconds": 0.1})
-    >>> references(fits, pd.Series([0.1, 0.2]))[["model", "n", "kl_mean", "over_mean"]].round(3).to_numpy().tolist()
+    >>> fits = pd.DataFrame({"model": "gaussian", "seed": [0, 1], "kl": [1.5, 1.7],
+    ...                      "test_nll": 2.0, "true_nll": 0.4, "n_used": 9, "n_components": 1.0,
+    ...                      "bandwidth": np.nan, "seconds": 0.1})
+    >>> table = references(fits, pd.Series([0.1, 0.2]))
+    >>> table[["model", "n", "kl_mean", "over_mean"]].round(3).to_numpy().tolist()
     [['gaussian', 2, 1.6, 1.45]]
     """
     if flow is None:

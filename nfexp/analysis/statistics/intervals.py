@@ -1,6 +1,7 @@
-"""Means and shares over seeds: their intervals, the tests that belong to these, and Holm's correction.
+"""Means and shares over seeds: their intervals, the tests that belong to these, Holm's correction.
 
-Three seeds give wide intervals (t is 4.3 at 2 degrees of freedom); an interval that holds 0 shows no equality.
+Three seeds give wide intervals (t is 4.3 at 2 degrees of freedom); an interval that holds 0 shows
+no equality.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def _known(values: Iterable[float]) -> np.ndarray:
 
 
 def t_interval(mean: Any, sd: Any, n: Any, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of Student's t interval, mean ± t(n − 1) sd / √n, for arrays that broadcast; NaN where n < 2.
+    """Ends of Student's t interval, mean ± t(n − 1) sd / √n; NaN where n < 2.
+
+    The arguments are numbers or arrays that broadcast.
 
     >>> low, high = t_interval(1.0, 0.5, 3)
     >>> print(f"{low:.3f} {high:.3f}")
@@ -49,9 +52,10 @@ def t_interval(mean: Any, sd: Any, n: Any, level: float = 0.95) -> tuple[np.ndar
 
 
 def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
-    """The mean over seeds and the ends of its Student t interval (Student 1908); missing values (NaN) do not count.
+    """The mean over seeds and the ends of its t interval (Student 1908).
 
-    One value has no interval (NaN ends), none has no mean either.
+    Missing values (NaN) do not count. One value has no interval (NaN ends), none has no mean
+    either.
 
     >>> print("{:.3f} {:.3f} {:.3f}".format(*mean_interval([0.5, 1.0, 1.5])))
     1.000 -0.242 2.242
@@ -68,10 +72,11 @@ def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
 
 
 def mean_tails(values: Iterable[float], margin: float) -> Tails:
-    """p-values of "the mean is at most `margin`" and of "at least": Student's t, so the tails of :func:`mean_interval`.
+    """p-values of "the mean is at most `margin`" and of "at least", by Student's t.
 
-    The 1 − 2α interval lies above the margin exactly where the first is below α. NaN for fewer than two values; values
-    without any spread are taken at their word.
+    They are the tails of :func:`mean_interval`. The 1 − 2α interval lies above the margin exactly
+    where the first is below α. NaN for fewer than two values; values without any spread are taken
+    at their word.
 
     >>> print("{:.4f} {:.4f}".format(*mean_tails([0.5, 1.0, 1.5], 0.0)))
     0.0371 0.9629
@@ -89,10 +94,10 @@ def mean_tails(values: Iterable[float], margin: float) -> Tails:
 
 
 def share_interval(hits: Iterable[bool], level: float = 0.95) -> Interval:
-    """The share of true values and the ends of its exact interval (Clopper and Pearson 1934); all NaN without values.
+    """The share of true values and the ends of its exact interval (Clopper and Pearson 1934).
 
-    Exact, since shares near 0 are what is asked for here: at 2% of 50 runs the lower end of Wilson's interval exceeds
-    the truth in 8% of samples, not in 2.5%.
+    All are NaN without values. Exact, since shares near 0 are what is asked for here: at 2% of 50
+    runs the lower end of Wilson's interval exceeds the truth in 8% of samples, not in 2.5%.
 
     >>> print("{:.3f} {:.4f} {:.3f}".format(*share_interval([True] + [False] * 9)))
     0.100 0.0025 0.445
@@ -102,8 +107,9 @@ def share_interval(hits: Iterable[bool], level: float = 0.95) -> Interval:
     k = int(x.sum())
     if n == 0:
         return Interval(math.nan, math.nan, math.nan)
-    # P(X ≥ k) for X binomial (n, p) is the regularised incomplete beta function I_p(k, n − k + 1): each end is the p
-    # at which a tail is (1 − level)/2. With no hits, or nothing but hits, one tail is all there is.
+    # P(X ≥ k) for X binomial (n, p) is the regularised incomplete beta function I_p(k, n − k + 1):
+    # each end is the p at which a tail is (1 − level)/2. With no hits, or nothing but hits, one
+    # tail is all there is.
     tail = (1 - level) / 2
     low = float(betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
     high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
@@ -111,7 +117,9 @@ def share_interval(hits: Iterable[bool], level: float = 0.95) -> Interval:
 
 
 def share_tails(hits: Iterable[bool], margin: float) -> Tails:
-    """p-values of "the share is at most `margin`" and of "at least": binomial tails, those of :func:`share_interval`.
+    """p-values of "the share is at most `margin`" and of "at least", by the binomial law.
+
+    They are the tails of :func:`share_interval`.
 
     >>> print("{:.4f} {:.4f}".format(*share_tails([True] * 5, 0.5)))
     0.0312 1.0000
@@ -121,15 +129,17 @@ def share_tails(hits: Iterable[bool], margin: float) -> Tails:
     k = int(x.sum())
     if n == 0:
         return Tails(math.nan, math.nan)
-    at_least_k = float(bdtrc(k - 1, n, margin)) if k > 0 else 1.0  # bdtrc(k − 1) is P(X > k − 1) = P(X ≥ k)
+    # bdtrc(k − 1) is P(X > k − 1) = P(X ≥ k).
+    at_least_k = float(bdtrc(k - 1, n, margin)) if k > 0 else 1.0
     at_most_k = float(bdtr(k, n, margin))
     return Tails(at_least_k, at_most_k)
 
 
 def sign_tails(values: Iterable[float], margin: float) -> Tails:
-    """p-values of "the median is at most `margin`" and of "at least" by the sign test: tails of :func:`share_tails`.
+    """p-values of "the median is at most `margin`" and of "at least", by the sign test.
 
-    How far off a value is does not count (Dixon and Mood 1946). NaN for fewer than two values.
+    They are :func:`share_tails` of the values above the margin. How far off a value is does not
+    count (Dixon and Mood 1946). NaN for fewer than two values.
 
     >>> print("{:.4f} {:.4f}".format(*sign_tails([0.1, 0.2, 0.3, 0.4, 90.0], 0.0)))
     0.0312 1.0000
@@ -144,10 +154,10 @@ def sign_tails(values: Iterable[float], margin: float) -> Tails:
 
 
 def bootstrap_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
-    """Ends of the percentile bootstrap interval of the mean (Efron 1979), the same for the same values.
+    """Ends of the percentile bootstrap interval of the mean (Efron 1979).
 
-    Too narrow for few values: at 3, 5 and 10 normal ones it covers 75, 85 and 90%
-    (``python -m tests.helpers.intervals``). NaN for fewer than two values.
+    The same values give the same interval. Too narrow for few values: at 3, 5 and 10 normal ones it
+    covers 75, 85 and 90% (``python -m tests.helpers.intervals``). NaN for fewer than two values.
 
     >>> print("{:.2f} {:.2f}".format(*bootstrap_interval([0.5, 1.0, 1.5])))
     0.50 1.50
@@ -168,10 +178,11 @@ def bootstrap_interval(values: Iterable[float], level: float = 0.95) -> tuple[fl
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's adjusted p-values (1979), shape (k,): all below α are false together with probability at most α.
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's adjusted p-values (1979), shape (k,).
 
-    The smallest is multiplied by k, the next by k − 1, and none is below a smaller one's. NaN counts as 1.
+    Those below α are false together with probability at most α. The smallest is multiplied by k,
+    the next by k − 1, and none is below a smaller one's. NaN counts as 1.
 
     >>> holm([0.03, 0.01, 0.02]).round(3).tolist()
     [0.04, 0.03, 0.04]

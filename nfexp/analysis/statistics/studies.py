@@ -29,14 +29,19 @@ def named(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in changes.items()) or "the centre"
 
 
+def changes_of(key: Key) -> dict[str, Any]:
+    """A key as changes, in the order of their columns: a set has none of its own."""
+    return dict(sorted(key))
+
+
 def cell_name(key: Key) -> str:
-    """:func:`named` of a key, its changes in the order of their columns."""
-    return named(dict(sorted(key)))
+    """A cell by its key, as :func:`named`."""
+    return named(changes_of(key))
 
 
 @dataclass
 class Study:
-    """The runs of one target by how they differ from its centre, with a record of the cells that were looked at."""
+    """The runs of one target by how they differ from its centre, and which were looked at."""
 
     target: str
     centre: Mapping[str, Any]
@@ -72,7 +77,8 @@ class Study:
 
     def gap(self, a: Mapping[str, Any], b: Mapping[str, Any], metric: str = "kl") -> pd.Series:
         """metric(a) − metric(b), paired by seed."""
-        difference = self.values(metric, a) - self.values(metric, b)  # pandas aligns by seed; NaN without a pair
+        # Series subtract by index, here the seed; NaN without a pair.
+        difference = self.values(metric, a) - self.values(metric, b)
         return difference.dropna()
 
     def axis(self, column: str, fixed: Mapping[str, Any] | None = None) -> list[Any]:
@@ -86,7 +92,12 @@ class Study:
                 found.add(value)
         return sorted(found)
 
-    def ends(self, column: str, at_least: float = -math.inf, fixed: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+    def ends(
+        self,
+        column: str,
+        at_least: float = -math.inf,
+        fixed: Mapping[str, Any] | None = None,
+    ) -> tuple[Any, Any]:
         """The lowest and the highest value on an axis."""
         values = [value for value in self.axis(column, fixed) if value >= at_least]
         if len(values) < 2:
@@ -97,12 +108,13 @@ class Study:
 def studies(runs: pd.DataFrame, centres: Centres) -> dict[str, Study]:
     """One :class:`Study` per target of `centres`."""
     runs = distinct(runs[runs["data.name"].isin(list(centres))])
-    rows_of: dict[str, dict[Key, list[int]]] = {target: {} for target in centres}  # positions, by target and cell
+    # Positions in `runs`, by target and cell.
+    rows_of: dict[str, dict[Key, list[int]]] = {}
     for i, (target, key) in enumerate(zip(runs["data.name"], _keys(runs, centres), strict=True)):
-        rows_of[target].setdefault(key, []).append(i)
+        rows_of.setdefault(target, {}).setdefault(key, []).append(i)
     found = {}
     for target, centre in centres.items():
-        cells = {key: runs.iloc[rows] for key, rows in rows_of[target].items()}
+        cells = {key: runs.iloc[rows] for key, rows in rows_of.get(target, {}).items()}
         found[target] = Study(target, centre, cells)
     return found
 

@@ -1,4 +1,4 @@
-"""From run directories to one tidy DataFrame: every file is checked here, once, and none is executed.
+"""From run directories to one tidy DataFrame: every file is checked once, and none is executed.
 
 A file that does not hold what it should is skipped with one warning line; the rest stands.
 """

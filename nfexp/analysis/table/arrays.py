@@ -1,4 +1,4 @@
-"""The arrays of a run's samples.npz, read without pickle, and none before its declared size is known to be small."""
+"""The arrays of a run's samples.npz: read without pickle, and only if they are small."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from nfexp.files import open_plain
 from nfexp.record.formats import LIMITS, SAMPLES, ReportError
 
 END = 22  # bytes of the end record of a zip without a comment, which stands last (APPNOTE 4.3.16)
-LOCATOR = 20  # bytes of the locator of a 64-bit directory, which would stand before it (APPNOTE 4.3.15)
+# Bytes of the locator of a 64-bit directory, which would stand before it (APPNOTE 4.3.15).
+LOCATOR = 20
 LARGEST_DIRECTORY = 2**20  # bytes
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def load_arrays(run_dir: str | os.PathLike[str], *, only: Container[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a run's samples.npz (or those named in `only`), read without pickle; {} if it stored none.
+def load_arrays(
+    run_dir: str | os.PathLike[str],
+    *,
+    only: Container[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """The arrays of a run's samples.npz, or those named in `only`; {} if it stored none.
 
-    Only numbers and text are read, and nothing is unpacked before its declared size is known to be small.
+    Only numbers and text are read, and nothing is unpacked before its declared size is known to be
+    small.
 
     Raises
     ------
@@ -49,11 +55,12 @@ def load_arrays(run_dir: str | os.PathLike[str], *, only: Container[str] | None 
                 raise ValueError(f"{size:,} bytes unpacked (at most {LIMITS[SAMPLES]:,} are read)")
             return {name: _array(archive, member) for name, member in chosen.items()}
     except Exception as error:  # zip, zlib, header and memory errors of a file from elsewhere
-        raise ReportError(path, "an archive of plain arrays", error or type(error).__name__) from None
+        got = error or type(error).__name__
+        raise ReportError(path, "an archive of plain arrays", got) from None
 
 
 def _archive(file: Any) -> zipfile.ZipFile:
-    """A zip as numpy writes it: a plain end record, and a directory of at most a mebibyte before it.
+    """A zip as numpy writes it: a plain end record after a directory of at most a mebibyte.
 
     Python's zipfile reads the whole directory, however large the end record says that it is.
     """
@@ -80,7 +87,8 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError(f"{name}: {size:,} bytes declared, {member.file_size:,} held")
         values = np.frombuffer(file.read(size), dtype=dtype, count=count)
     if dtype.kind == "U":
-        letters = values.view(dtype.str[0] + "u4")  # numpy holds text as UTF-32 and does not check it
+        # Text in numpy is UTF-32, and nothing has checked it.
+        letters = values.view(dtype.str[0] + "u4")
         if letters.max(initial=0) > sys.maxunicode:
             raise ValueError(f"{name}: no text")
     return values.reshape(shape, order="F" if is_fortran else "C")

@@ -1,4 +1,4 @@
-"""baselines.csv: what density estimates without a flow reach on the same draws as the runs beside it."""
+"""baselines.csv: what density estimates without a flow reach on the draws of the runs beside it."""
 
 from __future__ import annotations
 
@@ -29,20 +29,29 @@ LIMIT = 2**25  # bytes
 
 
 def data_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The values of DATA of a run, of a baseline or of a centre: equal where the draws of each seed are.
+    """The values of DATA of a run, a baseline or a centre: equal where the draws of a seed are.
 
-    >>> data_key({"data.name": "moons", "data.n_samples": 200.0, "data.noise": 0.05, "data.n_test": 1000, "seed": 3})
-    ('moons', 200.0, 0.05, 1000, None)
+    >>> data_key({"data.name": "moons", "data.n_samples": 200.0, "data.noise": 0.05, "seed": 3})
+    ('moons', 200.0, 0.05, None, None)
     """
-    values = [row.get(key) for key in DATA]
-    return tuple(None if value != value else value for value in values)  # NaN, which equals nothing, is missing
+    values = []
+    for key in DATA:
+        value = row.get(key)
+        if value != value:  # NaN
+            value = None
+        values.append(value)
+    return tuple(values)
 
 
-def load_baselines(*dirs: str | os.PathLike[str], skipped: list[ReportError] | None = None) -> pd.DataFrame:
-    """The baselines.csv of each of `dirs` that has one, as one table with the columns COLUMNS, each fit once.
+def load_baselines(
+    *dirs: str | os.PathLike[str],
+    skipped: list[ReportError] | None = None,
+) -> pd.DataFrame:
+    """The baselines.csv of each of `dirs` that has one, as one table, each fit once.
 
-    NLL and KL in nats per point, data units; `bandwidth` in standard deviations of the training points; `n_used` of
-    `n_samples` points were fitted to. A number that is missing is NaN.
+    Its columns are COLUMNS. NLL and KL in nats per point, data units; `bandwidth` in standard
+    deviations of the training points; `n_used` of `n_samples` points were fitted to. A number that
+    is missing is NaN.
 
     Parameters
     ----------

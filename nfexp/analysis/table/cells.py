@@ -1,4 +1,4 @@
-"""What a cell of the table of runs may hold: every value of a record is checked here, whoever wrote it."""
+"""What a cell of the table of runs may hold; every value of a record is checked here."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ def _kinds() -> dict[str, frozenset[type]]:
     kinds = {}
     for key, hint in hints.items():
         if is_config(key):
-            kinds[key] = frozenset(getattr(hint, "__args__", (hint,)))  # int | str has __args__, int has none
+            # A union such as int | str has __args__, a type such as int has none.
+            kinds[key] = frozenset(getattr(hint, "__args__", (hint,)))
     return kinds
 
 
 KINDS = _kinds()
-ANY: frozenset[type] = frozenset({int, float, str, type(None)})  # of a key that this version does not know
+# What a key that this version does not know may hold.
+ANY: frozenset[type] = frozenset({int, float, str, type(None)})
 CONFIG = tuple(KINDS)
 REQUIRED = (
     "data.name",
@@ -65,7 +67,8 @@ REQUIRED = (
 )
 
 
-@lru_cache(maxsize=2**14, typed=True)  # a sweep repeats its values; typed: 1 and 1.0 are two of them
+# A sweep repeats its values; typed: 1 and 1.0 are two of them.
+@lru_cache(maxsize=2**14, typed=True)
 def _admitted(key: str, value: float | str | None) -> tuple[bool, Any]:
     """Whether a column takes this value, and the value as the column holds it."""
     kinds = KINDS.get(key, ANY)
@@ -90,7 +93,10 @@ def _is_short(key: str, text: str) -> bool:
 
 
 def config_value(where: object, key: str, value: Any) -> Any:
-    """A value of the configuration as its column holds it; ReportError if it is of another type or too long."""
+    """A value of the configuration as its column holds it.
+
+    ReportError if it is of another type or too long.
+    """
     if type(value) in ANY and not (isinstance(value, str) and len(value) > TEXT):
         fits, held = _admitted(key, value)
         if fits:
@@ -105,7 +111,7 @@ def config_value(where: object, key: str, value: Any) -> Any:
 
 
 def config_row(where: object, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration columns of a row: those of this version, empty where absent, then any others."""
+    """The configuration of a row: the columns of this version (None where absent), then others."""
     for key in REQUIRED:
         if key not in config:
             raise ReportError(where, f"config to have {key}", "a config without it")
@@ -113,7 +119,8 @@ def config_row(where: object, config: Mapping[str, Any]) -> dict[str, Any]:
     for key in config:
         if is_config(key) and key not in KINDS:
             if not _is_plain_key(key):
-                raise ReportError(where, "keys of letters, digits, '.' and '_' in config", repr(key))
+                expected = "keys of letters, digits, '.' and '_' in config"
+                raise ReportError(where, expected, repr(key))
             row[key] = None
     for key in row:
         if key in config:

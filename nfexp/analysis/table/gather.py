@@ -1,4 +1,4 @@
-"""All that the records at or below some directories say, as one table of runs and the sweep it belongs to."""
+"""All that the records below some directories say: one table of runs, and the sweep."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ MANY = 64  # targets, and configuration keys unknown here, of one table: each is
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-Plans = Mapping[Path, Mapping[str, PlannedRuns]]  # by the directory that was named, then by the folder of the sweep
+# By the directory that was named, then by the folder of the sweep.
+Plans = Mapping[Path, Mapping[str, PlannedRuns]]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep set out to do: its name, the centre of each target and the number of jobs planned.
+    """What a sweep set out to do: name, centre of each target, number of jobs planned.
 
     `rounds` is the rule of one whose seeds come in rounds, of several the first one's.
     """
@@ -57,14 +58,18 @@ class Collection:
     sweep: Sweep
     reasons: dict[str, str]  # directory to why its run did not complete
     versions: dict[str, list[str]]
-    skipped: list[ReportError] = field(default_factory=list)  # files that do not hold what they should
+    skipped: list[ReportError] = field(default_factory=list)  # what does not hold what it should
 
 
-def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> Collection:
+def collect(
+    *dirs: str | os.PathLike[str],
+    cache: str | os.PathLike[str] | None = None,
+) -> Collection:
     """Read what the records at or below `dirs` say: the table of runs, the sweep, what went wrong.
 
-    A file that does not hold what it should is skipped with one warning line. Records that the cache beside an earlier
-    runs.csv holds unchanged (same inode, size and times) are taken from there; the table is the same without it.
+    A file that does not hold what it should is skipped with one warning line. Records that the
+    cache beside an earlier runs.csv holds unchanged (same inode, size and times) are taken from
+    there; the table is the same without it.
 
     Parameters
     ----------
@@ -80,7 +85,8 @@ def collect(*dirs: str | os.PathLike[str], cache: str | os.PathLike[str] | None 
     tops = _folders(dirs)
     skipped: list[ReportError] = []
     places = {top: list(search(top, skipped, tops)) for top in tops}
-    known = _cached([*tops, Path(cache)] if cache else tops, places.values())
+    caches = [*tops, Path(cache)] if cache else tops
+    known = _cached(caches, places.values())
     reading = _Reading(home=Path(os.path.commonpath(tops)), known=known)
     plans = {}
     for top in tops:
@@ -117,7 +123,8 @@ def _folders(dirs: Iterable[str | os.PathLike[str]]) -> list[Path]:
         raise ReportError("dirs", "at least one directory", "none")
     for folder in folders:
         if not folder.is_dir():
-            raise ReportError(folder, "a directory", "a file" if folder.exists() else "nothing there")
+            got = "a file" if folder.exists() else "nothing there"
+            raise ReportError(folder, "a directory", got)
     return folders
 
 
@@ -235,7 +242,7 @@ class _Reading:
             self.rows[path] = {"job": self._job(path), "status": "missing"} | row
 
     def _job(self, folder: str) -> str:
-        """A name that no other run has: the path from the folder that is read, or that all of them are in."""
+        """A name that no other run has: the path from the folder that holds all of them."""
         inside = folder.removeprefix(str(self.home)).replace(os.sep, "/").lstrip("/")
         return printable(inside or self.home.name, 1000)
 
@@ -253,7 +260,7 @@ class _Reading:
 
 
 def tabulate(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows as a table, its columns in their order; keys that this version does not know follow those it does."""
+    """Rows as a table, its columns in order; keys unknown to this version follow the known ones."""
     table = pd.DataFrame(list(rows))
     known = {"job", "status", *CONFIG, *METRICS, "dir"}
     unknown = [column for column in table if column not in known]
@@ -286,12 +293,14 @@ def _sweep(plans: Plans, runs: pd.DataFrame) -> Sweep:
 
 
 def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:
-    """Gather every run at or below `dirs` in one table, one row per run; see :func:`collect` for the rest they say.
+    """Gather every run at or below `dirs` in one table, one row per run.
 
-    Columns: job (path inside its directory, or inside the folder that holds all of `dirs`), status, the configuration
-    keys, the metrics (nats per point, data units, steps, seconds), dir (absolute path). A planned job without a result
-    has the status "missing" and no metrics; divergence is a status too, never an exception. A run that is there twice
-    has two rows, see :func:`distinct`.
+    See :func:`collect` for the rest that the records say.
+
+    Columns: job (path inside its directory, or inside the folder that holds all of `dirs`), status,
+    the configuration keys, the metrics (nats per point, data units, steps, seconds), dir (absolute
+    path). A planned job without a result has the status "missing" and no metrics; divergence is a
+    status too, never an exception. A run that is there twice has two rows, see :func:`distinct`.
 
     Raises
     ------
@@ -305,11 +314,15 @@ def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:
     return collect(*dirs).runs
 
 
-def load_sweep(dirs: Iterable[str | os.PathLike[str]] | str | os.PathLike[str], runs: pd.DataFrame) -> Sweep:
+def load_sweep(
+    dirs: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
+    runs: pd.DataFrame,
+) -> Sweep:
     """Read name, centres and number of planned jobs from the sweep.json files at or below `dirs`.
 
-    Several names are joined by " + "; where two sweeps give a target different centres the first one counts.
-    A target without a planned centre gets the one that :func:`infer_centres` finds in `runs`.
+    Several names are joined by " + "; where two sweeps give a target different centres the first
+    one counts. A target without a planned centre gets the one that :func:`infer_centres` finds in
+    `runs`.
 
     Raises
     ------
@@ -324,29 +337,31 @@ def load_sweep(dirs: Iterable[str | os.PathLike[str]] | str | os.PathLike[str], 
 
 
 def read_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """The table of :func:`load_runs` from the runs.csv (or runs.csv.gz) of a report; the directories may be gone.
+    """The table of :func:`load_runs` from the runs.csv (or runs.csv.gz) of a report.
 
-    The dir of a run is what the file's column dir says, from the file's folder on, and without that column its job
-    beside the file. A run may be there twice, as in :func:`load_runs`: see :func:`distinct`.
+    The directories may be gone. The dir of a run is what the file's column dir says, from the
+    file's folder on, and without that column its job beside the file. A run may be there twice, as
+    in :func:`load_runs`: see :func:`distinct`.
 
-    The columns are of these types: job, status, dir, data.name, data.text and the other words text (missing: None);
-    seed and the counts of the configuration int64; its other numbers float64; train.batch_size an int or "full"; every
-    metric float64, with NaN where it is missing, the counts among them too. Under a heading that this version does not
-    know a number is a number and a text a text.
+    The columns are of these types: job, status, dir, data.name, data.text and the other words text
+    (missing: None); seed and the counts of the configuration int64; its other numbers float64;
+    train.batch_size an int or "full"; every metric float64, with NaN where it is missing, the
+    counts among them too. Under a heading that this version does not know a number is a number and
+    a text a text.
 
-    Other readers of the file get the same values if they know two spellings. Text that could be taken for a number, a
-    missing or truth value or a formula has a leading quote ('2024, 'NA, '=1+1; a quote alone is an empty text), and a
-    job of digits stands as a path: ./0000. So ``pandas.read_csv`` needs no dtypes; it gives counts as float64 where one
-    is missing.
+    Other readers of the file get the same values if they know two spellings. Text that could be
+    taken for a number, a missing or truth value or a formula has a leading quote ('2024, 'NA,
+    '=1+1; a quote alone is an empty text), and a job of digits stands as a path: ./0000. So
+    ``pandas.read_csv`` needs no dtypes; it gives counts as float64 where one is missing.
 
     Raises
     ------
     ReportError
         If the file is not such a table; the message says the line.
 
-    >>> read_runs("/nowhere/runs.csv")
+    >>> read_runs("/no.csv")
     Traceback (most recent call last):
-    nfexp.record.formats.ReportError: /nowhere/runs.csv: expected a readable file; got No such file or directory
+    nfexp.record.formats.ReportError: /no.csv: expected a readable file; got No such file or directory
     """
     words = _Vocabulary()
     rows = []
@@ -360,10 +375,11 @@ def read_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def load_histories(runs: pd.DataFrame, *, skipped: list[ReportError] | None = None) -> pd.DataFrame:
-    """Stack the training curves of `runs`: job, dir, step, train_nll, val_nll (nats per point), grad_norm, lr.
+    """Stack the training curves of `runs`, one row per evaluation.
 
-    Runs without a history.csv add no rows; nor do files that are not a table of numbers under these headings, which
-    are warned of and added to `skipped`.
+    Columns: job, dir, step, train_nll, val_nll (nats per point), grad_norm, lr. Runs without a
+    history.csv add no rows; nor do files that are not a table of numbers under these headings,
+    which are warned of and added to `skipped`.
     """
     rows: list[int] = []  # the row of the run that each evaluation belongs to
     blocks = [np.empty((0, len(HISTORY)))]

@@ -1,4 +1,4 @@
-"""Which runs lie below a directory, and which of their records changed since they were last read."""
+"""Which runs lie below a directory, and which of their records changed since the last reading."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from nfexp.record.formats import LIMITS, PLAN, RESULT, ReportError, reason
 
 CACHE = ".runs.cache"  # of records, beside runs.csv; deleting it changes no table
 LOOKED_AT = 2000  # folders inside one that is not read, to say whether runs are there
-SETTLED = 2 * 10**9  # ns; a file that changed within a tick of the clock may change again and look the same
+# ns; a file that changed within a tick of the clock may change again and look the same.
+SETTLED = 2 * 10**9
 NO_LINK = "a symbolic link, which is not followed"
 
 
@@ -30,11 +31,13 @@ class Place:
 
 
 def identity(status: os.stat_result) -> str:
-    """What tells one state of a file from all others: its inode, size and times, of content and of inode.
+    """What tells one state of a file from all others: its inode, its size and two times.
 
-    No path is in it, so a sweep that moves keeps its cache; a copy has new inodes, so no cache travels with it.
+    No path is in it, so a sweep that moves keeps its cache; a copy has new inodes, so no cache
+    travels with it.
     """
-    # The time of the inode (ctime) comes last: `write_cache` reads it. Nobody can set it back, unlike that of content.
+    # The time of the inode (ctime) comes last: `write_cache` reads it. Nobody can set it back,
+    # unlike that of content.
     facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return "-".join(f"{number:x}" for number in facts)
 
@@ -46,8 +49,9 @@ def search(
 ) -> Iterator[Place]:
     """The places at or below `top`. What is not read and may hold runs gets a line in `skipped`.
 
-    No symbolic link is followed (one that leads into `top` or `tops`, which are read, needs no line), no hidden folder
-    is read, and none below a run: which of its files would belong to which run?
+    No symbolic link is followed (one that leads into `top` or `tops`, which are read, needs no
+    line), no hidden folder is read, and none below a run: which of its files would belong to which
+    run?
     """
     named = [top, *tops]
     pending = [os.fspath(top)]
@@ -77,7 +81,10 @@ def _place(folder: str, skipped: list[ReportError]) -> Place:
 
 
 def _regular(path: str, skipped: list[ReportError]) -> os.stat_result | None:
-    """The status of a regular file; None where there is none, and a line in `skipped` where something else is."""
+    """The status of a regular file, or None.
+
+    Where something else has its name, `skipped` gets a line.
+    """
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -93,9 +100,10 @@ def _regular(path: str, skipped: list[ReportError]) -> os.stat_result | None:
 
 
 def _entries(folder: str, skipped: list[ReportError]) -> list[os.DirEntry[str]]:
-    """What a folder holds, the last name first; nothing, and a line in `skipped`, if it cannot be read.
+    """What a folder holds, the last name first.
 
-    The last of the pending folders is read next, so that they are read in the order of their names.
+    If it cannot be read that is nothing, and `skipped` gets a line. The last of the pending folders
+    is read next, so that they are read in the order of their names.
     """
     try:
         with os.scandir(folder) as entries:
@@ -105,14 +113,19 @@ def _entries(folder: str, skipped: list[ReportError]) -> list[os.DirEntry[str]]:
         return []
 
 
-def _unfollowed(link: os.DirEntry[str], tops: Iterable[str | os.PathLike[str]]) -> list[ReportError]:
-    """The line that says that a link is not followed, if it may lead to runs that nothing else leads to."""
-    if link.name.startswith(".") or link.name in (RESULT, PLAN):  # of the latter `_regular` has spoken
+def _unfollowed(
+    link: os.DirEntry[str],
+    tops: Iterable[str | os.PathLike[str]],
+) -> list[ReportError]:
+    """The line that says that a link is not followed, if runs may lie there that are not read."""
+    # Of a record that is a link `_regular` has told.
+    if link.name.startswith(".") or link.name in (RESULT, PLAN):
         return []
     to_file = os.path.exists(link.path) and not os.path.isdir(link.path)
     if to_file or _is_inside(link.path, tops):
         return []
-    return [ReportError(link.path, "a folder", f"{NO_LINK} (its target can be named beside this one)")]
+    got = f"{NO_LINK} (its target can be named beside this one)"
+    return [ReportError(link.path, "a folder", got)]
 
 
 def _is_inside(path: str, tops: Iterable[str | os.PathLike[str]]) -> bool:
@@ -134,7 +147,7 @@ def _unread(folder: str, where: str) -> list[ReportError]:
 
 
 def _below(folder: str) -> int:
-    """How many runs and plans lie at or below a folder that is not read; only the first LOOKED_AT folders are asked."""
+    """How many runs and plans lie at or below a folder, within its first LOOKED_AT folders."""
     found = 0
     pending = [folder]
     for _ in range(LOOKED_AT):
@@ -151,9 +164,10 @@ def _below(folder: str) -> int:
 
 
 def read_cache(folder: str | os.PathLike[str], wanted: Collection[str]) -> dict[str, str]:
-    """The records of the cache in `folder` whose identities are in `wanted`, as JSON text: to be checked as files are.
+    """The records of the cache in `folder` with the identities in `wanted`, as JSON text.
 
-    Lines are `identity JSON`; one that is longer than any record may be ends the reading.
+    They are to be checked as files are. Lines are `identity JSON`; one that is longer than any
+    record may be ends the reading.
     """
     found: dict[str, str] = {}
     limit = 8 * LIMITS[RESULT]  # an escape has six letters for one byte
@@ -172,7 +186,7 @@ def read_cache(folder: str | os.PathLike[str], wanted: Collection[str]) -> dict[
 
 
 def write_cache(folder: Path, records: dict[str, dict[str, Any]], started_ns: int) -> None:
-    """Keep `records`, by identity; those that changed shortly before `started_ns` are left to be read again."""
+    """Keep `records`, by identity, but for those that changed shortly before `started_ns`."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CACHE) as temporary, temporary.open("w", encoding="ascii") as file:
         for key, record in records.items():

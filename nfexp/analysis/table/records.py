@@ -1,4 +1,4 @@
-"""The records of runs and of a sweep as rows of the table of runs, and the training curves: checked, or refused."""
+"""Records of runs and of a sweep as rows of the table of runs, and training curves, all checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ LISTED = 20  # packages, and releases of each, that a report names
 
 
 def cannot_write(folder: object, error: OSError) -> ReportError:
-    """What to raise where results cannot be written below `folder`; a limit of the system is named as such."""
+    """What to raise where results cannot be written below `folder`.
+
+    A limit of the system is named as such.
+    """
     named = OSError(error.errno, error.strerror) if error.errno else error
     place, expected, got = trouble(named, "a folder that can be written", folder)
     return ReportError(place, expected, got)
@@ -46,7 +49,7 @@ def check_record(path: object, raw: bytes | str) -> tuple[dict[str, Any], dict[s
 
 @dataclass(frozen=True)
 class PlannedRuns:
-    """What a sweep.json says that a table needs: its name, the centre of each target, each job's configuration."""
+    """What a table needs of a sweep.json: its name, the centres, the configuration of each job."""
 
     name: str
     centres: dict[str, dict[str, Any]]
@@ -92,16 +95,21 @@ def _planned_row(
         if is_config(key) and key != "data.name":
             differs[key] = value
     differs["seed"] = job["seed"]
-    if differs.keys() - centres[target].keys():  # keys of no column: their names are to be checked too
+    # Keys of no column: their names are to be checked too.
+    if differs.keys() - centres[target].keys():
         return config_row(path, {**raw_centres[target], **differs, "data.name": target})
-    row = dict(centres[target])  # checked already, and plans are long: only what differs is left to check
+    # Checked already, and plans are long: only what differs is left to check.
+    row = dict(centres[target])
     for key, value in differs.items():
         row[key] = config_value(path, key, value)
     return row
 
 
 def read_history(path: str | os.PathLike[str]) -> np.ndarray:
-    """The rows of a history.csv, shape (evaluations, columns of HISTORY); numbers beyond LARGEST are infinite."""
+    """The rows of a history.csv, shape (evaluations, columns of HISTORY).
+
+    Numbers beyond LARGEST are infinite.
+    """
     raw = read_bounded(path)[0]
     try:
         lines = raw.decode("utf-8-sig").splitlines() or [""]
@@ -125,7 +133,7 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def known_versions(records: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The releases of each package, and the commits, that `records` name, as short text; at most LISTED of each."""
+    """The releases of each package, and the commits, that `records` name; LISTED at most."""
     found: dict[str, list[str]] = {}
     for record in records:
         versions = record.get("versions")

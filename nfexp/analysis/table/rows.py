@@ -1,4 +1,4 @@
-"""Of a table of runs: which columns are configuration, which rows count, and where the centre of the study lies."""
+"""Of a table of runs: its configuration columns, the rows that count, the centre of the study."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANK = {status: rank for rank, status in enumerate(STATUSES)}  # a missing run c
 def config_columns(runs: pd.DataFrame) -> list[str]:
     """The configuration columns of a table of runs, without data.name and seed.
 
-    >>> config_columns(pd.DataFrame(columns=["job", "data.name", "flow.n_flows", "seed", "kl", "dir"]))
+    >>> config_columns(pd.DataFrame(columns=["job", "data.name", "flow.n_flows", "seed", "kl"]))
     ['flow.n_flows']
     """
     others = {"job", "status", "dir", "data.name", "seed", *METRICS}
@@ -27,18 +27,20 @@ def config_columns(runs: pd.DataFrame) -> list[str]:
 def distinct(runs: pd.DataFrame) -> pd.DataFrame:
     """The independent runs of a table: one row per configuration and seed, in the order they came.
 
-    A run is a fact: copied, moved or trained again, by whatever code, it is the same run repeated, and adds nothing to
-    what is known. Every mean, interval, verdict and count is of these rows. The row that counts is a completed one
-    before a diverged, a failed and a missing one; of several such the first by its directory. In a table without
-    seeds no row is known to repeat another.
+    A run is a fact: copied, moved or trained again, by whatever code, it is the same run repeated,
+    and adds nothing to what is known. Every mean, interval, verdict and count is of these rows. The
+    row that counts is a completed one before a diverged, a failed and a missing one; of several
+    such the first by its directory. In a table without seeds no row is known to repeat another.
 
-    >>> runs = pd.DataFrame({"data.name": "moons", "seed": [0, 0, 1], "status": "completed", "dir": ["b", "a", "b2"]})
+    >>> runs = pd.DataFrame({"data.name": "moons", "seed": [0, 0, 1], "status": "completed",
+    ...                      "dir": ["b", "a", "b2"]})
     >>> distinct(runs)["dir"].tolist()
     ['a', 'b2']
     """
     if "seed" not in runs:
         return runs
-    standing = pd.DataFrame({"rank": 0, "dir": ""}, index=range(len(runs)))  # by position: the index may repeat
+    # By position: the index may repeat.
+    standing = pd.DataFrame({"rank": 0, "dir": ""}, index=range(len(runs)))
     if "status" in runs:
         standing["rank"] = [RANK.get(status, len(RANK)) for status in runs["status"]]
     if "dir" in runs:
@@ -56,18 +58,18 @@ def repetitions(runs: pd.DataFrame) -> str:
     if not n_repeated:
         return ""
     return (
-        f"{n_repeated} of {len(runs)} rows repeat a run (same configuration and seed) and do not count: of each run "
-        "one row counts, a completed one before others, then the first by its directory"
+        f"{n_repeated} of {len(runs)} rows repeat a run (same configuration and seed) and do not "
+        "count: of each run one row counts, a completed one before others, then the first by its directory"
     )
 
 
 def infer_centres(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The most common value of each configuration column per target; of tied numbers the (lower) median one.
+    """The most common value of each configuration column per target.
 
-    A run that is there twice counts once.
+    Of tied numbers it is the (lower) median one. A run that is there twice counts once.
 
-    >>> infer_centres(pd.DataFrame({"data.name": "moons", "flow.n_flows": [3, 6, 9], "flow.norm": "none"}))
-    {'moons': {'data.name': 'moons', 'flow.n_flows': 6, 'flow.norm': 'none'}}
+    >>> infer_centres(pd.DataFrame({"data.name": "moons", "flow.n_flows": [3, 6, 9]}))
+    {'moons': {'data.name': 'moons', 'flow.n_flows': 6}}
     """
     columns = config_columns(runs)
     centres = {}
@@ -80,7 +82,7 @@ def infer_centres(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def _most_common(column: pd.Series) -> Any:
-    """The value that most rows have; missing is one of the values, and gives way to any other in a tie."""
+    """The value of the most rows. A missing one counts as a value, but loses every tie."""
     counts = column.value_counts(dropna=False)
     tied = counts.index[counts == counts.max()]
     values = [value for value in tied if not pd.isna(value)]

@@ -1,4 +1,4 @@
-"""The table of runs as a CSV file: written so that any reader gets the same values, and read back cell by cell."""
+"""The table of runs as a CSV file: written for any reader, and read back cell by cell."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", re.ASCII)
 
 
 def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write `frame` without its index, whole or not at all; text that could be taken for another value gets a quote.
+    """Write `frame` without its index, whole or not at all.
+
+    Text that could be taken for another value gets a leading quote.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +41,8 @@ def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     spelled = frame.copy()
     for column in words:
         spelled[column] = frame[column].map(_spelling(column))
-    # A metric that is missing in some row makes a column of counts float64: "Int64" writes 20, not 20.0.
+    # A metric that is missing in some row makes a column of counts float64: "Int64" writes 20, not
+    # 20.0.
     counts = [column for column in COUNTS if column in frame and _is_whole(frame[column])]
     spelled = spelled.astype(dict.fromkeys(counts, "Int64"))
     # Minimal quoting leaves a carriage return bare, and readers take it for the end of the line.
@@ -68,8 +71,8 @@ def _spelling(column: str) -> Callable[[Any], Any]:
 def write_runs(runs: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """Write the table of :func:`load_runs` so that :func:`read_runs` gives every run its directory.
 
-    Where each run lies at its job beside the file, the column dir is left out: the folder can be moved. Otherwise it
-    stands last, from the file's folder on.
+    Where each run lies at its job beside the file, the column dir is left out: the folder can be
+    moved. Otherwise it stands last, from the file's folder on.
     """
     folder = os.path.dirname(os.path.realpath(path))
     places = [os.path.relpath(os.path.realpath(place), folder) for place in runs["dir"]]
@@ -80,7 +83,10 @@ def write_runs(runs: pd.DataFrame, path: str | os.PathLike[str]) -> None:
 
 
 def saved_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row of a runs.csv (or runs.csv.gz) stands, and the row: job, status, configuration, metrics, dir."""
+    """The rows of a runs.csv or runs.csv.gz, each with the place where it stands.
+
+    A row holds job, status, configuration, metrics and dir.
+    """
     try:
         table = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
         head = next(table, [])
@@ -103,7 +109,8 @@ def _text(path: str | os.PathLike[str]) -> str:
     try:
         raw = read_plain(path, LIMIT)[0]
         if str(path).endswith(".gz"):
-            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(LIMIT + 1)  # a small file may unpack to terabytes
+            # A small file may unpack to terabytes.
+            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(LIMIT + 1)
             if len(raw) > LIMIT:
                 raise ValueError(f"more than {LIMIT:,} bytes unpacked")
         return raw.decode("utf-8-sig")  # with a byte-order mark or without
@@ -116,8 +123,9 @@ def _row(where: str, cells: Mapping[str, str]) -> dict[str, Any]:
     if not is_inside(job):
         raise ReportError(where, "job to be a path inside the sweep", repr(job))
     status = cells["status"]
-    if status not in (*STATUSES, "missing"):
-        raise ReportError(where, f"status to be one of {', '.join(STATUSES)}, missing", repr(status))
+    statuses = (*STATUSES, "missing")
+    if status not in statuses:
+        raise ReportError(where, f"status to be one of {', '.join(statuses)}", repr(status))
     config = {}
     for key, cell in cells.items():
         is_setting = key not in METRICS and key not in ("job", "status", "dir")
@@ -135,7 +143,8 @@ def _row(where: str, cells: Mapping[str, str]) -> dict[str, Any]:
 
 def _number(cell: str) -> int | float | str:
     """The number that a cell spells, or its text."""
-    if len(cell) > 40 or not NUMBER.fullmatch(cell):  # the length first: int() of 10⁶ digits takes long
+    # The length first: int() of 10⁶ digits takes long.
+    if len(cell) > 40 or not NUMBER.fullmatch(cell):
         return cell
     if "." in cell or "e" in cell:
         return float(cell)

@@ -1,11 +1,12 @@
-"""How text is spelled in a CSV, so that no reader takes it for a number, a missing value or a formula."""
+"""How text is spelled in a CSV, so that no reader takes it for something else."""
 
 from __future__ import annotations
 
 from typing import Any
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of a formula
-# What pandas takes for a missing value (its STR_NA_VALUES), and what it or a spreadsheet takes for a truth value.
+# What pandas takes for a missing value (its STR_NA_VALUES), and what it or a spreadsheet takes for
+# a truth value.
 MISSING = ["#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN", "<NA>", "N/A"]
 MISSING += ["NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
 TRUTH = ["True", "TRUE", "true", "False", "FALSE", "false"]
@@ -13,7 +14,7 @@ WORDS = frozenset([*MISSING, *TRUTH])
 
 
 def mistakable(text: str) -> bool:
-    """Whether a reader of a CSV could take this text for a number, a missing or truth value, or a formula.
+    """Whether a reader could take a text for a number, a missing or truth value, or a formula.
 
     >>> [mistakable(text) for text in ("0000", "1e3", "NA", "=1+1", "relu", "none")]
     [True, True, True, True, False, False]
@@ -35,7 +36,7 @@ def inert(value: Any) -> Any:
 
 
 def inert_value(value: Any) -> Any:
-    """A value of the configuration as a cell: as :func:`inert`, and an empty text is a quote, which null is not."""
+    """A value of the configuration as a cell: an empty text is a quote, as null is empty."""
     if isinstance(value, str) and value == "":
         return "'"
     return inert(value)
