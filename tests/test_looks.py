@@ -60,7 +60,7 @@ def test_one_look_is_a_study_without_rounds():
 def test_a_clear_effect_needs_one_round_and_no_later_seed_changes_its_verdict():
     row = k1a(study("moons", CLEAR, n_seeds=5)).loc["moons"]
     assert (row["verdict"], row["rounds"], row["stopped"], row["n"]) == ("supported", 1, "decided", 5)
-    assert np.isnan(row["seeds_needed"])
+    assert pd.isna(row["seeds_needed"])
     turned = np.where(np.arange(40) < 5, CLEAR, -CLEAR)
     pd.testing.assert_series_equal(k1a(study("moons", turned, n_seeds=20)).loc["moons"], row)
 

@@ -224,7 +224,7 @@ def evaluate_in_rounds(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, An
     rows: list[Mapping[str, Any]] = []
     for course in courses(studies(runs, centres), rounds):
         rows += _rows(course, rounds)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"seeds_needed": "Int64"})
 
 
 def _rows(course: Course, rounds: Rounds) -> Iterator[Mapping[str, Any]]:
