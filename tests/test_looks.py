@@ -131,6 +131,30 @@ def test_a_margin_makes_a_claim_of_every_cell():
     ]  # fmt: skip
 
 
+def test_a_margin_asks_of_every_target_and_of_the_nll_without_a_density():
+    noise = np.random.default_rng(3).normal(0, 0.01, 40)
+    parts = []
+    for target, effect in (("moons", 0.0), ("mine", 0.3)):
+        parts.append(cell(target, noise, range(5)))
+        parts.append(cell(target, noise + spread(effect, 0.01), range(5), flow__n_flows=1))
+    runs = pd.concat(parts, ignore_index=True)
+    runs["test_nll"] = runs["kl"] + 1
+    runs.loc[runs["data.name"] == "mine", "kl"] = np.nan
+    rounds = Rounds(first=(0, 1, 2, 3, 4), max_seeds=20, margin=0.1)
+    rows = evaluate_in_rounds(runs, {"moons": CENTRE, "mine": CENTRE}, rounds)
+    found = rows[rows["claim"] == "S1"].set_index("target")
+    assert found["verdict"].to_dict() == {"moons": "supported", "mine": "contradicted", "all": "contradicted"}
+    assert found.loc["mine", "note"] == "test NLL"
+
+
+def test_cells_without_a_seed_of_the_rounds_are_not_in_the_study():
+    parts = study("moons", CLEAR, n_seeds=5)
+    other = cell("moons", np.full(100, 9.0), range(60, 90), flow__n_flows=2)
+    runs = pd.concat([*parts, other], ignore_index=True)
+    by_claim = {course.claim.id: course for course in courses(studies(runs, CENTRES), ROUNDS)}
+    assert by_claim["K1d"].findings[0].rows == "the centre | flow.n_flows=1"
+
+
 def test_false_verdicts_of_whole_studies():
     """K1a where the effect is at its margin on one target and clear on the others, under the real stopping rule."""
     rng = np.random.default_rng(0)

@@ -93,10 +93,11 @@ def verdicts(claim: Claim, found: Sequence[Finding]) -> list[str]:
 def voters(found: Sequence[Finding]) -> list[Finding]:
     """The findings that count.
 
-    Those on the paper's targets, if any is present, and of these the ones with the needed runs, if
-    any has them.
+    Those on the paper's targets, if any is present and the claim is not about any target, and of
+    these the ones with the needed runs, if any has them.
     """
-    voting = [finding for finding in found if finding.target in SIMPLE + HARD] or list(found)
+    of_paper = [f for f in found if f.target in SIMPLE + HARD and not f.claim.everywhere]
+    voting = of_paper or list(found)
     return [finding for finding in voting if finding.applies] or voting
 
 

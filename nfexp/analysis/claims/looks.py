@@ -19,7 +19,7 @@ import pandas as pd
 from nfexp.analysis.claims import CLAIMS, Claim, Finding, PValues, find, judge, verdicts, voters
 from nfexp.analysis.claims.findings import ALPHA
 from nfexp.analysis.claims.forecast import seeds_to_tell
-from nfexp.analysis.claims.measures import Contrast, versus_each
+from nfexp.analysis.claims.measures import Contrast, Measure, mean_of
 from nfexp.analysis.sequential import Rounds, level_at, sequential_p
 from nfexp.analysis.statistics import Study, Tails, named, studies
 from nfexp.analysis.statistics.studies import Key
@@ -101,7 +101,11 @@ class Looks:
         if (target, look) not in self._known:
             seeds = self.rounds.seeds(look)
             whole = self.by_target[target]
-            cells = {key: runs[runs["seed"].isin(seeds)] for key, runs in whole.cells.items()}
+            cells = {}
+            for key, runs in whole.cells.items():
+                own = runs[runs["seed"].isin(seeds)]
+                if len(own):
+                    cells[key] = own
             self._known[target, look] = replace(whole, cells=cells, used={}, notes=[])
         return self._known[target, look]
 
@@ -192,24 +196,31 @@ def own_claims(by_target: Mapping[str, Study], margin: float) -> list[Claim]:
     claims = []
     for number, key in enumerate(keys, start=1):
         changes = dict(sorted(key))
-        metric = "kl" if any(_has_kl(study) for study in by_target.values()) else "test_nll"
-        name = "KL" if metric == "kl" else "NLL"
+        name = named(changes)
         claim = Claim(
             id=f"S{number}",
             source="this study",
-            sentence=f"{named(changes)} is as good as the centre.",
-            estimand=f"{name}({named(changes)}) − {name}(centre), nats",
-            measure=versus_each(changes, {}, metric),
+            sentence=f"{name} is as good as the centre.",
+            estimand=f"KL({name}) − KL(centre), nats (NLL where no density is known)",
+            measure=from_centre(changes),
             kind="within",
             margin=margin,
             why="as the command says",
+            everywhere=True,
         )
         claims.append(claim)
     return claims
 
 
-def _has_kl(study: Study) -> bool:
-    return any(runs["kl"].notna().any() for runs in study.cells.values() if "kl" in runs)
+def from_centre(changes: Mapping[str, Any]) -> Measure:
+    """The measure KL(cell) − KL(centre), or of the test NLL where no density is known."""
+
+    def measure(study: Study) -> list[Contrast]:
+        has_kl = any(runs["kl"].notna().any() for runs in study.cells.values())
+        metric = "kl" if has_kl else "test_nll"
+        return [mean_of("" if has_kl else "test NLL", study.gap(changes, {}, metric))]
+
+    return measure
 
 
 def evaluate_in_rounds(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]], rounds: Rounds) -> pd.DataFrame:
