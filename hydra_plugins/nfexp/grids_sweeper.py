@@ -219,7 +219,13 @@ class GridsSweeper(Sweeper):
             more = most(first, rounds, rate)
         return describe(specs, stacks, rate=rate, n_finished=n_finished, dropped=dropped, more=more)
 
-    def _begin(self, folder: Path, step: Step, arguments: Sequence[str], rounds: Rounds | None) -> None:
+    def _begin(
+        self,
+        folder: Path,
+        step: Step,
+        arguments: Sequence[str],
+        rounds: Rounds | None,
+    ) -> None:
         """Write what the sweep intends: `multirun.yaml` as Hydra does, and `sweep.json`."""
         from nfexp.commands import is_said_once
         from nfexp.files import replacing
@@ -235,8 +241,12 @@ class GridsSweeper(Sweeper):
         )
         begin_sweep(folder, read_plan(folder), step, plan)
 
-    def _centres(self, jobs: Iterable[Request | NumberedJob], arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """The centre of the study by target: what the command line fixes, without what is varied."""
+    def _centres(
+        self,
+        jobs: Iterable[Request | NumberedJob],
+        arguments: Sequence[str],
+    ) -> dict[str, dict[str, Any]]:
+        """The centre of the study by target: what the command line fixes, not what is varied."""
         from nfexp.arguments import argument, key_of
         from nfexp.spec import flatten
 
@@ -249,7 +259,13 @@ class GridsSweeper(Sweeper):
                 centres[name] = flatten(self.composer.spec([*target, *fixed]))
         return centres
 
-    def _train(self, folder: Path, step: Step, arguments: Sequence[str], rounds: Rounds | None) -> list[JobReturn]:
+    def _train(
+        self,
+        folder: Path,
+        step: Step,
+        arguments: Sequence[str],
+        rounds: Rounds | None,
+    ) -> list[JobReturn]:
         """Have the launcher run the jobs, round by round, then report; raises if a run failed."""
         from nfexp.record import RunFailed
         from nfexp.sweep import conclusion
@@ -300,7 +316,14 @@ class GridsSweeper(Sweeper):
 
         specs = {number: job.spec for number, job in step.jobs.items()}
         overrides = {number: job.overrides for number, job in step.jobs.items()}
-        found = judged_round(folder, step.folders(), specs, overrides, rounds, fail_fast=self.config.fail_fast)
+        found = judged_round(
+            folder,
+            step.folders(),
+            specs,
+            overrides,
+            rounds,
+            fail_fast=self.config.fail_fast,
+        )
         if found is None or not found.overrides:
             return None
         requests = {job.run_id: Request(job.overrides, job.spec) for job in step.jobs.values()}
@@ -315,7 +338,7 @@ class GridsSweeper(Sweeper):
         return choose(overrides, self.composer.spec, excluded=0, sample=None).requests
 
     def _is_in_time(self, later: Step, step: Step, trained: Sequence[Spec], begun: float) -> bool:
-        """Whether the next round would end within `time_budget`, at the pace of what this command has trained."""
+        """Whether the next round would end within `time_budget`, at the pace so far."""
         from nfexp.sweep.rounds import is_in_time
 
         new = [job.spec for number, job in later.jobs.items() if number not in step.jobs]

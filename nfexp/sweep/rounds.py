@@ -1,4 +1,4 @@
-"""Rounds of seeds: which cells get the next ones, until every claim is decided (``until=decided``)."""
+"""Rounds of seeds, until every claim is decided: which cells get the next ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def rounds_of_sweep(specs: Sequence[Spec], max_seeds: int, margin: float | None)
     Raises
     ------
     SpecError
-        If its cells do not all have the same seeds, two or more, or if `max_seeds` does not go with them.
+        If its cells do not all have the same seeds, two or more, or if `max_seeds` does not go with
+        them.
     """
     by_cell = seeds_by_cell(specs)
     kinds = sorted({tuple(sorted(seeds)) for seeds in by_cell.values()})
@@ -49,9 +50,11 @@ def rounds_of_sweep(specs: Sequence[Spec], max_seeds: int, margin: float | None)
         got = Words(f"seed {first[0]} alone; say seed=range(5)")
         raise SpecError(KEY, "two or more seeds in the first round", got)
     if max_seeds < len(first):
-        raise SpecError("max_seeds", f"at least the {len(first)} seeds of the first round", max_seeds)
+        expected = f"at least the {len(first)} seeds of the first round"
+        raise SpecError("max_seeds", expected, max_seeds)
     if max_seeds > MOST_LOOKS * len(first):
-        raise SpecError("max_seeds", f"at most {MOST_LOOKS} rounds of {len(first)} seeds", max_seeds)
+        expected = f"at most {MOST_LOOKS} rounds of {len(first)} seeds"
+        raise SpecError("max_seeds", expected, max_seeds)
     return Rounds(first=first, max_seeds=max_seeds, margin=margin)
 
 
@@ -70,7 +73,7 @@ def seeds_by_cell(specs: Sequence[Spec]) -> dict[str, set[int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class NextRound:
-    """The overrides of the runs that open claims need next, and how many claims and cells that is."""
+    """The overrides of the runs that open claims need next, and how many claims and cells."""
 
     overrides: list[list[str]]
     n_open: int
@@ -87,8 +90,8 @@ def next_round(
 ) -> NextRound:
     """The runs of the next round, of every cell that an open claim uses on an open target.
 
-    Seeds are paired: the cells of a contrast get the same ones. A cell that other claims have brought further already
-    gets none.
+    Seeds are paired: the cells of a contrast get the same ones. A cell that other claims have
+    brought further already gets none.
 
     Parameters
     ----------
@@ -129,17 +132,20 @@ def judged_round(
 ) -> NextRound | None:
     """Judge a sweep after a round and say what comes next; None if the round is not finished.
 
-    `places` holds the folder of each job, from that of the sweep, by number, as `specs` and `overrides` do.
+    `places` holds the folder of each job, from that of the sweep, by number, as `specs` and
+    `overrides` do.
     """
-    ends = [outcome(folder / place) for place in places.values()]
-    if None in ends or (fail_fast and any(end is not None and end.status == "failed" for end in ends)):
-        return None
+    for place in places.values():
+        end = outcome(folder / place)
+        if end is None or (fail_fast and end.status == "failed"):
+            return None
     found = collect(folder)
     folders = {os.path.abspath(folder / place): number for number, place in places.items()}
     judged = courses(studies(found.runs, found.sweep.centres), rounds)
     following = next_round(judged, folders, specs, overrides, rounds)
     seeds = len({spec.seed for spec in specs.values()})
-    decided = f"{following.n_claims - following.n_open} of {following.n_claims} claims are decided at {seeds} seeds"
+    n_decided = following.n_claims - following.n_open
+    decided = f"{n_decided} of {following.n_claims} claims are decided at {seeds} seeds"
     if following.overrides:
         what = f"{len(following.overrides)} runs more of {following.n_cells} cells"
         log.info(f"{decided}; the next round: {what}")
@@ -150,8 +156,13 @@ def judged_round(
     return following
 
 
-def is_in_time(new: Sequence[Spec], trained: Sequence[Spec], elapsed: float, budget: float | None) -> bool:
-    """Whether runs would end within a budget in minutes, at the pace at which others took `elapsed` seconds."""
+def is_in_time(
+    new: Sequence[Spec],
+    trained: Sequence[Spec],
+    elapsed: float,
+    budget: float | None,
+) -> bool:
+    """Whether runs would end within a budget of minutes, if `trained` took `elapsed` seconds."""
     if budget is None:
         return True
     expected = elapsed
@@ -200,9 +211,10 @@ def most(specs: Sequence[Spec], rounds: Rounds, rate: float) -> str:
     """
     n_cells = len(seeds_by_cell(specs))
     seconds = total_cost(specs) / rate * rounds.max_seeds / len(rounds.first)
-    first = f"a first round of {len(rounds.first)} seeds in {n_cells} cells, then more until every claim is decided"
-    largest = f"{len(rounds.counts)} rounds, {n_cells * rounds.max_seeds} runs, about {spell_time(seconds)}"
-    return f"{first}: at most {largest}"
+    n_runs = n_cells * rounds.max_seeds
+    first = f"a first round of {len(rounds.first)} seeds in {n_cells} cells"
+    largest = f"at most {len(rounds.counts)} rounds, {n_runs} runs, about {spell_time(seconds)}"
+    return f"{first}, then more until every claim is decided: {largest}"
 
 
 def check_contrasts(specs: Sequence[Spec], centres: Centres, rounds: Rounds) -> None:
@@ -224,12 +236,13 @@ def check_contrasts(specs: Sequence[Spec], centres: Centres, rounds: Rounds) -> 
 
 
 def check_same_rule(folder: Path, old: Plan | None, rounds: Rounds | None) -> None:
-    """Raise if a sweep's folder was begun with another rule: the levels of its looks hold for one rule alone."""
+    """Raise if a sweep's folder was begun with another rule: the levels hold for one alone."""
     if old is None:
         return
     written = rounds.written() if rounds else {}
     if written != old.rounds:
-        raise SpecError(str(folder), f"the rule that it was begun with, {_rule(old.rounds)}", Words(_rule(written)))
+        expected = f"the rule that it was begun with, {_rule(old.rounds)}"
+        raise SpecError(str(folder), expected, Words(_rule(written)))
 
 
 def _rule(written: Mapping[str, Any]) -> str:

@@ -12,10 +12,16 @@ from nfexp.analysis.claims.measures import Contrast
 MOST = 2**40  # seeds; beyond that the estimate is as good as at its margin
 
 
-def seeds_to_tell(contrast: Contrast, kind: str, margin: float, level: float) -> tuple[float, float]:
-    """Seeds that would tell that a claim of one contrast holds, and that it fails; infinite for what it leans against.
+def seeds_to_tell(
+    contrast: Contrast,
+    kind: str,
+    margin: float,
+    level: float,
+) -> tuple[float, float]:
+    """Seeds that would tell that a claim of one contrast holds, and that it fails.
 
-    `kind` and `margin` are the claim's, `level` is what its one-sided p-value must not exceed.
+    Infinite for what the estimate leans against. `kind` and `margin` are the claim's, `level` is
+    what its one-sided p-value must not exceed.
 
     >>> import numpy as np
     >>> seeds_to_tell(Contrast("", np.array([0.1, 0.3, 0.5])), "above", 0.0, 0.025)

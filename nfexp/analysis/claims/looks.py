@@ -1,10 +1,11 @@
-"""The claims of a study whose seeds come in rounds: every verdict is that of the first look that gives one.
+"""The claims of a study whose seeds come in rounds: each gets the verdict of its first look.
 
-After each round one looks, so every p-value is a sequential one (:mod:`nfexp.analysis.sequential`), and what holds of
-verdicts elsewhere holds here: Holm over targets, 2.5% on each side. A claim goes on to the next look with the targets
-that are open, once every run of that round that they need has ended; a target, and a claim, that is decided stays so,
-whatever else its cells are trained for. All of it follows from the table of runs and the rule of the rounds: reports,
-and sweeps that go on, come to the same verdicts.
+After each round one looks, so every p-value is a sequential one (:mod:`nfexp.analysis.sequential`),
+and what holds of verdicts elsewhere holds here: Holm over targets, 2.5% on each side. A claim goes
+on to the next look with the targets that are open, once every run of that round that they need has
+ended; a target, and a claim, that is decided stays so, whatever else its cells are trained for. All
+of it follows from the table of runs and the rule of the rounds: reports, and sweeps that go on,
+come to the same verdicts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nfexp.analysis.claims.forecast import seeds_to_tell
 from nfexp.analysis.claims.measures import Contrast, Measure, mean_of
 from nfexp.analysis.sequential import Rounds, level_at, sequential_p
 from nfexp.analysis.statistics import Study, Tails, named, studies
+from nfexp.analysis.statistics.ablations import Centres
 from nfexp.analysis.statistics.studies import Key
 
 OPEN = "inconclusive"
@@ -39,15 +41,15 @@ class SequentialContrast(Contrast):
     counts: tuple[int, ...] = (1,)  # seeds at each look
 
     def tails(self, margin: float, *, signs: bool = False) -> Tails:
-        found = super().tails(margin, signs=signs)
-        return Tails(
-            sequential_p(found.at_most, self.look, self.counts), sequential_p(found.at_least, self.look, self.counts)
-        )
+        plain = super().tails(margin, signs=signs)
+        at_most = sequential_p(plain.at_most, self.look, self.counts)
+        at_least = sequential_p(plain.at_least, self.look, self.counts)
+        return Tails(at_most, at_least)
 
 
 @dataclass(frozen=True)
 class SequentialFinding(Finding):
-    """What one claim comes to on one target at one look: no p-value is larger than at the looks before."""
+    """What one claim comes to on one target at one look; its p-values never rise again."""
 
     look: int = 1
     earlier: Finding | None = None
@@ -79,10 +81,14 @@ class Course:
         targets = {finding.target for finding in self.findings}
         if not self.claim.across:
             targets = {finding.target for finding in voters(self.findings)}
-        return [i for i, finding in enumerate(self.findings) if finding.applies and finding.target in targets]
+        places = []
+        for i, finding in enumerate(self.findings):
+            if finding.applies and finding.target in targets:
+                places.append(i)
+        return places
 
     def open(self) -> list[int]:
-        """The positions of the findings that more seeds could decide, if the claim is not decided yet."""
+        """The positions of the findings that more seeds could decide; none of a decided claim."""
         if self.is_decided:
             return []
         return [i for i in self.voting() if self.verdicts[i] == OPEN]
@@ -120,17 +126,31 @@ class Looks:
             return None
         group = {target: self.study(target, look) for target in targets}
         found = find(claim, group)
-        cells = {target: dict(study.used or study.cells) for target, study in group.items()}
-        is_whole = all(self._is_whole(runs, look) for own in cells.values() for runs in own.values())
+        cells = {}
+        is_whole = True
+        for target, study in group.items():
+            cells[target] = dict(study.used or study.cells)
+            for runs in cells[target].values():
+                is_whole = is_whole and self._is_whole(runs, look)
         if not is_whole and look > 1:
             return None
         contrasts = []
-        for c in found.contrasts:
-            contrasts.append(SequentialContrast(c.label, c.values, c.share, c.margin, look, self.rounds.counts))
+        for contrast in found.contrasts:
+            own = vars(contrast)
+            contrasts.append(SequentialContrast(**own, look=look, counts=self.rounds.counts))
         waits = found.applies and not is_whole
-        note = "; ".join(filter(None, [found.note, "the first round is not finished" * waits]))
+        notes = [found.note, "the first round is not finished"] if waits else [found.note]
         return SequentialFinding(
-            claim, found.target, contrasts, found.lost or waits, found.applies, found.rows, note, look, earlier, cells
+            claim=claim,
+            target=found.target,
+            contrasts=contrasts,
+            lost=found.lost or waits,
+            applies=found.applies,
+            rows=found.rows,
+            note="; ".join(note for note in notes if note),
+            look=look,
+            earlier=earlier,
+            cells=cells,
         )
 
     def _is_whole(self, runs: pd.DataFrame, look: int) -> bool:
@@ -169,7 +189,10 @@ class Looks:
 
 
 def is_out_of_reach(finding: SequentialFinding, rounds: Rounds) -> bool:
-    """Whether shares of none or all so far would need more than `max_seeds`: never to diverge takes hundreds."""
+    """Whether shares that are 0 or 1 so far would need more than `max_seeds`.
+
+    That no seed ever diverges takes hundreds of calm ones: they are not trained for it.
+    """
     for contrast in finding.contrasts:
         if not contrast.share or len(set(contrast.values.tolist())) != 1:
             return False  # a mean, or a share that is neither 0 nor 1 so far
@@ -179,7 +202,7 @@ def is_out_of_reach(finding: SequentialFinding, rounds: Rounds) -> bool:
 
 
 def courses(by_target: Mapping[str, Study], rounds: Rounds) -> list[Course]:
-    """How every claim of the sources went and, if the rounds have a margin, every claim of the study's own.
+    """How every claim of the sources went and, with a margin, every claim of the study's own.
 
     With a margin the rounds go on for these alone.
     """
@@ -223,14 +246,17 @@ def from_centre(changes: Mapping[str, Any]) -> Measure:
     return measure
 
 
-def evaluate_in_rounds(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]], rounds: Rounds) -> pd.DataFrame:
-    """The table of :func:`nfexp.analysis.claims.evaluate` for seeds that came in rounds, with three more columns.
+def evaluate_in_rounds(runs: pd.DataFrame, centres: Centres, rounds: Rounds) -> pd.DataFrame:
+    """The table of :func:`nfexp.analysis.claims.evaluate` for seeds that came in rounds.
 
-    rounds: looks at the claim, or at it on the target. stopped: "decided"; "max_seeds"; "out of reach" of a share of
-    none or all that would take more; "no further round" where one was possible and has not been trained; "not
-    measured" where the study lacks what the claim is about. seeds_needed: how many would decide an open one, if
-    estimates and spreads stayed. Runs with other seeds than those of the rounds do not count. `p_for` and `p_against`
-    allow for all looks that there may be.
+    It has three more columns.
+
+    rounds: looks at the claim, or at it on the target. stopped: "decided"; "max_seeds"; "out of
+    reach" of a share of none or all that would take more; "no further round" where one was possible
+    and has not been trained; "not measured" where the study lacks what the claim is about.
+    seeds_needed: how many would decide an open one, if estimates and spreads stayed. Runs with
+    other seeds than those of the rounds do not count. `p_for` and `p_against` allow for all looks
+    that there may be.
     """
     rows: list[Mapping[str, Any]] = []
     for course in courses(studies(runs, centres), rounds):
@@ -275,7 +301,10 @@ def _why(finding: SequentialFinding, verdict: str, rounds: Rounds) -> str:
 
 
 def _seeds_needed(finding: SequentialFinding, rounds: Rounds, n_open: int) -> tuple[float, float]:
-    """Seeds that would tell that a claim holds on a target, and that it fails, beside `n_open` − 1 other open ones."""
+    """Seeds that would tell that a claim holds on a target, and that it fails.
+
+    Holm asks more of each of the `n_open` targets that are open.
+    """
     if not finding.contrasts or not finding.applies:
         return math.inf, math.inf
     last = len(rounds.counts)
@@ -285,7 +314,7 @@ def _seeds_needed(finding: SequentialFinding, rounds: Rounds, n_open: int) -> tu
     holds = 0.0
     fails = math.inf
     for contrast in finding.contrasts:
-        each = n_seeds / max(1, len(contrast.values))  # seeds a value: below 1 where a seed gives several
+        each = n_seeds / max(1, len(contrast.values))  # seeds a value, which may be below 1
         margin = finding.margin(contrast)
         to_hold, _ = seeds_to_tell(contrast, finding.claim.kind, margin, level)
         _, to_fail = seeds_to_tell(contrast, finding.claim.kind, margin, level_of_any)
@@ -295,7 +324,7 @@ def _seeds_needed(finding: SequentialFinding, rounds: Rounds, n_open: int) -> tu
 
 
 def _seeds_overall(course: Course, needed: Sequence[tuple[float, float]]) -> float:
-    """Seeds that would decide a claim over its targets: those of the target whose turn it is by the quantifier."""
+    """Seeds that would decide a claim over its targets: of the target that the quantifier needs."""
     hold = []
     fail = []
     voting = course.voting()
