@@ -12,6 +12,7 @@ from benchmarks.children import ROOT
 from nfexp.analysis.sequential import rounds_of
 from nfexp.analysis.table import read_runs
 from nfexp.analysis.table.baselines import BASELINES, load_baselines
+from nfexp.spec import ADDED
 
 PAGE, DATA = ROOT / "docs" / "reproduction.md", ROOT / "docs" / "reproduction"
 PICTURES = DATA / "img"
@@ -52,4 +53,8 @@ def load(data: Path = DATA) -> tuple[dict[str, pd.DataFrame], dict[str, Centres]
         frames[study].attrs["rounds"] = rounds_of(written)
     if (data / BASELINES).exists():
         frames["baselines"] = load_baselines(data)
-    return frames, json.loads((data / CENTRES).read_text())
+    centres: dict[str, Centres] = json.loads((data / CENTRES).read_text())
+    for study in centres.values():
+        for target, centre in study.items():
+            study[target] = ADDED | centre
+    return frames, centres
