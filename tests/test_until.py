@@ -72,6 +72,7 @@ def test_a_round_that_was_cut_off_is_finished_first(run):
 def test_exclusions_hold_in_every_round(run):
     exclude = "hydra.sweeper.exclude=[{flow.activation:tanh}]"
     words = [word.replace("relu,tanh", "relu,tanh,elu") for word in SWEEP]
+    words[words.index("hydra/launcher=basic")] = "hydra.launcher.workers=1"  # the stack launcher
     assert run(*words, *OPEN, exclude)[0] == 0
     assert seeds() == {"relu": [0, 1, 2, 3], "elu": [0, 1, 2, 3]}
 
@@ -102,6 +103,13 @@ def test_another_rule_is_refused(run):
             code, said, written = run("s", *given, entry=cli.resume)
             assert (code, written) == (1, []) and message in said, said
     assert plan()["rounds"]["max_seeds"] == 4
+    other_seeds = [word.replace("seed=0,1", "seed=5,6") for word in SWEEP]
+    code, said, written = run(*other_seeds, *CLEAR)
+    assert (code, written) == (1, []) and "after seeds 0, 1; got until=decided" in said, said
+    Path("s/sweep.json").write_text(json.dumps(plan() | {"rounds": {"first": "01"}}))
+    for arguments, entry in (((*SWEEP, *CLEAR), cli.main), (("s",), cli.resume)):
+        code, said, written = run(*arguments, entry=entry)
+        assert (code, written) == (1, []) and "sweep.json: expected rounds.first: a list of seeds" in said, said
 
 
 def test_a_sweep_without_rounds_gets_none_later(run):

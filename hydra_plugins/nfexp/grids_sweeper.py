@@ -147,7 +147,8 @@ class GridsSweeper(Sweeper):
 
         specs = [request.spec for request in chosen.requests.values()]
         if old is not None and old.rounds:
-            specs = [spec for spec in specs if spec.seed in old.rounds["first"]]
+            of_first = [spec for spec in specs if spec.seed in old.rounds["first"]]
+            specs = of_first or specs
         rounds = None
         if self.config.until is not None:
             rounds = rounds_of_sweep(specs, self.config.max_seeds, self.config.margin)

@@ -91,7 +91,19 @@ def read_plan(folder: Path) -> Plan | None:
     plan = plans.read_plan(folder)
     if plan is not None:
         plans.require_commands(folder, plan)
+        _check_rounds(folder, plan)
     return plan
+
+
+def _check_rounds(folder: Path, plan: Plan) -> None:
+    if not plan.rounds:
+        return
+    from nfexp.analysis.sequential import rounds_of
+
+    try:
+        rounds_of(plan.rounds)
+    except ValueError as error:
+        raise SpecError(f"{folder}/sweep.json", str(error), plan.rounds) from None
 
 
 def stored_configs(plan: Plan) -> list[dict[str, Any]]:
