@@ -209,6 +209,8 @@ def check_plain_run(arguments: Sequence[str]) -> None:
         config = maker.compose_config(name, overrides, RunMode.RUN, with_log_configuration=False)
         HydraConfig.instance().set_config(config)
         check_no_sweep(config.hydra.sweeper)
+        if config.until is not None:
+            raise SpecError("until", "nfexp -m, for rounds of seeds are a sweep", Words("a single run"))
         with open_dict(config):
             del config["hydra"]
         single_spec(config)

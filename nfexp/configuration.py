@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,39 @@ REDO = {
     "diverged": ("diverged",),
     "both": ("failed", "diverged"),
 }
-# The keys that say how a command goes about it, not what a run is, with their values
-CONTROLS: dict[str, tuple[Any, ...]] = {
-    "dry_run": (False, True),
-    "fail_fast": (False, True),
-    "mixed": (False, True),
-    "redo": tuple(REDO),
+
+
+@dataclass(frozen=True)
+class Control:
+    """A key that says how a command goes about it, not what a run is: what it takes."""
+
+    expected: str
+    allows: Callable[[Any], bool]
+
+
+def _truth(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 2
+
+
+def _amount(value: Any) -> bool:
+    """A number above 0, or null."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (is_number and 0 < value < math.inf)
+
+
+CONTROLS = {
+    "dry_run": Control("true or false", _truth),
+    "fail_fast": Control("true or false", _truth),
+    "mixed": Control("true or false", _truth),
+    "redo": Control(f"one of {', '.join(REDO)}", lambda value: value in tuple(REDO)),
+    "until": Control("decided, or null", lambda value: value in (None, "decided")),
+    "max_seeds": Control("an integer >= 2", _count),
+    "margin": Control("a number > 0, in nats, or null", _amount),
+    "time_budget": Control("a number of minutes > 0, or null", _amount),
 }
 
 
@@ -44,12 +73,13 @@ OmegaConf.register_new_resolver("nfexp.job_folder", job_folder, replace=True)
 
 def check_controls(config: Mapping[str, Any]) -> None:
     """Raise for a control with a value that it cannot have."""
-    for key, options in CONTROLS.items():
+    for key, control in CONTROLS.items():
         value = config.get(key)
-        if value in options and type(value) is type(options[0]):  # to Python 1 is in (False, True)
-            continue
-        expected = "true or false" if options[0] is False else f"one of {', '.join(options)}"
-        raise SpecError(key, expected, value)
+        if not control.allows(value):
+            raise SpecError(key, control.expected, value)
+    for key in ("margin", "time_budget"):
+        if config.get(key) is not None and config.get("until") is None:
+            raise SpecError(key, "until=decided beside it", config.get(key))
 
 
 def plain_of(config: DictConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.children import ROOT
+from nfexp.analysis.sequential import rounds_of
 from nfexp.analysis.table import read_runs
 from nfexp.analysis.table.baselines import BASELINES, load_baselines
 from nfexp.spec import ADDED
@@ -31,13 +32,25 @@ TRUTHS = {  # the draws that they are judged on beside the test draws
 }  # fmt: skip
 DRAWS = ("data.name", "data.noise", "data.n_samples", "seed")
 CENTRES = "centres.json"
+ROUNDS = "rounds.json"  # of the studies whose seeds came in rounds
 Centres = dict[str, dict[str, Any]]
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file holds by study; nothing if it is not there."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def load(data: Path = DATA) -> tuple[dict[str, pd.DataFrame], dict[str, Centres]]:
-    """The stored tables by name, and the centres of each study."""
+    """The stored tables by name, and the centres of each study.
+
+    A table whose seeds came in rounds has their rule as ``attrs["rounds"]``.
+    """
     frames = {p.name.removesuffix(".csv.gz"): read_runs(p) for p in sorted(data.glob("*.csv.gz"))}
     frames |= {p.stem: pd.read_csv(p) for p in sorted(data.glob("*_*.csv"))}
+    for study, written in read_json(data / ROUNDS).items():
+        frames[study].attrs["rounds"] = rounds_of(written)
     if (data / BASELINES).exists():
         frames["baselines"] = load_baselines(data)
     centres: dict[str, Centres] = json.loads((data / CENTRES).read_text())

@@ -13,6 +13,7 @@ import pandas as pd
 from benchmarks.tables import markdown
 from nfexp.analysis import claims
 from nfexp.analysis import statistics as stats
+from nfexp.analysis.claims.looks import evaluate_in_rounds
 from nfexp.analysis.claims.measures import diverged
 from nfexp.analysis.statistics import mean_interval, share_interval, studies
 from nfexp.analysis.table.baselines import MODELS
@@ -64,7 +65,11 @@ def judge(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) ->
     parts = []
     for study in ("ablations", "blog"):
         if study in frames:
-            found = claims.evaluate(frames[study], centres[study])
+            rounds = frames[study].attrs.get("rounds")
+            if rounds is None:
+                found = claims.evaluate(frames[study], centres[study])
+            else:
+                found = evaluate_in_rounds(frames[study], centres[study], rounds)
             about = found["claim"].isin(BY_BLOG)
             parts.append(found[about if study == "blog" else ~about].assign(study=study))
     found = pd.concat(parts)

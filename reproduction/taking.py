@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.cases import make_spec
+from nfexp.analysis.sequential import Rounds
 from nfexp.analysis.table import ReportError, collect, load_arrays, write_csv
 from nfexp.analysis.table.baselines import BASELINES, load_baselines
 from nfexp.data import density_of, load
 from nfexp.files import replacing
 from nfexp.report.figures import draw_all
-from reproduction import CENTRES, DATA, DRAWS, PICTURES, STUDIES, TRUTHS
+from reproduction import CENTRES, DATA, DRAWS, PICTURES, ROUNDS, STUDIES, TRUTHS, read_json
 
 
 def copied(pictures: Iterable[Path], images: Path, prefix: str = "") -> None:
@@ -37,9 +38,10 @@ def take(study: str, dirs: Sequence[str], data: Path = DATA, images: Path | None
         write_csv(found.runs.drop(columns="dir").sort_values(["data.name", "job"], kind="stable"), plain)
         with replacing(data / f"{study}.csv.gz") as path:
             path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
-    centres = json.loads((data / CENTRES).read_text()) if (data / CENTRES).exists() else {}
+    centres = read_json(data / CENTRES) | {study: found.sweep.centres}
     with replacing(data / CENTRES) as path:
-        path.write_text(json.dumps(centres | {study: found.sweep.centres}, indent=1, sort_keys=True) + "\n")
+        path.write_text(json.dumps(centres, indent=1, sort_keys=True) + "\n")
+    _keep_rounds(study, found.sweep.rounds, data / ROUNDS)
     if split := TRUTHS.get(study):
         path = data / f"{split}_truth.csv"
         parts = [pd.read_csv(path)] if path.exists() else []
@@ -52,6 +54,17 @@ def take(study: str, dirs: Sequence[str], data: Path = DATA, images: Path | None
         with tempfile.TemporaryDirectory() as name:
             drawn = draw_all(Path(name), found.runs, found.sweep, {}, only=STUDIES[study])
             copied(drawn.values(), images, f"{study}_")
+
+
+def _keep_rounds(study: str, rounds: Rounds | None, kept: Path) -> None:
+    """Keep the rule of the rounds of a study beside its table, or that it has none."""
+    rules = read_json(kept)
+    rules.pop(study, None)
+    if rounds is not None:
+        rules[study] = rounds.written()
+    if rules or kept.exists():
+        with replacing(kept) as path:
+            path.write_text(json.dumps(rules, indent=1, sort_keys=True) + "\n")
 
 
 def layer_table(runs: pd.DataFrame) -> pd.DataFrame:

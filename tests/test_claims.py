@@ -270,6 +270,10 @@ def test_runs_that_share_the_time_of_a_stack_are_one_measurement():
     runs = [(c, {"seconds": 1 + c["data.n_samples"] / 500 + 1e-6 * c["seed"]}, s) for c, _, s in full_batch()]
     row = row_of(runs, "K3a")
     assert row["verdict"] == "inconclusive" and row["n"] == 1 and "4 runs in 1 pairs of stacks" in row["note"]
+    assert "each round of until=decided adds one" in row["note"]
+    twice = [(c, m | {"seconds": m["seconds"] + 0.1 * c["data.n_samples"] * (c["seed"] > 1)}, s) for c, m, s in runs]
+    row = row_of(twice, "K3a")
+    assert row["n"] == 2 and "until=decided" not in row["note"]
 
 
 def test_one_run_that_is_far_off_hides_an_effect_from_the_mean_only():

@@ -69,6 +69,12 @@ CONTROLS = {
     "redo of no sort": ("-m redo=all", "redo: expected one of none, failed, diverged, both; got 'all'"),
     "mixed of no sort": ("-m mixed=1", "mixed: expected true or false; got 1"),
     "fail_fast of no sort": ("-m fail_fast=null", "fail_fast: expected true or false; got None"),
+    "rounds of no sort": ("-m until=done", "until: expected decided, or null; got 'done'"),
+    "rounds of one run": ("until=decided", "until: expected nfexp -m, .*; got a single run"),
+    "max_seeds of no sort": ("-m max_seeds=1", "max_seeds: expected an integer >= 2; got 1"),
+    "a margin below 0": ("-m until=decided margin=-0.1", "margin: expected a number > 0, in nats, or null; got -0.1"),
+    "a margin alone": ("-m seed=0,1 margin=0.1", "margin: expected until=decided beside it; got 0.1"),
+    "no time at all": ("-m until=decided time_budget=0", "time_budget: expected a number of minutes > 0, .*; got 0"),
     "two ways to go about it": ("-m fail_fast=true,false", "fail_fast: expected one value, .*; got .*"),
     "fail_fast elsewhere": (
         "-m fail_fast=true hydra/launcher=basic", "fail_fast: expected hydra/launcher=stack, .*; got another launcher",

@@ -17,10 +17,12 @@ ROOMS = """
     data.mixtures data.lettering data.densities data
     optimisers batches train score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage
-    analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays analysis.table.index
-    analysis.table.saved analysis.table.rows analysis.table.gather analysis.table analysis.table.baselines
+    analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays
+    analysis.table.index analysis.table.saved analysis.table.rows analysis.table.gather analysis.table
+    analysis.table.baselines
     analysis.statistics.intervals analysis.statistics.ablations analysis.statistics.studies analysis.statistics
-    analysis.claims.measures analysis.claims.catalogue analysis.claims.findings analysis.claims
+    analysis.claims.measures analysis.claims.forecast analysis.claims.catalogue analysis.claims.findings analysis.claims
+    analysis.claims.looks
     report.words report.selection report.exemplar report.planar report.folders
     report.figures.panels report.figures.scales report.figures.ablation report.figures.convergence
     report.figures.clouds report.figures.density report.figures.animations report.figures.summary
@@ -29,7 +31,7 @@ ROOMS = """
     configuration
     sweep.stopping sweep.worker sweep.planning sweep.executors sweep.pool sweep.slurm sweep.joblib
     sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
-    sweep.dry_run sweep.stacking sweep.conclusion
+    sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion
     baselines cli __main__
 """
 ORDER = ROOMS.split()

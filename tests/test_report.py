@@ -1,3 +1,4 @@
+import json
 import re
 
 import pandas as pd
@@ -245,3 +246,39 @@ def test_numbers():
     assert words.interval(0.04123, 0.0362, 0.0487) == "0.041 [0.036, 0.049]"
     assert words.interval(0.04, float("nan"), float("nan")) == "0.040"
     assert [words.duration(s) for s in (12.34, 270, 7560)] == ["12.3 s", "4.5 min", "2.1 h"]
+
+
+def in_rounds(folder, seeds, **rule):
+    """A sweep of one flow against six, whose seeds came in rounds."""
+    runs = []
+    for seed in range(seeds):
+        runs.append(({"seed": seed}, {"kl": 0.04 + 0.001 * seed}, "completed"))
+        runs.append(({"flow.n_flows": 1, "seed": seed}, {"kl": 0.1 + 0.03 * (seed % 3)}, "completed"))
+    write_sweep(folder, runs, arrays=False)
+    plan = json.loads((folder / "sweep.json").read_text())
+    written = {"first": [0, 1, 2], "max_seeds": 12, "spending": "linear", "margin": None} | rule
+    (folder / "sweep.json").write_text(json.dumps(plan | {"rounds": written}))
+    return folder
+
+
+def test_rounds_are_told(tmp_path, no_figures, capsys):
+    folder = in_rounds(tmp_path / "s", 6)
+    assert report.main([str(folder)]) == 0
+    told = capsys.readouterr().out
+    judged = pd.read_csv(folder / "claims.csv").set_index(["claim", "target"])
+    assert [*judged][-3:] == ["rounds", "stopped", "seeds_needed"]
+    row = judged.loc["K1a", "moons"]
+    assert (row["rounds"], row["stopped"], row["n"], row["verdict"]) == (2, "no further round", 6, "inconclusive")
+    assert row["seeds_needed"] > 6
+    words = f"2 rounds, no further round, about {row['seeds_needed']:.0f} seeds needed"
+    assert words in told
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert words in text and "Seeds came in rounds" in text
+
+
+def test_a_plan_whose_rounds_are_no_rule_is_skipped(tmp_path, no_figures, caplog):
+    folder = in_rounds(tmp_path / "s", 3, spending="none")
+    report.build(folder)
+    assert "rounds.spending: linear" in caplog.text
+    assert "rounds" not in pd.read_csv(folder / "claims.csv")

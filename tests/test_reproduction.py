@@ -47,6 +47,20 @@ def test_every_block_is_written_or_says_that_it_was_not_run(taken):
     assert "| KL" not in text and "**flows** (`flow.n_flows`)" in text
 
 
+def test_a_study_in_rounds_is_judged_by_its_rule(tmp_path):
+    sweep = ablation_sweep(tmp_path / "s", targets=("moons",), arrays=False)
+    plan = json.loads((sweep / "sweep.json").read_text())
+    rule = {"first": [0, 1, 2], "max_seeds": 9, "spending": "linear", "margin": None}
+    (sweep / "sweep.json").write_text(json.dumps(plan | {"rounds": rule}))
+    take("ablations", [str(sweep)], tmp_path / "data", images=None)
+    assert json.loads((tmp_path / "data" / "rounds.json").read_text()) == {"ablations": rule}
+    judged = judge(*load(tmp_path / "data"))
+    assert set(judged["rounds"]) == {1}
+    (sweep / "sweep.json").write_text(json.dumps(plan))
+    take("ablations", [str(sweep)], tmp_path / "data", images=None)
+    assert "rounds" not in judge(*load(tmp_path / "data"))
+
+
 def test_a_changed_number_changes_the_page(taken):
     _, data = taken
     page = refreshed("<!-- axes -->\n<!-- end -->\n", data)

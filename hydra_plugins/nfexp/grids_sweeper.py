@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
+    from nfexp.analysis.sequential import Rounds
+    from nfexp.spec import Spec
     from nfexp.sweep.compose import Composer
-    from nfexp.sweep.folder import Plan, Step
+    from nfexp.sweep.folder import NumberedJob, Plan, Step
     from nfexp.sweep.grids import Options, Point
-    from nfexp.sweep.requests import Chosen
+    from nfexp.sweep.requests import Chosen, Request
     from nfexp.sweep.stacking import Stacking
 
 log = logging.getLogger(__name__)
@@ -89,18 +91,19 @@ class GridsSweeper(Sweeper):
         begun = time.perf_counter()
         chosen = self._chosen(folder, arguments)
         self._call(check_all, [request.spec for request in chosen.requests.values()])
+        rounds = self._rounds(folder, chosen, arguments)
         if self.config.dry_run:
-            print(self._dry_run(self._settled(folder, chosen), chosen.dropped))
+            print(self._dry_run(self._settled(folder, chosen), chosen.dropped, rounds))
             return []
         if not folder.exists():
             self._settled(folder, chosen)  # a sweep that is refused makes no folder
         with claimed(self.config, "sweep") as claimed_folder:  # may have another name, with _1
             step = self._settled(claimed_folder, chosen)
-            self._begin(claimed_folder, step, arguments)
+            self._begin(claimed_folder, step, arguments, rounds)
             seconds = time.perf_counter() - begun
             runs = f"{len(chosen.requests)} runs; {chosen.dropped}"
             log.info(f"{claimed_folder}: {runs}; {seconds:.1f} s to compose")
-            return self._launch(claimed_folder, step)
+            return self._train(claimed_folder, step, arguments, rounds)
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function that needs torch: in a worker, where there is one."""
@@ -122,7 +125,36 @@ class GridsSweeper(Sweeper):
             return choose(_stored(folder, old), self.composer.spec, excluded=0, sample=None)
         overrides, excluded = self.points(arguments)
         sample = self.options.sample
-        return choose(overrides, self.composer.spec, excluded=excluded, sample=sample)
+        chosen = choose(overrides, self.composer.spec, excluded=excluded, sample=sample)
+        old = read_plan(folder)
+        if old is not None and old.rounds:
+            # What the rounds have added to this folder belongs to the command that began it.
+            first = set(old.rounds["first"])
+            every = choose(_stored(folder, old), self.composer.spec, excluded=0, sample=None)
+            for identity, request in every.requests.items():
+                if request.spec.seed not in first:
+                    chosen.requests.setdefault(identity, request)
+        return chosen
+
+    def _rounds(self, folder: Path, chosen: Chosen, arguments: Sequence[str]) -> Rounds | None:
+        """The rule of the rounds; None if all seeds are said. Raises if the folder has another."""
+        from nfexp.sweep.folder import read_plan
+
+        old = read_plan(folder)
+        if self.config.until is None and (old is None or not old.rounds):
+            return None
+        from nfexp.sweep.rounds import check_contrasts, check_same_rule, rounds_of_sweep
+
+        specs = [request.spec for request in chosen.requests.values()]
+        if old is not None and old.rounds:
+            of_first = [spec for spec in specs if spec.seed in old.rounds["first"]]
+            specs = of_first or specs
+        rounds = None
+        if self.config.until is not None:
+            rounds = rounds_of_sweep(specs, self.config.max_seeds, self.config.margin)
+            check_contrasts(specs, self._centres(chosen.requests.values(), arguments), rounds)
+        check_same_rule(folder, old, rounds)
+        return rounds
 
     def points(self, arguments: Sequence[str]) -> tuple[list[list[str]], int]:
         """Overrides of every point, equal ones not yet dropped, and how many `exclude` left out."""
@@ -147,8 +179,11 @@ class GridsSweeper(Sweeper):
                 values[key] = value
         return values
 
-    def _settled(self, folder: Path, chosen: Chosen) -> Step:
-        """The jobs with their numbers and folders, and what of them is in the sweep's folder."""
+    def _settled(self, folder: Path, chosen: Chosen, *, grows: bool = False) -> Step:
+        """The jobs with their numbers and folders, and what of them is in the sweep's folder.
+
+        `grows` lets the folder take more jobs than its plan has.
+        """
         from nfexp.sweep.folder import read_plan, settle
 
         def place(overrides: Sequence[str], number: int) -> str:
@@ -159,11 +194,11 @@ class GridsSweeper(Sweeper):
             read_plan(folder),
             chosen.requests,
             place,
-            mixed=self.config.mixed,
-            redo=self.config.redo,
+            mixed=self.config.mixed or grows,
+            redo="none" if grows else self.config.redo,
         )
 
-    def _dry_run(self, step: Step, dropped: str) -> str:
+    def _dry_run(self, step: Step, dropped: str, rounds: Rounds | None) -> str:
         from nfexp.sweep.dry_run import Stacks, describe
         from nfexp.sweep.planning import training_rate
 
@@ -177,14 +212,24 @@ class GridsSweeper(Sweeper):
             alone = [[i] for i in range(len(specs))]
             stacks = Stacks(positions=alone, at_once=1, room=None)
         rate = self._call(training_rate, specs[0], stacks.at_once)
-        return describe(specs, stacks, rate=rate, n_finished=n_finished, dropped=dropped)
+        more = ""
+        if rounds is not None:
+            from nfexp.sweep.rounds import most
 
-    def _begin(self, folder: Path, step: Step, arguments: Sequence[str]) -> None:
+            first = [job.spec for job in step.jobs.values() if job.spec.seed in rounds.first]
+            more = most(first, rounds, rate)
+        return describe(specs, stacks, rate=rate, n_finished=n_finished, dropped=dropped, more=more)
+
+    def _begin(
+        self,
+        folder: Path,
+        step: Step,
+        arguments: Sequence[str],
+        rounds: Rounds | None,
+    ) -> None:
         """Write what the sweep intends: `multirun.yaml` as Hydra does, and `sweep.json`."""
-        from nfexp.arguments import argument, key_of
         from nfexp.commands import is_said_once
         from nfexp.files import replacing
-        from nfexp.spec import flatten
         from nfexp.sweep.folder import Plan, begin_sweep, read_plan
 
         with replacing(folder / "multirun.yaml") as path:
@@ -192,28 +237,56 @@ class GridsSweeper(Sweeper):
         plan = Plan(
             name=self.config.name,
             arguments=[word for word in sys.argv[1:] if not is_said_once(word)],
+            centres=self._centres(step.jobs.values(), arguments),
+            rounds=rounds.written() if rounds else {},
         )
-        # The centre of the study: what the command line fixes, and nothing of what the sweep
-        # varies.
-        fixed = [a for a in arguments if not argument(a).swept and key_of(a) != "data"]
-        for job in step.jobs.values():
-            name = job.spec.data.name
-            if name not in plan.centres:
-                target = [override for override in job.overrides if key_of(override) == "data"]
-                plan.centres[name] = flatten(self.composer.spec([*target, *fixed]))
         begin_sweep(folder, read_plan(folder), step, plan)
 
-    def _launch(self, folder: Path, step: Step) -> list[JobReturn]:
-        """Have the launcher run the jobs, then report; raises if a run failed."""
+    def _centres(
+        self,
+        jobs: Iterable[Request | NumberedJob],
+        arguments: Sequence[str],
+    ) -> dict[str, dict[str, Any]]:
+        """The centre of the study by target: what the command line fixes, not what is varied."""
+        from nfexp.arguments import argument, key_of
+        from nfexp.spec import flatten
+
+        fixed = [a for a in arguments if not argument(a).swept and key_of(a) != "data"]
+        centres = {}
+        for job in jobs:
+            name = job.spec.data.name
+            if name not in centres:
+                target = [override for override in job.overrides if key_of(override) == "data"]
+                centres[name] = flatten(self.composer.spec([*target, *fixed]))
+        return centres
+
+    def _train(
+        self,
+        folder: Path,
+        step: Step,
+        arguments: Sequence[str],
+        rounds: Rounds | None,
+    ) -> list[JobReturn]:
+        """Have the launcher run the jobs, round by round, then report; raises if a run failed."""
         from nfexp.record import RunFailed
         from nfexp.sweep import conclusion
 
         returns: list[JobReturn] = []
         interrupted = False
+        begun = time.perf_counter()
+        trained: list[Spec] = []
         try:
-            for numbers in step.ranges():
-                some = [step.jobs[number].overrides for number in numbers]
-                returns += self.launcher.launch(some, initial_job_idx=numbers.start)
+            returns += self._launch(step, set())
+            trained += [job.spec for n, job in step.jobs.items() if n not in step.finished]
+            while rounds is not None:
+                later = self._next_round(folder, step, rounds)
+                if later is None or not self._is_in_time(later, step, trained, begun):
+                    break
+                done = set(step.jobs)
+                step = later
+                self._begin(folder, step, arguments, rounds)
+                returns += self._launch(step, done)
+                trained += [job.spec for n, job in step.jobs.items() if n not in done]
         except KeyboardInterrupt:
             interrupted = True
         ends = conclusion.report_on(folder, step.folders())
@@ -228,6 +301,50 @@ class GridsSweeper(Sweeper):
         if self.stacking is None or self.stacking.options.wait:
             conclusion.raise_unless_complete(folder, step.folders(), ends)
         return returns
+
+    def _launch(self, step: Step, done: set[int]) -> list[JobReturn]:
+        """Have the launcher run the jobs of a step but those that were launched before."""
+        returns: list[JobReturn] = []
+        for numbers in step.ranges(without=done):
+            some = [step.jobs[number].overrides for number in numbers]
+            returns += self.launcher.launch(some, initial_job_idx=numbers.start)
+        return returns
+
+    def _next_round(self, folder: Path, step: Step, rounds: Rounds) -> Step | None:
+        """The sweep with the runs of its next round; None if there is none, or not yet."""
+        from nfexp.sweep.requests import Chosen, Request
+        from nfexp.sweep.rounds import judged_round
+
+        specs = {number: job.spec for number, job in step.jobs.items()}
+        overrides = {number: job.overrides for number, job in step.jobs.items()}
+        found = judged_round(
+            folder,
+            step.folders(),
+            specs,
+            overrides,
+            rounds,
+            fail_fast=self.config.fail_fast,
+        )
+        if found is None or not found.overrides:
+            return None
+        requests = {job.run_id: Request(job.overrides, job.spec) for job in step.jobs.values()}
+        added = self._composed(found.overrides)
+        grown = self._settled(folder, Chosen(requests=requests | added, dropped=""), grows=True)
+        grown.mixed = False  # it is the plan's own rule that lets the folder grow
+        return grown
+
+    def _composed(self, overrides: Sequence[Sequence[str]]) -> dict[str, Request]:
+        from nfexp.sweep.requests import choose
+
+        return choose(overrides, self.composer.spec, excluded=0, sample=None).requests
+
+    def _is_in_time(self, later: Step, step: Step, trained: Sequence[Spec], begun: float) -> bool:
+        """Whether the next round would end within `time_budget`, at the pace so far."""
+        from nfexp.sweep.rounds import is_in_time
+
+        new = [job.spec for number, job in later.jobs.items() if number not in step.jobs]
+        elapsed = time.perf_counter() - begun
+        return is_in_time(new, trained, elapsed, self.config.time_budget)
 
 
 def _checked(options: Mapping[str, Any]) -> Options:

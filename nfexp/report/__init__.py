@@ -11,6 +11,7 @@ import pandas as pd
 
 from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
+from nfexp.analysis.claims.looks import evaluate_in_rounds
 from nfexp.analysis.table import cannot_write
 from nfexp.analysis.table.baselines import load_baselines
 from nfexp.commands import folder_word
@@ -46,7 +47,7 @@ def _write(dirs: Sequence[str | Path], folder: Path) -> Report:
     found = table.collect(*dirs, cache=folder)
     centres = found.sweep.centres
     tables = stats.ablations(found.runs, centres)
-    judged = claims.evaluate(found.runs, centres)
+    judged = _judged(found.runs, found.sweep)
     unread: list[table.ReportError] = []
     fits = load_baselines(*dirs, skipped=unread)
     table.skip(unread, found.skipped)
@@ -67,6 +68,13 @@ def _write(dirs: Sequence[str | Path], folder: Path) -> Report:
     _write_text(to_markdown(contents), folder / "report.md")
     _write_text(to_html(contents), folder / "report.html")
     return Report(folder / "report.html", judged)
+
+
+def _judged(runs: pd.DataFrame, sweep: table.Sweep) -> pd.DataFrame:
+    """The verdicts on the claims; of seeds in rounds those of the first look that decided."""
+    if sweep.rounds is None:
+        return claims.evaluate(runs, sweep.centres)
+    return evaluate_in_rounds(runs, sweep.centres, sweep.rounds)
 
 
 def _write_text(text: str, path: Path) -> None:

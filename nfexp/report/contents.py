@@ -29,6 +29,10 @@ RULE = (
     "Intervals are of one target each; verdicts are corrected over a claim's targets (Holm), so that an interval that "
     "just clears the margin can still be inconclusive. A difference that is not significant is not an equality."
 )
+ROUNDS_RULE = (
+    "Seeds came in rounds: a verdict is that of the first look that gives it, and is corrected over all looks; an "
+    "interval is not. Seeds needed are those that would decide an open claim if its estimates and spreads stayed."
+)
 # The most runs that did not complete, and the most files that could not be read, that a page lists:
 # runs.csv and stderr have the rest
 LISTED = 1000

@@ -15,7 +15,15 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from nfexp.report.contents import BADGES, BASELINES_NOTE, HEADINGS, RULE, Contents, caption
+from nfexp.report.contents import (
+    BADGES,
+    BASELINES_NOTE,
+    HEADINGS,
+    ROUNDS_RULE,
+    RULE,
+    Contents,
+    caption,
+)
 from nfexp.report.verdicts import verdicts
 
 DOTS = 150  # per inch, of the PNG files
@@ -41,6 +49,7 @@ def _page(template: str, contents: Contents, **how: Any) -> str:
         "headings": HEADINGS,
         "caption": caption,
         "rule": RULE,
+        "rounds_rule": ROUNDS_RULE,
         "badges": BADGES,
         "baselines_note": BASELINES_NOTE,
     }
@@ -81,6 +90,8 @@ def claim_lines(judged: pd.DataFrame, width: int = 100) -> list[str]:
         lines.append(f"{claim.claim:<6.6} {claim.verdict:<13} {first}")
         for sentence in more:
             lines.append(f"{'':21}{sentence}")
+        if claim.rounds:
+            lines.append(f"{'':21}{claim.rounds}")
         for own in claim.targets:
             name = f"{own.target:<13.13}"
             estimate = f"{own.estimate:<32.32}"

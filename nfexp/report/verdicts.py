@@ -24,6 +24,7 @@ class TargetVerdict:
     tested: str  # what the verdict rests on besides
     n: str
     note: str
+    rounds: str  # of seeds, where they came in rounds: how many, and why no more
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class ClaimVerdict:
     margin: str
     note: str
     rows: str  # the cells of the study that were used
+    rounds: str  # as of a target
     targets: list[TargetVerdict]
 
 
@@ -78,6 +80,7 @@ def _claim(rows: pd.DataFrame) -> ClaimVerdict:
         margin=plain(first["margin"]),
         note=note,
         rows=max(rows["rows"], key=len),
+        rounds=_rounds(overall),
         targets=[_target(row) for row in rows_of(by_target)],
     )
 
@@ -98,4 +101,17 @@ def _target(row: Mapping[str, Any]) -> TargetVerdict:
         tested=", ".join(tested),
         n=f"{row['n']:.0f}",
         note=note if has_note else "",
+        rounds=_rounds(row),
     )
+
+
+def _rounds(row: Mapping[str, Any] | pd.Series) -> str:
+    """How many rounds of seeds were looked at, why no more, and how many seeds are needed."""
+    if "rounds" not in row:
+        return ""
+    n_rounds = int(row["rounds"])
+    words = ["1 round" if n_rounds == 1 else f"{n_rounds} rounds", str(row["stopped"])]
+    seeds = row["seeds_needed"]
+    if not pd.isna(seeds):
+        words.append(f"about {seeds:,.0f} seeds needed")
+    return ", ".join(words)

@@ -39,8 +39,9 @@ def describe(
     rate: float,
     n_finished: int,
     dropped: str,
+    more: str = "",
 ) -> str:
-    """A line for each stack of `specs`, then the sums.
+    """A line for each stack of `specs`, then the sums, then what is to be said besides.
 
     `rate` is how much of :func:`nfexp.flows.cost.training_cost` this machine does in a second.
     """
@@ -63,6 +64,8 @@ def describe(
         gigabytes = stacks.room / 1e9
         total += f"; {stacks.at_once} stacks at a time, each in at most {gigabytes:.3g} GB"
     lines.append(total)
+    if more:
+        lines.append(more)
     return "\n".join(lines)
 
 

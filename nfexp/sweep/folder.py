@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -91,7 +91,19 @@ def read_plan(folder: Path) -> Plan | None:
     plan = plans.read_plan(folder)
     if plan is not None:
         plans.require_commands(folder, plan)
+        _check_rounds(folder, plan)
     return plan
+
+
+def _check_rounds(folder: Path, plan: Plan) -> None:
+    if not plan.rounds:
+        return
+    from nfexp.analysis.sequential import rounds_of
+
+    try:
+        rounds_of(plan.rounds)
+    except ValueError as error:
+        raise SpecError(f"{folder}/sweep.json", str(error), plan.rounds) from None
 
 
 def stored_configs(plan: Plan) -> list[dict[str, Any]]:
@@ -204,10 +216,10 @@ class Step:
     def folders(self) -> dict[int, str]:
         return folders_of(self.jobs)
 
-    def ranges(self) -> list[range]:
+    def ranges(self, without: Set[int] = frozenset()) -> list[range]:
         """The numbers as runs of consecutive ones, for a launcher counts on from a first one."""
         found: list[range] = []
-        for number in sorted(self.jobs):
+        for number in sorted(self.jobs.keys() - without):
             if found and found[-1].stop == number:
                 found[-1] = range(found[-1].start, number + 1)
             else:

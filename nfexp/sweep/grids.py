@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from nfexp.arguments import Argument, each, given, key_of_override
+from nfexp.configuration import CONTROLS
 from nfexp.spec import SpecError, Words
 
 Point = dict[str, Argument]  # key → the value it has there: one run, as overrides
@@ -18,7 +19,7 @@ Choices = dict[str, list[Argument]]  # key → its values
 Values = Mapping[str, Any]  # a point's whole configuration by key, and the option of each group
 
 # Keys that are of the sweep as a whole, so that it cannot sweep over them
-OF_THE_SWEEP = ("experiment", "dry_run", "fail_fast", "mixed", "redo")
+OF_THE_SWEEP = ("experiment", *CONTROLS)
 
 
 # --- What hydra.sweeper says, checked --------------------------------------------------

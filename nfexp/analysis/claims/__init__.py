@@ -30,6 +30,8 @@ __all__ = [
     "judge",
     "p_values",
     "verdict",
+    "verdicts",
+    "voters",
 ]
 
 
@@ -64,7 +66,7 @@ def judge(claim: Claim, found: Sequence[Finding]) -> list[dict[str, Any]]:
     if claim.across or not found:
         alone = found[0] if found else Finding(claim, "all")
         return [_row(alone, alone.p(), verdict(*alone.p(signs=True)))]
-    voting = _voting(found)
+    voting = voters(found)
     votes = _count(claim, voting, signs=False)
     sign_votes = _count(claim, voting, signs=True)
     rows = []
@@ -79,13 +81,23 @@ def judge(claim: Claim, found: Sequence[Finding]) -> list[dict[str, Any]]:
     return [*rows, overall]
 
 
-def _voting(found: Sequence[Finding]) -> list[Finding]:
+def verdicts(claim: Claim, found: Sequence[Finding]) -> list[str]:
+    """The verdicts of the rows of :func:`judge`, without all that the rows show."""
+    if claim.across or not found:
+        return [verdict(*finding.p()) for finding in found] or ["inconclusive"]
+    votes = _count(claim, voters(found), signs=False)
+    own = [verdict(*votes.corrected.get(finding.target, finding.p())) for finding in found]
+    return [*own, verdict(*votes.overall)]
+
+
+def voters(found: Sequence[Finding]) -> list[Finding]:
     """The findings that count.
 
-    Those on the paper's targets, if any is present, and of these the ones with the needed runs, if
-    any has them.
+    Those on the paper's targets, if any is present and the claim is not about any target, and of
+    these the ones with the needed runs, if any has them.
     """
-    voting = [finding for finding in found if finding.target in SIMPLE + HARD] or list(found)
+    of_paper = [f for f in found if f.target in SIMPLE + HARD and not f.claim.everywhere]
+    voting = of_paper or list(found)
     return [finding for finding in voting if finding.applies] or voting
 
 

@@ -59,6 +59,7 @@ class Claim:
     why: str = "the sign decides"
     quantifier: str = "every"
     about_divergence: bool = False
+    everywhere: bool = False  # whether targets beside the paper's have a vote
 
     @property
     def across(self) -> bool:

@@ -23,6 +23,7 @@ class PValues(NamedTuple):
     p_against: float
 
 
+EVERY_RUN = "every completed run"  # the rows of a claim that is about no cell in particular
 UNKNOWN = PValues(1.0, 1.0)  # without data nothing is proved
 
 
@@ -141,7 +142,7 @@ def find(claim: Claim, group: Mapping[str, Study]) -> Finding:
         contrasts=contrasts,
         lost=bool(lost),
         applies=not absent or bool(lost),
-        rows=_cells(group) or ("" if absent else "every completed run"),
+        rows=_cells(group) or ("" if absent else EVERY_RUN),
         note="; ".join(notes),
     )
 

@@ -197,6 +197,8 @@ def time_by_samples(study: Study) -> list[Contrast]:
     # Runs of one stack share its time: they are one measurement.
     stacks = gap[~gap.round(3).duplicated()]
     study.notes.append(f"{len(gap)} runs in {len(stacks)} pairs of stacks")
+    if len(stacks) < 2:
+        study.notes.append("time is measured once a stack: each round of until=decided adds one")
     return [mean_of(f"n={high} against n={low}", stacks)]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nfexp.analysis.sequential import Rounds
 from nfexp.analysis.table.cells import CONFIG
 from nfexp.analysis.table.index import Place, identity, read_cache, search, write_cache
 from nfexp.analysis.table.records import (
@@ -40,11 +41,15 @@ Plans = Mapping[Path, Mapping[str, PlannedRuns]]
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep set out to do: name, centre of each target, number of jobs planned."""
+    """What a sweep set out to do: name, centre of each target, number of jobs planned.
+
+    `rounds` is the rule of one whose seeds come in rounds, of several the first one's.
+    """
 
     name: str
     centres: dict[str, dict[str, Any]]
     planned: int
+    rounds: Rounds | None = None
 
 
 @dataclass(frozen=True)
@@ -268,10 +273,12 @@ def _sweep(plans: Plans, runs: pd.DataFrame) -> Sweep:
     names: list[str] = []
     centres: dict[str, dict[str, Any]] = {}
     jobs = set(runs["dir"])
+    rounds: Rounds | None = None
     for top, own in plans.items():
         for folder, plan in own.items():
             names.append(plan.name)
             centres = plan.centres | centres  # of two sweeps the first one counts
+            rounds = rounds or plan.rounds
             for job in plan.rows:
                 jobs.add(os.path.join(folder, os.path.normpath(job)))
         if not own:
@@ -283,6 +290,7 @@ def _sweep(plans: Plans, runs: pd.DataFrame) -> Sweep:
         name=" + ".join(dict.fromkeys(names)),
         centres={target: centre for target, centre in centres.items() if target in present},
         planned=len(jobs),
+        rounds=rounds,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nfexp.analysis.sequential import Rounds, rounds_of
 from nfexp.analysis.table.cells import (
     LARGEST,
     config_row,
@@ -53,6 +54,7 @@ class PlannedRuns:
     name: str
     centres: dict[str, dict[str, Any]]
     rows: dict[str, dict[str, Any]]  # by job
+    rounds: Rounds | None  # if its seeds come in rounds
 
 
 def planned_runs(folder: str | os.PathLike[str]) -> PlannedRuns:
@@ -73,7 +75,11 @@ def planned_runs(folder: str | os.PathLike[str]) -> PlannedRuns:
         rows[name] = _planned_row(path, job, plan.centres, centres)
     for centre in centres.values():
         del centre["seed"]
-    return PlannedRuns(printable(plan.name, 200), centres, rows)
+    try:
+        rounds = rounds_of(plan.rounds) if plan.rounds else None
+    except ValueError as error:
+        raise ReportError(path, str(error), repr(plan.rounds)) from None
+    return PlannedRuns(printable(plan.name, 200), centres, rows, rounds)
 
 
 def _planned_row(
