@@ -29,7 +29,10 @@ class Interrupted(RuntimeError):
 
 def check(spec: Spec) -> None:
     """Raise for what only shows when the run is set up: an undrawable text, a noise too small, an absent device."""
-    data.density_of(spec.data)
+    if spec.data.kind == "density":
+        data.density_of(spec.data)
+    else:
+        data.load(spec)
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise SpecError("device", "a CUDA device on this machine, or 'cpu' or 'auto'", spec.device)
 
@@ -211,7 +214,7 @@ def training_rate(spec: Spec, *, members: int = 8) -> float:
         hidden_depth=min(spec.flow.hidden_depth, 4),
         hidden_width=min(spec.flow.hidden_width, 256),
     )
-    few = replace(spec.data, n_samples=256, n_val=2, n_test=2)
+    few = replace(spec.data, n_samples=min(spec.data.points[0], 256), n_val=2, n_test=2)
 
     def short(steps: int) -> tuple[float, float]:
         train = replace(spec.train, steps=steps, warmup=0, n_evals=1, batch_size=min(batch_points(spec), 256))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nfexp.data import Dataset, make_target
+from nfexp.data import Dataset, Target, make_target
 from nfexp.flows.bases import base_log_prob
 from nfexp.flows.cost import CHUNK
 from nfexp.flows.layers import Batch
@@ -197,8 +197,9 @@ def _sample_metrics(
     found = []
     for e, spec in enumerate(specs):
         metrics: Metrics = {"clean_distance": None, "sample_distance": None, "sample_floor": None}
-        if _is_planar_density(datasets[e]):
-            metrics |= _distances(spec, generated[e])
+        target = datasets[e].density
+        if target is not None and datasets[e].event_shape == (2,):
+            metrics |= _distances(spec, target, generated[e])
         metrics |= _coverage(np.sort(log_q_of_samples[e]), np.sort(log_q[e].numpy()))
         found.append(metrics)
     return found
@@ -208,9 +209,9 @@ def _is_planar_density(dataset: Dataset) -> bool:
     return dataset.density is not None and dataset.event_shape == (2,)
 
 
-def _distances(spec: Spec, generated: Tensor) -> Metrics:
+def _distances(spec: Spec, target: Target, generated: Tensor) -> Metrics:
     """Sliced distances of samples (N, 2) to the target."""
-    references = _references(spec.data.name, spec.data.noise, spec.data.text, spec.seed)
+    references = _references(target.name, target.noise, spec.data.text, spec.seed)
     slices = _slices(generated)
     return {
         "clean_distance": float(np.abs(references.clean - slices).mean()),

@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
-    surroundings files spec arguments commands streams
+    surroundings files spec readers published tables arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.stack
-    data.densities data
+    data.densities data.tables data
     train score checkpoint run record usage
     analysis.table.records analysis.table.index analysis.table.saved analysis.table analysis.table.baselines
     analysis.statistics analysis.claims.measures analysis.claims.catalogue analysis.claims

@@ -63,6 +63,7 @@ class GridsSweeper(Sweeper):
         from nfexp.spec import SpecError, Words
         from nfexp.sweep.claim import check_output_subdir, claimed, named_folder
         from nfexp.sweep.worker import check_all
+        from nfexp.tables import tell
 
         check_controls(self.config)
         if self.config.fail_fast and not self.stacking:
@@ -84,6 +85,7 @@ class GridsSweeper(Sweeper):
                 self._begin(folder, step, fixed)
                 composed = f"{time.perf_counter() - begun:.1f} s to compose"
                 log.info(f"{folder}: {len(chosen.jobs)} runs; {chosen.dropped}; {composed}")
+                tell([spec for _, spec in chosen.jobs.values()])
                 return self._launch(folder, step)
         finally:
             if self.stacking:
@@ -164,11 +166,12 @@ class GridsSweeper(Sweeper):
         with replacing(folder / "multirun.yaml") as path:
             OmegaConf.save(self.config, path)
         # The centre of the study: what the command line fixes, and nothing of what the sweep varies.
-        single = [a for a in fixed if not argument(a).swept and key_of(a) != "data"]
+        naming = ("data", "data.name", "data.path")  # what a target or a table is
+        single = [a for a in fixed if not argument(a).swept and key_of(a) not in naming]
         plan = Plan(name=self.config.name, arguments=[word for word in sys.argv[1:] if not is_said_once(word)])
         for number, spec in step.specs.items():
             if spec.data.name not in plan.centres:
-                target = [override for override in step.overrides[number] if key_of(override) == "data"]
+                target = [override for override in step.overrides[number] if key_of(override) in naming]
                 plan.centres[spec.data.name] = flatten(self.composer.spec([*target, *single]))
         begin(folder, read_plan(folder), step, plan)
 

@@ -208,10 +208,11 @@ def keep(folder: Path, result: Result, trouble: str | None = None) -> None:
     settle_logs()
     m = result.metrics
     if result.status == "completed":
-        log.info(
-            f"{result.spec.data.name} seed {result.spec.seed}: test NLL {m['test_nll']:.4f}, truth "
-            f"{m['true_nll']:.4f}, KL {m['kl']:.4f} ± {m['kl_se']:.4f} nats ({folder})"
-        )
+        what = f"{result.spec.data.name} seed {result.spec.seed}: test NLL {m['test_nll']:.4f}"
+        if m["true_nll"] is None:  # a table, whose density nobody knows
+            log.info(f"{what} ± {m['test_nll_se']:.4f} nats ({folder})")
+        else:
+            log.info(f"{what}, truth {m['true_nll']:.4f}, KL {m['kl']:.4f} ± {m['kl_se']:.4f} nats ({folder})")
     else:
         log.log(
             logging.WARNING if result.status == "diverged" else logging.ERROR,
@@ -265,6 +266,13 @@ def check_all(specs: Sequence[Spec]) -> None:
     """Raise for the first run that could not be set up, before anything is trained or written."""
     from nfexp.run import check
 
-    distinct = {(s.data.name, s.data.noise, s.data.text, s.device): s for s in specs}
+    distinct: dict[tuple[object, ...], Spec] = {}
+    for spec in specs:
+        data = spec.data
+        if data.kind == "density":
+            what: tuple[object, ...] = (data.name, data.noise, data.text)
+        else:
+            what = (data, spec.seed)  # each seed has a split of its own
+        distinct[*what, spec.device] = spec
     for spec in distinct.values():
         check(spec)

@@ -7,7 +7,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
@@ -32,7 +32,8 @@ HISTORY = ("step", "train_nll", "val_nll", "grad_norm", "lr")
 STATUSES = ("completed", "diverged", "failed")
 LIMITS = {"result.json": 2**20, "sweep.json": 2**26, "history.csv": 2**22, "samples.npz": 2**28}  # bytes, unpacked
 LARGEST = 1e100  # of any number, so that squares stay finite
-NAME, TEXT = 80, 1000  # characters of a configuration value, and of data.text
+NAME, TEXT = 80, 1000  # characters of a configuration value, and of a LONG one
+LONG = ("data.text", "data.path", "data.val_path", "data.test_path", "data.columns", "data.drop")
 
 
 class ReportError(ValueError):
@@ -62,12 +63,12 @@ def printable(text: object, limit: int = 120) -> str:
 
 
 def _kinds() -> dict[str, frozenset[type]]:
-    """The types each configuration column admits, read off :mod:`nfexp.spec`."""
+    """The types each configuration column admits, read off :mod:`nfexp.spec`; a key that may be absent is no column."""
     found: dict[str, Any] = {}
     for key, hint in get_type_hints(Spec).items():
         if is_dataclass(hint):
             hints = get_type_hints(hint)
-            found |= {f"{key}.{f.name}": hints[f.name] for f in fields(hint)}
+            found |= {f"{key}.{f.name}": hints[f.name] for f in fields(hint) if f.default is MISSING}
         else:
             found[key] = hint
     return {k: frozenset(getattr(h, "__args__", (h,))) for k, h in found.items()}
@@ -95,7 +96,7 @@ def _admitted(key: str, value: float | str | None) -> tuple[bool, Any]:
     if value is None:
         return type(None) in kinds, None
     if isinstance(value, str):
-        longest, shown = (TEXT, " ".join(value.split())) if key == "data.text" else (NAME, value)
+        longest, shown = (TEXT, " ".join(value.split())) if key in LONG else (NAME, value)
         return str in kinds and len(value) <= longest and shown.isprintable(), value
     if not abs(value) < 2**63:
         return False, value
@@ -114,7 +115,7 @@ def _config_value(where: object, key: str, value: Any) -> Any:
     kinds = KINDS.get(key, ANY)
     names = " or ".join(sorted("null" if k is type(None) else k.__name__ for k in kinds))
     plain = (
-        f", printable and at most {TEXT if key == 'data.text' else NAME} characters"
+        f", printable and at most {TEXT if key in LONG else NAME} characters"
         if isinstance(value, str) and str in kinds
         else ""
     )
