@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nfexp.files import parse_json, read_plain, replacing
 from nfexp.spec import SCHEMA_VERSION, SpecError, Words, event_shape, flatten, run_id, unflatten
@@ -23,12 +23,14 @@ if TYPE_CHECKING:  # torch is loaded only where a flow is: outcomes are read wit
     import numpy as np
     from torch import Tensor
 
+    from nfexp.flows.distribution import FlowDistribution
     from nfexp.flows.stack import FlowStack
     from nfexp.run import Result
     from nfexp.spec import Spec
 
 LARGEST_RECORD = 2**20  # bytes of a result.json that is read
 LARGEST_MODEL = 2**31  # bytes
+MOST_POINTS = 2**16  # that a loaded flow is evaluated at in one go
 
 
 @functools.cache
@@ -195,9 +197,27 @@ def _integer(value: object, name: str) -> int:
 class TrainedFlow:
     """A trained flow, and the run that it was trained by, read back from a run directory by :func:`load_flow`."""
 
-    def __init__(self, spec: Spec, stack: FlowStack) -> None:
-        self.spec, self.stack = spec, stack
+    def __init__(
+        self, spec: Spec, stack: FlowStack, *, folder: Path | None = None, metrics: dict[str, Any] | None = None
+    ) -> None:
+        self.spec = spec
+        self.stack = stack
         self.dim = stack.dim
+        self.folder = folder
+        self.metrics = metrics or {}
+
+    def __repr__(self) -> str:
+        flow = self.spec.flow
+        test_nll = self.metrics.get("test_nll")
+        reached = "" if test_nll is None else f", test NLL {test_nll:.4f} nats"
+        return f"TrainedFlow({self.spec.data.name}, D = {self.dim}, {flow.n_flows} {flow.coupling} couplings{reached})"
+
+    def distribution(self) -> FlowDistribution:
+        """The flow as a distribution of PyTorch: `log_prob`, `sample`, `rsample` with gradients, weights of its own."""
+        from nfexp.flows.distribution import FlowDistribution
+
+        copied = self.stack.with_rows(self.stack.theta.clone(), self.stack.fixed.clone())
+        return FlowDistribution(copied)
 
     def _points(self, x: object, name: str) -> Tensor:
         import torch
@@ -209,12 +229,15 @@ class TrainedFlow:
         return points[None]
 
     def log_prob(self, x: object) -> Tensor:
-        """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,).
+        """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,); many points a part at a time.
 
         It is −inf where the density is too small for the precision of the weights, also where a scale overflows on
         the way (``flow.scale=exp``). It is NaN only where `x` is NaN.
         """
-        return self.stack.log_density(self._points(x, "x"))[0]
+        import torch
+
+        parts = self._points(x, "x").split(MOST_POINTS, dim=1)
+        return torch.cat([self.stack.log_density(part)[0] for part in parts])
 
     def forward(self, z: object) -> Tensor:
         """Base to data, (N, D) to (N, D)."""
@@ -268,4 +291,6 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
     if odd := [f"{name} of {t.dtype}" for name, t in state.items() if not t.is_floating_point()]:
         raise ValueError(f"{folder}: expected floating-point weights; got {odd[0]:.60}")
     spec = unflatten(record["config"])
-    return TrainedFlow(spec, from_state(spec.flow, math.prod(event_shape(spec)), state))
+    stack = from_state(spec.flow, math.prod(event_shape(spec)), state)
+    metrics = record.get("metrics")
+    return TrainedFlow(spec, stack, folder=folder, metrics=metrics if isinstance(metrics, dict) else {})

@@ -14,10 +14,12 @@ import torch
 
 from nfexp import data
 from nfexp.checkpoint import Checkpoint, read_checkpoint, write_checkpoints
+from nfexp.data import Dataset
 from nfexp.flows.cost import training_cost
+from nfexp.flows.stack import FlowStack
 from nfexp.score import Result, score
 from nfexp.spec import Spec, SpecError, batch_points, run_id, stack_key
-from nfexp.train import State, Training, advance, begin, finish, prepare
+from nfexp.train import History, State, Training, advance, begin, finish, prepare
 
 CHECKPOINT_SECONDS = 120.0  # between two checkpoints of a stack
 SLICE_SECONDS = 0.5  # between two looks at the clock
@@ -62,6 +64,28 @@ def matmul_precision(name: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def train_stack(
+    specs: Sequence[Spec],
+    datasets: Sequence[Dataset],
+    *,
+    dtype: torch.dtype = torch.float32,
+    told: Callable[[Training, State], None] | None = None,
+) -> tuple[FlowStack, History]:
+    """Train a stack on these points, without checkpoints and without scoring it: the kept weights and what was seen.
+
+    `told` is called after each evaluation.
+    """
+    reuse_freed_memory()
+    training = prepare(specs, datasets, resolve_device(specs[0].device), dtype)
+    state = begin(training)
+    with matmul_precision(specs[0].train.matmul_precision):
+        for step in training.evaluation_steps():
+            advance(training, state, until=step)
+            if told is not None and state.step == step:
+                told(training, state)
+    return finish(training, state)
 
 
 def prepare_runs(specs: Sequence[Spec], dtype: torch.dtype = torch.float32) -> Training:

@@ -96,7 +96,8 @@ class Data:
     @property
     def points(self) -> tuple[int, int, int]:
         """Points for training, validation and test, once they are known."""
-        sizes = (self.n_samples, self.n_val, self.n_test)
+        n_test = 0 if self.kind == "array" else self.n_test  # the rows that an estimator is tested on come later
+        sizes = (self.n_samples, self.n_val, n_test)
         if None in sizes:
             raise SpecError("data", "a table that was read, see nfexp.tables.settled", Words("one without its sizes"))
         return sizes  # type: ignore[return-value]

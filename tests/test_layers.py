@@ -11,7 +11,7 @@ PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
     surroundings files spec readers published tables arguments commands streams
-    flows.cost flows.nn flows.bases flows.layers flows.stack
+    flows.cost flows.nn flows.bases flows.layers flows.stack flows.distribution
     data.densities data.tables data
     train score checkpoint run record usage
     analysis.table.records analysis.table.index analysis.table.saved analysis.table analysis.table.baselines
@@ -21,7 +21,7 @@ ROOMS = """
     configuration
     sweep.worker sweep.planning sweep.pool sweep.folder sweep.claim sweep.compose sweep.grids sweep.dry_run
     sweep.executors sweep.slurm sweep.joblib sweep.stacking sweep.conclusion
-    baselines cli __main__
+    baselines estimator scripting cli __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = ("spec", "streams", "flows", "data", "train", "score", "checkpoint", "run")
