@@ -333,7 +333,10 @@ def _print_progress(training: Training, state: State) -> None:
     position = training.evaluation_steps().index(state.step)
     train_nll, val_nll = state.curves[:, position, :2].mean(0).tolist()
     n_steps = training.lead.train.steps
-    print(f"step {state.step} of {n_steps}: NLL {train_nll:.4f} train, {val_nll:.4f} validation", flush=True)
+    print(
+        f"step {state.step} of {n_steps}: NLL {train_nll:.4f} train, {val_nll:.4f} validation",
+        flush=True,
+    )
 
 
 def _seed(random_state: Any) -> int:

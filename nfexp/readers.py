@@ -59,17 +59,25 @@ def _read_text(key: str, path: str, header: str) -> pd.DataFrame:
     first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **opened).iloc[0].tolist()
     named = header == "first_row" or (header == "auto" and not all(_is_number(cell) for cell in first))
     if header == "none" and not all(_is_number(cell) for cell in first):
-        raise SpecError("data.header", f"numbers in the first row of {path}", Words(f"the names {', '.join(first)}"))
+        raise SpecError(
+            "data.header",
+            f"numbers in the first row of {path}",
+            Words(f"the names {', '.join(first)}"),
+        )
     if len(first) == 1 and re.search(r"[;|\t,]", first[0]):
         raise SpecError(
-            key, f"values separated by {separator!r}", Words(f"{first[0]!r:.80} in the first row of {path}")
+            key,
+            f"values separated by {separator!r}",
+            Words(f"{first[0]!r:.80} in the first row of {path}"),
         )
     if int(pd.__version__.split(".")[0]) < 3:
         opened["float_precision"] = "round_trip"  # later ones read every digit anyway
     frame = pd.read_csv(path, header=None, skiprows=1 if named else 0, **opened)
     if named and len(first) != len(frame.columns):
         raise SpecError(
-            key, f"a name for each column of {path}", Words(f"{len(first)} names, {len(frame.columns)} columns")
+            key,
+            f"a name for each column of {path}",
+            Words(f"{len(first)} names, {len(frame.columns)} columns"),
         )
     frame.columns = pd.Index(first if named else [str(i) for i in range(len(frame.columns))])
     return frame

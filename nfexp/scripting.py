@@ -113,7 +113,12 @@ def _call(arguments: Sequence[str], *, verbose: bool) -> None:
     command = [sys.executable, "-m", "nfexp", *arguments]
     last = ""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
     ) as process:
         assert process.stdout is not None  # as asked for
         try:

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FEWEST_ROWS = 10
-FEW_VALUES, FEW_SHARE = 20, 0.05  # a column with so few distinct values, or so few for its rows, is not continuous
+FEW_VALUES, FEW_SHARE = (
+    20,
+    0.05,
+)  # a column with so few distinct values, or so few for its rows, is not continuous
 BUNDLED = ("wine", "breast_cancer", "diabetes", "iris", "digits")  # of scikit-learn
 
 
@@ -91,7 +94,11 @@ def pick(frame: pd.DataFrame, data: Data, place: str) -> pd.DataFrame:
     names = [str(name) for name in frame.columns]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise SpecError("data.path", f"columns of {place} with names of their own", Words(f"{repeated[0]!r} twice"))
+        raise SpecError(
+            "data.path",
+            f"columns of {place} with names of their own",
+            Words(f"{repeated[0]!r} twice"),
+        )
     positions = list(range(len(names)))
     if data.columns is not None:
         positions = [_position("data.columns", asked, names, place) for asked in names_of(data.columns)]
@@ -151,7 +158,11 @@ def check_vary(names: Sequence[str], values: np.ndarray, place: str) -> None:
     constant = [name for name, column in zip(names, values.T, strict=True) if column.min() == column.max()]
     if constant:
         asks = f"columns that vary (data.drop={constant[0]} leaves one out)"
-        raise SpecError("data.columns", asks, Words(f"the same value in every row of {place}: {_shortened(constant)}"))
+        raise SpecError(
+            "data.columns",
+            asks,
+            Words(f"the same value in every row of {place}: {_shortened(constant)}"),
+        )
 
 
 # --- What a spec asks for --------------------------------------------------------------------------------------------
@@ -284,7 +295,11 @@ def _part(key: str, data: Data, given: Table | None, n: int) -> int:
     if given is not None:
         there = len(given.values)
         if asked is not None and asked > there:
-            raise SpecError(f"data.n_{key}", f"at most {there}, the rows of {given.place}, or null for all", asked)
+            raise SpecError(
+                f"data.n_{key}",
+                f"at most {there}, the rows of {given.place}, or null for all",
+                asked,
+            )
         return asked or there
     if asked is not None:
         return int(asked)

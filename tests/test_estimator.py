@@ -43,7 +43,10 @@ def test_every_parameter_is_a_key_with_its_default():
             values |= yaml.safe_load(file)
     parameters = RealNVP().get_params()
     own = {"validation_fraction", "n_members", "random_state", "device", "verbose"}
-    assert parameters.keys() - own <= {*inspect.signature(Flow).parameters, *inspect.signature(Train).parameters}
+    assert parameters.keys() - own <= {
+        *inspect.signature(Flow).parameters,
+        *inspect.signature(Train).parameters,
+    }
     for key in parameters.keys() - own:
         assert parameters[key] == values[key]
 
@@ -97,7 +100,13 @@ def test_an_ensemble_is_the_mean_of_its_members():
 
 
 def test_many_at_once_are_as_alone():
-    asked = [quick(lr=0.001), quick(lr=0.01), quick(n_flows=3), quick(n_members=2), {**QUICK, "random_state": 5}]
+    asked = [
+        quick(lr=0.001),
+        quick(lr=0.01),
+        quick(n_flows=3),
+        quick(n_members=2),
+        {**QUICK, "random_state": 5},
+    ]
     together = fit_many(asked, X)
     for one, model in zip(asked, together, strict=True):
         alone = (RealNVP(**one) if isinstance(one, dict) else one).fit(X)
@@ -115,7 +124,12 @@ def test_halving():
     from sklearn.model_selection import HalvingGridSearchCV
 
     search = HalvingGridSearchCV(
-        quick(warmup="up_to_5"), {"lr": [0.001, 0.01, 0.1]}, resource="steps", min_resources=3, max_resources=9, cv=2
+        quick(warmup="up_to_5"),
+        {"lr": [0.001, 0.01, 0.1]},
+        resource="steps",
+        min_resources=3,
+        max_resources=9,
+        cv=2,
     )
     assert search.fit(X).best_estimator_.steps == 9
 
@@ -149,7 +163,11 @@ def test_memory_of_many_rows_is_bounded(monkeypatch):
 
     sizes = []
     whole = FlowStack.log_prob
-    monkeypatch.setattr(FlowStack, "log_prob", lambda self, x, **k: (sizes.append(x.shape[1]), whole(self, x, **k))[1])
+    monkeypatch.setattr(
+        FlowStack,
+        "log_prob",
+        lambda self, x, **k: (sizes.append(x.shape[1]), whole(self, x, **k))[1],
+    )
     model = quick().fit(X)
     sizes.clear()
     assert model.score_samples(np.tile(X, (100, 1))).shape == (12_000,)
@@ -187,7 +205,10 @@ ROWS = {
     "infinite": (np.where(X > 9, np.inf, X), "Input X contains infinity"),
     "three": (X[:3], "minimum of 4 is required"),
     "one dimension": (X[:, 0], "Expected 2D array"),
-    "a constant": (np.c_[X, np.ones(len(X))], "X: expected columns that vary .*; got a constant one, 3"),
+    "a constant": (
+        np.c_[X, np.ones(len(X))],
+        "X: expected columns that vary .*; got a constant one, 3",
+    ),
     "words": (np.array([["a", "b"]] * 9), "could not convert string to float"),
 }
 

@@ -5,7 +5,13 @@ import pytest
 from nfexp import train_run, train_sweep
 from nfexp.scripting import _lines
 
-QUICK = {"data.n_samples": 100, "data.n_val": 50, "data.n_test": 50, "train.steps": 10, "flow.hidden_width": 8}
+QUICK = {
+    "data.n_samples": 100,
+    "data.n_val": 50,
+    "data.n_test": 50,
+    "train.steps": 10,
+    "flow.hidden_width": 8,
+}
 
 
 def test_a_run_and_a_sweep(tmp_path, monkeypatch, capfd):

@@ -250,7 +250,12 @@ def write_published(folder):
     pd.DataFrame(particles, columns=columns).to_csv(folder / "hepmass/1000_test.csv", index=False)
 
 
-SMALL = {"power": (81, 9, 10, 6), "gas": (81, 9, 10, 8), "hepmass": (90, 10, 100, 21), "miniboone": (81, 9, 10, 43)}
+SMALL = {
+    "power": (81, 9, 10, 6),
+    "gas": (81, 9, 10, 8),
+    "hepmass": (90, 10, 100, 21),
+    "miniboone": (81, 9, 10, 43),
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -315,15 +320,31 @@ BAD = {
         {},
         "data.path: expected columns of numbers .*=a .*; got 'red' in column 'a', row 31 .*",
     ),
-    "dates": (HEAD + "2020-01-01,1\n" * 20, {}, "data.path: expected columns of numbers .*; got '2020-01-01' in .*"),
-    "infinity": (GOOD + "1,inf\n", {}, "data.path: expected finite numbers; got inf in column 'b', row 31 of x.csv"),
+    "dates": (
+        HEAD + "2020-01-01,1\n" * 20,
+        {},
+        "data.path: expected columns of numbers .*; got '2020-01-01' in .*",
+    ),
+    "infinity": (
+        GOOD + "1,inf\n",
+        {},
+        "data.path: expected finite numbers; got inf in column 'b', row 31 of x.csv",
+    ),
     "missing values": (
         GOOD + ",1\n",
         {"missing": "error"},
         "data.missing: expected a value in .*; got none in column 'a', row 31 .*",
     ),
-    "only missing values": (HEAD + ",1\n" * 20, {}, "data.path: expected at least 10 rows; got 0 in x.csv .and 20 .*"),
-    "too few rows": (HEAD + "1,2\n3,4\n", {}, "data.path: expected at least 10 rows; got 2 in x.csv"),
+    "only missing values": (
+        HEAD + ",1\n" * 20,
+        {},
+        "data.path: expected at least 10 rows; got 0 in x.csv .and 20 .*",
+    ),
+    "too few rows": (
+        HEAD + "1,2\n3,4\n",
+        {},
+        "data.path: expected at least 10 rows; got 2 in x.csv",
+    ),
     "empty": ("", {}, "data.path: expected a CSV file, as its name says; got x.csv: .*"),
     "more columns than rows": (
         "\n".join(",".join(str(i * j % 17) for j in range(30)) for i in range(12)),
@@ -335,45 +356,109 @@ BAD = {
         {},
         "data.columns: expected .* .data.drop=b .*: b",
     ),
-    "a wrong name": (GOOD, {"columns": "a,c"}, r"data.columns: expected columns of x.csv: a, b; got 'c'"),
+    "a wrong name": (
+        GOOD,
+        {"columns": "a,c"},
+        r"data.columns: expected columns of x.csv: a, b; got 'c'",
+    ),
     "a near miss": (
         GOOD.replace("a,b", "height,b"),
         {"drop": "hieght"},
         "data.drop: expected .*'hieght' .near: 'height'.",
     ),
-    "a position too far": (GOOD, {"columns": [5]}, "data.columns: expected columns of x.csv: a, b; got '5'"),
-    "no column left": (GOOD, {"drop": "a,b"}, "data.columns: expected at least one column of x.csv; got none"),
-    "a name twice": (GOOD.replace("a,b", "a,a"), {}, "data.path: expected columns of x.csv with .*; got 'a' twice"),
+    "a position too far": (
+        GOOD,
+        {"columns": [5]},
+        "data.columns: expected columns of x.csv: a, b; got '5'",
+    ),
+    "no column left": (
+        GOOD,
+        {"drop": "a,b"},
+        "data.columns: expected at least one column of x.csv; got none",
+    ),
+    "a name twice": (
+        GOOD.replace("a,b", "a,a"),
+        {},
+        "data.path: expected columns of x.csv with .*; got 'a' twice",
+    ),
     "a header where none was expected": (
         GOOD,
         {"header": "none"},
         "data.header: expected numbers .*; got the names a, b",
     ),
-    "other separators": (GOOD.replace(",", ";"), {}, "data.path: expected values separated by ','; got 'a;b' in .*"),
-    "a ragged row": (GOOD + "1,2,3\n", {}, "data.path: expected a CSV file, as its name says; got x.csv: .*"),
+    "other separators": (
+        GOOD.replace(",", ";"),
+        {},
+        "data.path: expected values separated by ','; got 'a;b' in .*",
+    ),
+    "a ragged row": (
+        GOOD + "1,2,3\n",
+        {},
+        "data.path: expected a CSV file, as its name says; got x.csv: .*",
+    ),
     "a name too few": (
         GOOD.replace("a,b", "a"),
         {},
         "data.path: expected a name for each column .*; got 1 names, 2 .*",
     ),
-    "more to train on than there is": (GOOD, {"n_samples": 25}, "data.n_samples: expected at most 21, .*; got 25"),
-    "nothing left to train on": (GOOD, {"n_val": 15, "n_test": 15}, "data.n_val: expected at least 2 of the 30 .*"),
+    "more to train on than there is": (
+        GOOD,
+        {"n_samples": 25},
+        "data.n_samples: expected at most 21, .*; got 25",
+    ),
+    "nothing left to train on": (
+        GOOD,
+        {"n_val": 15, "n_test": 15},
+        "data.n_val: expected at least 2 of the 30 .*",
+    ),
     "noise": (GOOD, {"noise": 0.1}, "data.noise: expected null for a table .*; got 0.1"),
     "no path": (GOOD, {"path": None}, "data.path: expected the path of the table, .*; got None"),
-    "nothing there": (GOOD, {"path": "y.csv"}, "data.path: expected the path of a table; got y.csv, nothing there"),
+    "nothing there": (
+        GOOD,
+        {"path": "y.csv"},
+        "data.path: expected the path of a table; got y.csv, nothing there",
+    ),
     "a folder": (GOOD, {"path": "."}, "data.path: expected the path of a table; got ., a folder"),
-    "another suffix": (GOOD, {"path": "x.xlsx"}, "data.path: expected a file named .csv, .tsv, .*; got 'x.xlsx'"),
-    "not what its suffix says": (GOOD, {"path": "x.npy"}, "data.path: expected a NPY file, as its .*; got x.npy: .*"),
-    "no archive": (GOOD, {"path": "x.npz"}, "data.path: expected a NPZ file, as its name says; got x.npz: .*"),
+    "another suffix": (
+        GOOD,
+        {"path": "x.xlsx"},
+        "data.path: expected a file named .csv, .tsv, .*; got 'x.xlsx'",
+    ),
+    "not what its suffix says": (
+        GOOD,
+        {"path": "x.npy"},
+        "data.path: expected a NPY file, as its .*; got x.npy: .*",
+    ),
+    "no archive": (
+        GOOD,
+        {"path": "x.npz"},
+        "data.path: expected a NPZ file, as its name says; got x.npz: .*",
+    ),
     "other test columns": (
         GOOD,
         {"test_path": "other.csv"},
         "data.test_path: expected the columns of .*: a, b; got a, c in .*",
     ),
-    "no test file": (GOOD, {"test_path": "y.csv"}, "data.test_path: expected the path .*; got y.csv, nothing there"),
-    "a share of all": (GOOD, {"val_share": 0.95}, "data.val_share: expected a number > 0 and <= 0.9 or null; got 0.95"),
-    "jitter of no sort": (GOOD, {"jitter": "some"}, "data.jitter: expected .* or 'gap'; got 'some'"),
-    "columns of no sort": (GOOD, {"columns": 2.5}, "data.columns: expected a list of names or positions .*; got 2.5"),
+    "no test file": (
+        GOOD,
+        {"test_path": "y.csv"},
+        "data.test_path: expected the path .*; got y.csv, nothing there",
+    ),
+    "a share of all": (
+        GOOD,
+        {"val_share": 0.95},
+        "data.val_share: expected a number > 0 and <= 0.9 or null; got 0.95",
+    ),
+    "jitter of no sort": (
+        GOOD,
+        {"jitter": "some"},
+        "data.jitter: expected .* or 'gap'; got 'some'",
+    ),
+    "columns of no sort": (
+        GOOD,
+        {"columns": 2.5},
+        "data.columns: expected a list of names or positions .*; got 2.5",
+    ),
 }
 
 

@@ -15,7 +15,11 @@ def checked_source(data: Data) -> Source:
     """The tables that `data` names, once they are known to be those that the run was planned with."""
     found = source(data)
     if data.digest is not None and found.digest != data.digest:
-        raise SpecError("data.path", f"{found.main.place} as it was when the run was planned", Words("another content"))
+        raise SpecError(
+            "data.path",
+            f"{found.main.place} as it was when the run was planned",
+            Words("another content"),
+        )
     return found
 
 
