@@ -1,4 +1,4 @@
-"""RealNVP by scikit-learn's conventions: fit, score_samples, sample; trained by the same core as every run."""
+"""RealNVP by scikit-learn's conventions, trained by the same core as every run."""
 
 from __future__ import annotations
 
@@ -48,20 +48,23 @@ _TABLE = _values("data", "table")
 
 
 class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
-    """A density over R^D, learned by maximum likelihood: x = f(z) with affine couplings (Dinh et al. 2017).
+    """A density over R^D, learned by maximum likelihood: x = f(z), f a chain of couplings.
 
-    The parameters are the keys ``flow.*`` and ``train.*`` of the command line by their last names, with the same
-    defaults; those below are the estimator's own.
+    Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017.
+
+    The parameters are the keys ``flow.*`` and ``train.*`` of the command line by their last names,
+    with the same defaults; those below are the estimator's own.
 
     Parameters
     ----------
     validation_fraction
         The share of the rows that choose the kept weights and are not trained on, see `select`.
     n_members
-        Flows in an ensemble: they share the rows and differ in initialisation and batches, and train as one stack.
-        The density is the mean of theirs.
+        Flows in an ensemble: they share the rows and differ in initialisation and batches, and
+        train as one stack. The density is the mean of theirs.
     random_state
-        A number is the seed of the run: with the same keys, rows and seed the command line trains the same weights.
+        A number is the seed of the run: with the same keys, rows and seed the command line trains
+        the same weights.
     device
         "auto" (CUDA where it is there), "cpu" or "cuda".
     verbose
@@ -151,10 +154,11 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            For a parameter out of range, rows that are not finite numbers, too few of them, or a column that does not
-            vary where it is trained on.
+            For a parameter out of range, rows that are not finite numbers, too few of them, or a
+            column that does not vary where it is trained on.
         TypeError
-            For sample weights, which the loss does not take: resample rows by their weights instead.
+            For sample weights, which the loss does not take: resample rows by their weights
+            instead.
         """
         task = self._task(X, unsupported)
         members = _train(task.specs, task.datasets, verbose=bool(self.verbose))
@@ -194,7 +198,7 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return draws[member, torch.arange(n_samples)].numpy()
 
     def _stack(self) -> FlowStack:
-        """The fitted flows in float64, so that a row's density does not depend on the rows beside it."""
+        """The fitted flows; in float64 a row's density does not depend on its neighbours."""
         flow = self.spec_.flow
         theta = torch.from_numpy(self.weights_).double()
         fixed = torch.from_numpy(self.fixed_).double()
@@ -308,10 +312,10 @@ def _train(specs: Sequence[Spec], datasets: Sequence[Dataset], *, verbose: bool 
 
 
 def fit_many(estimators: Iterable[RealNVP | Mapping[str, Any]], X: Any) -> list[RealNVP]:
-    """Fit many estimators to the rows of X (N, D): those of one architecture train together as one stack.
+    """Fit many estimators to the rows of X (N, D), those of one architecture as one stack.
 
-    Each is a :class:`RealNVP`, which is left alone, or the parameters of one; the fitted ones come in their order, and
-    each is the same as fitted alone.
+    Each is a :class:`RealNVP`, which is left alone, or the parameters of one; the fitted ones come
+    in their order, and each is the same as fitted alone.
 
     >>> x = np.random.default_rng(0).normal(size=(100, 2))
     >>> models = fit_many([{"steps": 10, "lr": lr, "random_state": 0} for lr in (0.001, 0.01)], x)

@@ -1,7 +1,8 @@
-"""The field's standard tables, POWER, GAS, HEPMASS, MINIBOONE and BSDS300, in the preprocessing of MAF.
+"""The field's standard tables in the preprocessing of MAF: POWER, GAS, HEPMASS, and so on.
 
-They are read from the files that Papamakarios, Pavlakou and Murray published with "Masked autoregressive flow for
-density estimation", 2017 (https://zenodo.org/records/1161203, data.tar.gz), and divided as there.
+They are read from the files that Papamakarios, Pavlakou and Murray published with "Masked
+autoregressive flow for density estimation", 2017 (https://zenodo.org/records/1161203,
+data.tar.gz), and divided as there.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _standardised(parts: Parts) -> Parts:
 
 
 def _power(files: list[Path]) -> Parts:
-    """Household power: shuffled, without columns 1 and 3, and noise as wide as the rounding of each other column."""
+    """Household power: shuffled, without columns 1 and 3, with noise as wide as the rounding."""
     rng = np.random.RandomState(42)  # the published split and noise are its draws
     rows = np.array(np.load(files[0], allow_pickle=False))
     rng.shuffle(rows)
@@ -79,7 +80,7 @@ def _power(files: list[Path]) -> Parts:
 
 
 def _gas(files: list[Path]) -> Parts:
-    """Gas sensors: columns that nearly repeat another are left out, all are standardised over all rows."""
+    """Gas sensors: without columns that nearly repeat another, standardised over all rows."""
     import pandas as pd
 
     frame: Any = pd.read_pickle(files[0]).drop(columns=["Meth", "Eth", "Time"])
@@ -93,7 +94,7 @@ def _gas(files: list[Path]) -> Parts:
 
 
 def _hepmass(files: list[Path]) -> Parts:
-    """Particle collisions: those of class 1, without columns whose smallest value comes more than five times."""
+    """Particle collisions of class 1, without columns whose smallest value comes often."""
     import pandas as pd
 
     train, test = (pd.read_csv(path, index_col=False) for path in files)
@@ -140,7 +141,9 @@ TABLES = {
 
 
 def read_published(name: str, folder: str) -> Parts:
-    """A standard table from the folder that holds the published files, its sizes those of the paper.
+    """A standard table from the folder that holds the published files.
+
+    Its sizes are those of the paper.
 
     The file of GAS is a pickle, as published: read it only if it comes from there.
 

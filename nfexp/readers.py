@@ -1,4 +1,4 @@
-"""A table as it stands in a file: CSV, TSV, Parquet, NPY or NPZ, told by the suffix. Knows pandas, but no torch."""
+"""A table as it stands in a file: CSV, TSV, Parquet, NPY or NPZ, told by the suffix. No torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def suffix_of(path: str) -> str:
 
 
 def read_file(key: str, path: str, *, header: str = "auto") -> pd.DataFrame:
-    """A table as it is in a CSV, TSV, Parquet, NPY or NPZ file; the suffix says which. Unnamed columns are numbered."""
+    """A table as it is in a file, whose suffix says how. Unnamed columns are numbered."""
     place = Path(path)
     if not place.is_file():
         got = "a folder" if place.is_dir() else "nothing there"

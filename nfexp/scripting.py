@@ -1,7 +1,7 @@
-"""Runs and sweeps from a script or a notebook: the command `nfexp` in a process of its own, its results as objects.
+"""Runs and sweeps from a script or a notebook, by the command `nfexp` in its own process.
 
-The command is what it is in a shell, so that a run has the same number, record and folder wherever it was asked for.
-Nothing stays behind, and a script needs no ``if __name__ == "__main__"``.
+The command is what it is in a shell, so that a run has the same number, record and folder wherever
+it was asked for. Nothing stays behind, and a script needs no ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ Overrides = Iterable[str] | Mapping[str, Any]
 def train_run(
     overrides: Overrides = (), *, folder: str | os.PathLike[str] | None = None, verbose: bool = True
 ) -> TrainedFlow:
-    """Train one run, as ``nfexp OVERRIDES`` does; gives its flow, with its `spec`, `metrics` and `folder`.
+    """Train one run, as ``nfexp OVERRIDES`` does; gives its flow.
+
+    What is known of the run are its `spec`, `metrics` and `folder`.
 
     Parameters
     ----------
     overrides
-        As on the command line, ``["data=moons", "flow.n_flows=8"]``, or by key, ``{"data": "moons", "seed": 3}``.
+        As on the command line, ``["data=moons", "flow.n_flows=8"]``, or by key,
+        ``{"data": "moons", "seed": 3}``.
     folder
         Where the run goes; by default a new folder below ``outputs/runs``.
     verbose
@@ -60,7 +63,7 @@ def train_sweep(
 ) -> pd.DataFrame:
     """Train a sweep, as ``nfexp -m OVERRIDES`` does; gives its table of runs, one row a run.
 
-    In a mapping a list of values is swept: ``{"data": "moons", "flow.n_flows": [2, 4], "seed": [0, 1, 2]}``. A folder
+    In a mapping a list of values is swept: ``{"data": "moons", "flow.n_flows": [2, 4]}``. A folder
     that holds runs of this sweep keeps them. Otherwise as :func:`train_run`.
 
     >>> train_sweep(["data=moons", "flow.n_flows=2,4"])[["flow.n_flows", "kl"]]  # doctest: +SKIP
@@ -109,7 +112,7 @@ def _text(value: Any) -> str:
 
 
 def _call(arguments: Sequence[str], *, verbose: bool) -> None:
-    """Run the command to its end; raise with its last line if it fails. Ctrl-C stops it as it does in a shell."""
+    """Run the command to its end; raise with its last line if it fails. Ctrl-C stops it."""
     command = [sys.executable, "-m", "nfexp", *arguments]
     last = ""
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The user's own tables: from a file to named columns of finite numbers, checked, and which rows train. No torch."""
+"""The user's own tables: a file as named columns of numbers, checked; which rows train. No torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """What a dataset is made of: the rows to train on, and those given for validation and test, if they are given."""
+    """The rows a dataset is made of, and those for validation and test where they have files."""
 
     main: Table
     val: Table | None = None
@@ -111,7 +111,7 @@ def pick(frame: pd.DataFrame, data: Data, place: str) -> pd.DataFrame:
 
 
 def numbers(frame: pd.DataFrame, place: str, *, missing: str, key: str = "data.path") -> Table:
-    """A frame as finite numbers; rows with missing values are dropped, or refused where `missing` is "error"."""
+    """A frame as finite numbers; rows with missing values are dropped or, by `missing`, refused."""
     import pandas as pd
 
     columns = []
@@ -178,12 +178,13 @@ def _signature(path: str | None) -> tuple[int, int] | None:
 
 
 def source(data: Data) -> Source:
-    """The tables that `data` names, read and checked; read once for as long as the files stay as they are.
+    """The tables that `data` names, read and checked; once, while the files stay as they are.
 
     Raises
     ------
     SpecError
-        For a file that is missing or not what its name says, and for columns or rows that cannot be learned from.
+        For a file that is missing or not what its name says, and for columns or rows that cannot
+        be learned from.
     """
     reading = replace(
         data, name=data.name if data.kind in ("sklearn", "maf") else "table", n_samples=None, n_val=None, n_test=None,
@@ -248,7 +249,9 @@ def _bundled(name: str) -> pd.DataFrame:
 
 
 def settled(spec: Spec) -> Spec:
-    """A spec whose table has been read: with its name, sizes, dimension and digest. Of a target, the spec itself.
+    """A spec whose table has been read: it has a name, sizes, dimension and digest.
+
+    The spec of a target is given back as it is.
 
     Raises
     ------
@@ -289,7 +292,7 @@ def name_of(path: str) -> str:
 
 
 def _part(key: str, data: Data, given: Table | None, n: int) -> int:
-    """How many rows validation or test has: as many as asked for, all that are given, or a share of the n rows."""
+    """Rows of validation or test: as many as asked for, all of a file, or a share of the n."""
     asked = getattr(data, f"n_{key}")
     share = getattr(data, f"{key}_share")
     if given is not None:
@@ -311,8 +314,8 @@ def _part(key: str, data: Data, given: Table | None, n: int) -> int:
 def split_rows(data: Data, seed: int, n: int, *, own_val: bool, own_test: bool) -> Rows:
     """Divide n rows at random: for the test first, then for validation, the rest for training.
 
-    `seed` is the run's; `data.split`, where given, makes one split serve all seeds. A part with a file of its own
-    (`own_val`, `own_test`) takes no rows here.
+    `seed` is the run's; `data.split`, where given, makes one split serve all seeds. A part with a
+    file of its own (`own_val`, `own_test`) takes no rows here.
     """
     by = seed if data.split is None else data.split
     bits = hashlib.sha256(f"split/{by}".encode()).digest()

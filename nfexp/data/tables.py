@@ -1,4 +1,4 @@
-"""A table of the user's own as the dataset of a run: which rows it trains on, and the jitter of coarse columns."""
+"""A table as the dataset of a run: which rows it trains on, and the jitter of coarse columns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def load_parts(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     Raises
     ------
     SpecError
-        For a file that changed since the run was planned, and for a column that is constant where the run trains.
+        For a file that changed since the run was planned, and for a column that is constant where
+        the run trains.
     """
     found = checked_source(data)
     main = found.main

@@ -15,8 +15,9 @@ from nfexp.flows.stack import FlowStack
 class FlowDistribution(Distribution):
     """The law of x = f(z), z from the base, for the one flow of a stack.
 
-    Draws come from PyTorch's global generator, as with every distribution there: ``torch.manual_seed`` fixes them.
-    `rsample` is differentiable in the weights, :attr:`weights`, once they require a gradient.
+    Draws come from PyTorch's global generator, as with every distribution there:
+    ``torch.manual_seed`` fixes them. `rsample` is differentiable in the weights, :attr:`weights`,
+    once they require a gradient.
 
     Shapes: `log_prob` takes (…, D) to (…), in nats; `sample` and `rsample` give (\\*shape, D).
     """
