@@ -301,7 +301,7 @@ def _arrays(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack,
         arrays |= _sample_arrays(datasets, kept, history, record.samples)
     if record.grid and planar:
         arrays |= _grid_arrays(datasets, kept, record.grid)
-    if record.walk:
+    if record.walk and kept.dim == 2:
         arrays |= _walk_arrays(_base_draws(specs, kept, record.walk, "walk"), kept)
     return arrays
 
@@ -312,16 +312,22 @@ def _split(value: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def _sample_arrays(datasets: Sequence[Dataset], kept: FlowStack, history: History, shown: int) -> Arrays:
-    """Samples at the recorded steps, up to a member's divergence, and of the kept weights."""
+    """Training points and samples; in the plane also samples at the recorded steps, up to a member's divergence."""
+    arrays = {
+        "target": _split([dataset.train[:shown] for dataset in datasets]),
+        "best": _split(_chunked(lambda z: kept.forward(z)[0], history.base)),
+    }
+    if datasets[0].names is not None:
+        arrays["columns"] = [np.array(dataset.names) for dataset in datasets]
+    if kept.dim != 2:
+        return arrays
     n_recorded = []
     for stop in history.diverged_at:
         n_recorded.append(sum(step < (stop or math.inf) for step in history.snapshot_steps))
     members = range(len(datasets))
-    return {
+    return arrays | {
         "base": _split(history.base),
-        "target": _split([dataset.train[:shown] for dataset in datasets]),
         "snapshots": _split([history.snapshots[e, : n_recorded[e]] for e in members]),
-        "best": _split(_chunked(lambda z: kept.forward(z)[0], history.base)),
         "snapshot_steps": [np.array(history.snapshot_steps[: n_recorded[e]]) for e in members],
     }
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from nfexp.data.densities import Target, make_target
-from nfexp.data.tables import load_parts
+from nfexp.data.tables import checked_source, load_parts
 from nfexp.spec import Data, Spec, SpecError, Words
 from nfexp.streams import stream
 
@@ -20,7 +20,8 @@ class Dataset:
 
     `density` is the exact law where it is known: it can draw fresh points, too, and `true_log_prob` gives its
     log-density at the test points, (N,), nats; it is None without one. `levels` is the number of values of a pixel,
-    None where points are not images. Nothing that works with a dataset asks where its points come from.
+    None where points are not images, and `names` are those of a table's columns. Nothing that works with a dataset
+    asks where its points come from.
     """
 
     event_shape: tuple[int, ...]
@@ -30,6 +31,7 @@ class Dataset:
     density: Target | None = None
     true_log_prob: Callable[[], Tensor | None] = lambda: None
     levels: int | None = None
+    names: tuple[str, ...] | None = None
 
     @property
     def log_prob(self) -> Callable[[Tensor], Tensor] | None:
@@ -68,7 +70,8 @@ def load_data(data: Data, seed: int) -> Dataset:
         raise SpecError("data.kind", "points that can be drawn or read", Words("an array, which no run keeps"))
     if data.kind != "density":
         train, val, test = load_parts(data, seed)
-        return Dataset(event_shape=(data.dim,), train=train, val=val, test=test)
+        names = checked_source(data).main.names
+        return Dataset(event_shape=(data.dim,), train=train, val=val, test=test, names=names)
     density = density_of(data)
     what = data.name, density.noise, data.text, seed
     n_train, n_val, n_test = data.points
