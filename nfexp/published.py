@@ -154,10 +154,12 @@ def read_published(name: str, folder: str) -> Parts:
     """
     if name not in TABLES:
         raise SpecError("data.name", f"one of {', '.join(TABLES)}", name)
-    files = [Path(folder) / file for file in TABLES[name].files]
-    for file in files:
-        if not file.is_file():
-            raise SpecError("data.path", f"a folder with {file.relative_to(folder)}, from {PLACE}", folder)
+    files = []
+    for file in TABLES[name].files:
+        path = Path(folder).expanduser() / file
+        if not path.is_file():
+            raise SpecError("data.path", f"a folder with {file}, from {PLACE}", folder)
+        files.append(path)
     try:
         parts = TABLES[name].prepare(files)
     except SpecError:

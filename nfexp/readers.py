@@ -29,7 +29,7 @@ def suffix_of(path: str) -> str:
 
 def read_file(key: str, path: str, *, header: str = "auto") -> pd.DataFrame:
     """A table as it is in a file, whose suffix says how. Unnamed columns are numbered."""
-    place = Path(path)
+    place = Path(path).expanduser()
     if not place.is_file():
         got = "a folder" if place.is_dir() else "nothing there"
         raise SpecError(key, "the path of a table", Words(f"{path}, {got}"))
@@ -37,7 +37,7 @@ def read_file(key: str, path: str, *, header: str = "auto") -> pd.DataFrame:
     if suffix not in _READERS:
         raise SpecError(key, f"a file named {', '.join('.' + known for known in _READERS)}", path)
     try:
-        return _READERS[suffix](key, path, header)
+        return _READERS[suffix](key, str(place), header)
     except SpecError:
         raise
     except (OSError, ValueError, LookupError, zipfile.BadZipFile, ImportError) as error:

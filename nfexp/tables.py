@@ -171,7 +171,7 @@ def check_vary(names: Sequence[str], values: np.ndarray, place: str) -> None:
 def _signature(path: str | None) -> tuple[int, int] | None:
     """What tells that a file was changed since it was last read."""
     try:
-        status = os.stat(path or "")
+        status = os.stat(os.path.expanduser(path or ""))
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size
