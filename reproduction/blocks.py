@@ -32,7 +32,7 @@ def cell_rows(runs: pd.DataFrame, centres: Centres) -> list[tuple[str, str, pd.D
     rows = []
     for target, study in studies(runs, centres).items():
         for key, own in study.cells.items():
-            rows.append((stats.named(dict(sorted(key))), target, own))
+            rows.append((stats.cell_name(key), target, own))
     order = {name: i for i, name in enumerate(dict.fromkeys(name for name, *_ in rows))}
     return sorted(rows, key=lambda r: (r[0] != "the centre", order[r[0]]))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from nfexp import cli, report
+from nfexp.record.plan import Plan
 from nfexp.report import figures
-from nfexp.sweep.folder import Plan
 from tests.helpers.fake_sweep import write_sweep
 
 COMMANDS = {
@@ -134,7 +134,7 @@ FOLDERS = {
     "below a file": ("-m seed=0,1 hydra.sweep.dir=file/s", "file/s: expected a folder nfexp can write to; got .*"),
     "a sweep where a run is": ("-m seed=0,1 hydra.sweep.dir=run/000", ".*: expected a new or empty folder, .*; got .*"),
     "a sweep where another is": ("-m seed=0,1 hydra.sweep.dir=planned", "planned: expected the runs of its .*; got .*"),
-    "a sweep's plan is broken": ("-m seed=0,1 hydra.sweep.dir=broken", "broken/sweep.json: expected the plan of a .*"),
+    "a sweep's plan is broken": ("-m seed=0,1 hydra.sweep.dir=broken", "broken/sweep.json: expected readable JSON; .*"),
     "a sweep's plan is a link": ("-m seed=0,1 hydra.sweep.dir=linked", "linked/sweep.json: .*; got a symbolic link"),
     "resume of nothing there": (
         "-m hydra.sweeper.resume=true hydra.sweep.dir=absent",
@@ -147,8 +147,8 @@ RESUME = {
     "no sweep there": ("empty", "DIR: expected the folder of a sweep; got 'empty'"),
     "a file": ("file", "DIR: expected the folder of a sweep; got 'file'"),
     "an option first": ("redo=failed", "DIR: expected the folder of a sweep; got 'redo=failed'"),
-    "a broken plan": ("broken", "broken/sweep.json: expected the plan of a sweep; got .*"),
-    "a newer plan": ("newer", "newer/sweep.json: expected the plan of a sweep; got another schema_version"),
+    "a broken plan": ("broken", "broken/sweep.json: expected readable JSON; got .*"),
+    "a newer plan": ("newer", "newer/sweep.json: expected schema_version at most 1; got 99"),
     "a plan with code": ("code", "code/sweep.json: expected arguments that are safe to repeat; got .*_target_.*"),
     "redo of no sort": ("planned redo=all", "redo: expected one of none, failed, diverged, both; got 'all'"),
     "another configuration": ("planned train.steps=9", "train.steps=9: expected .*redo=….*; got what would change .*"),
@@ -184,7 +184,7 @@ POINTS = "height,weight\n" + "".join(f"{i / 7},{i * i}\n" for i in range(30))
 def lay_out():
     """Folders in which something is wrong, by name; `run` and `planned` are as they should be."""
     write_sweep("run", [({"seed": 0}, {}, "completed")])
-    plan = {"schema_version": 1, "arguments": ["-m", "seed=3,4"]}
+    plan = {"schema_version": 1, "name": "x", "arguments": ["-m", "seed=3,4"]}
     centres, job = {"moons": {"seed": 3}}, {"job": "0000", "run_id": "x", "data.name": "moons", "seed": 3}
     plan |= {"centres": centres, "jobs": [job | {"overrides": ["seed=3"], "config": {}}]}
     texts = {

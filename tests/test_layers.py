@@ -13,9 +13,12 @@ ROOMS = """
     surroundings files spec readers published tables arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.stack flows.distribution
     data.densities data.tables data
-    train score checkpoint run record usage
-    analysis.table.records analysis.table.index analysis.table.saved analysis.table analysis.table.baselines
-    analysis.statistics analysis.claims.measures analysis.claims.catalogue analysis.claims
+    train score checkpoint run
+    record.metrics record.formats record.result record.plan record.trained record usage
+    analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays analysis.table.index
+    analysis.table.saved analysis.table.rows analysis.table.gather analysis.table analysis.table.baselines
+    analysis.statistics.intervals analysis.statistics.ablations analysis.statistics.studies analysis.statistics
+    analysis.claims.measures analysis.claims.catalogue analysis.claims.findings analysis.claims
     report.figures.curves report.figures.clouds report.figures.films report.figures.frames report.figures.summary
     report.figures report.figures.pen report.contents report.layouts report
     configuration

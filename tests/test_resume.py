@@ -143,37 +143,47 @@ def test_a_folder_that_holds_something_else_is_refused(run, nfexp, small_args):
     assert code == 1 and not written and "got one whose 0000 holds another run" in err
 
 
+def plan_with(**changed):
+    plan = {"schema_version": 1, "name": "x", "arguments": [], "centres": {"moons": {}}, "jobs": []}
+    return json.dumps(plan | changed)
+
+
 PLANS = {
-    "no JSON": ("{", "sweep.json: expected the plan of a sweep; got Expecting .*"),
-    "a list": ("[]", "sweep.json: expected the plan of a sweep; got .*"),
-    "newer": ('{"schema_version": 99}', "sweep.json: expected the plan of a sweep; got another schema_version"),
-    "jobs of no sort": (
-        json.dumps({"schema_version": 1, "jobs": 3}), "sweep.json: expected the plan of a sweep; got jobs is no list",
-    ),
+    "no JSON": ("{", "sweep.json: expected readable JSON; got Expecting .*"),
+    "a list": ("[]", "sweep.json: expected a JSON object; got list"),
+    "newer": ('{"schema_version": 99}', "sweep.json: expected schema_version at most 1; got 99"),
+    "jobs of no sort": (plan_with(jobs=3), "sweep.json: expected jobs to be a JSON list; got int"),
     "a job without target": (
-        json.dumps({"schema_version": 1, "jobs": [{"run_id": "", "overrides": []}]}),
-        "sweep.json: expected the plan of a sweep; got 'data.name'",
+        plan_with(jobs=[{"run_id": "", "overrides": []}]),
+        "sweep.json: expected each job to have job, data.name, seed and config; got .*",
+    ),
+    "a job without overrides": (
+        plan_with(jobs=[{"job": "0", "run_id": "", "data.name": "moons", "seed": 0, "config": {}}]),
+        "sweep.json: expected job 0 to have a run_id and overrides that are text; got .*",
+    ),
+    "an argument that is no text": (
+        plan_with(arguments=[3]), "sweep.json: expected arguments that are text; got .*",
     ),
     "code to run": (
-        json.dumps({"schema_version": 1, "arguments": ["-m", "hydra.launcher._target_=os.system"]}),
+        plan_with(arguments=["-m", "hydra.launcher._target_=os.system"]),
         "sweep.json: expected arguments that are safe to repeat; got .*, "
         "which can name code or another place; if you trust it, type: nfexp-resume s hydra.launcher._target_=os.system",
     ),
     "code to find": (
-        json.dumps({"schema_version": 1, "arguments": ["--config-dir=/evil", "-m"]}),
+        plan_with(arguments=["--config-dir=/evil", "-m"]),
         "sweep.json: expected arguments that are safe to repeat; got '--config-dir=/evil', "
         "which can name code .*: nfexp-resume s --config-dir=/evil",
     ),
     "another place": (
-        json.dumps({"schema_version": 1, "arguments": ["-m", "hydra.sweep.subdir=/evil"]}),
+        plan_with(arguments=["-m", "hydra.sweep.subdir=/evil"]),
         "sweep.json: expected arguments that are safe to repeat; got 'hydra.sweep.subdir=/evil', which can name .*",
     ),
     "no sweep": (
-        json.dumps({"schema_version": 1, "arguments": ["--experimental-rerun=evil.pickle"]}),
+        plan_with(arguments=["--experimental-rerun=evil.pickle"]),
         "sweep.json: expected arguments .*; got a command line that begins no sweep .--experimental-rerun.",
     ),
     "escape codes": (
-        json.dumps({"schema_version": 1, "arguments": ["--config-dir=\x1b[2J"]}),
+        plan_with(arguments=["--config-dir=\x1b[2J"]),
         r"sweep.json: expected arguments that are safe to repeat; got '--config-dir=\\x1b\[2J'",
     ),
 }  # fmt: skip

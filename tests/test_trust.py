@@ -23,9 +23,11 @@ from safetensors.torch import load_file, save
 
 from nfexp import report
 from nfexp.analysis.table import CACHE, MANY, ReportError, collect, load_arrays, load_histories, load_runs
-from nfexp.analysis.table.records import KINDS, LIMITS, check_record, read_history, read_plan
+from nfexp.analysis.table.cells import KINDS
+from nfexp.analysis.table.records import check_record, planned_runs, read_history
 from nfexp.files import parse_json
 from nfexp.record import load_flow
+from nfexp.record.formats import LIMITS
 from nfexp.report import figures
 from nfexp.report.figures import draw, films
 from nfexp.report.figures.clouds import draw_gallery
@@ -459,11 +461,17 @@ def no_figures(monkeypatch):
 
 def opened(monkeypatch, folder, **how):
     """The result.json files that `collect` opens."""
-    from nfexp.analysis.table import records
+    from nfexp.record import formats
 
-    names, plain = [], records.read_plain
+    names = []
+    plain = formats.read_plain
+
+    def noting(path, limit):
+        names.append(Path(path))
+        return plain(path, limit)
+
     with monkeypatch.context() as patch:
-        patch.setattr(records, "read_plain", lambda path, limit: (names.append(Path(path)), plain(path, limit))[1])
+        patch.setattr(formats, "read_plain", noting)
         found = collect(folder, **how)
     return found, [f"{p.parent.name}/{p.name}" for p in names if p.name == "result.json"]
 
@@ -629,12 +637,12 @@ def test_fuzzed_plans(tmp_path_factory, raw):
     folder = tmp_path_factory.mktemp("plan")
     (folder / "sweep.json").write_bytes(raw)
     try:
-        name, centres, plan = read_plan(folder)
+        plan = planned_runs(folder)
     except ReportError as error:
         assert str(error).startswith(f"{folder}/sweep.json: expected ") and str(error).isprintable()
         return
-    assert name.isprintable() and all(isinstance(t, str) for t in centres)
-    for job, row in plan.items():
+    assert plan.name.isprintable() and all(isinstance(target, str) for target in plan.centres)
+    for job, row in plan.rows.items():
         place = os.path.normpath(folder / job)
         assert place.startswith(f"{folder}/") and all(admits(k, v) for k, v in row.items())
 

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nfexp.configuration import REDO
-from nfexp.files import parse_json, read_plain, replacing
+from nfexp.files import replacing
 from nfexp.record import Outcome, code_version, outcome
-from nfexp.spec import SCHEMA_VERSION, Spec, SpecError, Words, relevant, run_id
+from nfexp.record import plan as plans
+from nfexp.record.plan import Plan
+from nfexp.spec import Spec, SpecError, Words, relevant
 from nfexp.sweep.worker import HOLDER, clear
-
-LARGEST_PLAN = 2**26  # bytes of a sweep.json that is read
 
 
 @contextmanager
@@ -59,60 +59,17 @@ def locked(folder: Path, what: str = "a sweep") -> Iterator[None]:
         lock.release()
 
 
-@dataclass(kw_only=True)
-class Plan:
-    """What `sweep.json` holds: the jobs by number, the centre of the study per target, the command's arguments.
-
-    `mixed` says when, by which code and command, jobs were added that the first command did not plan.
-    """
-
-    name: str = ""
-    arguments: list[str] = field(default_factory=list)
-    centres: dict[str, dict[str, Any]] = field(default_factory=dict)
-    jobs: list[dict[str, Any]] = field(default_factory=list)
-    mixed: list[dict[str, Any]] = field(default_factory=list)
-
-    def entry(self, folder: str, spec: Spec, overrides: Sequence[str]) -> dict[str, Any]:
-        """What `jobs` says of a job: its configuration as what differs from the centre of its target."""
-        centre = self.centres[spec.data.name]
-        differs = {k: v for k, v in relevant(spec).items() if k != "seed" and (k not in centre or v != centre[k])}
-        return {
-            "job": folder, "run_id": run_id(spec), "data.name": spec.data.name, "seed": spec.seed,
-            "overrides": list(overrides), "config": differs,
-        }  # fmt: skip
-
-    def write(self, folder: Path) -> None:
-        document = {"schema_version": SCHEMA_VERSION} | vars(self)
-        with replacing(folder / "sweep.json") as path:
-            path.write_text(json.dumps(document, indent=1), encoding="utf-8")
-
-
 def read_plan(folder: Path) -> Plan | None:
-    """The plan of the sweep in a folder; None if it holds none.
+    """The plan of the sweep in a folder, complete enough to resume it; None if it holds none.
 
     Raises
     ------
     SpecError
-        If its `sweep.json` cannot be read or is not of this schema.
+        If its `sweep.json` cannot be read, is not of this schema, or lacks the overrides of a job.
     """
-    path = folder / "sweep.json"
-    try:
-        document = parse_json(read_plain(path, LARGEST_PLAN)[0])
-        if document.pop("schema_version") != SCHEMA_VERSION:
-            raise ValueError("another schema_version")
-        plan = Plan(**document)
-        for key, value in vars(Plan()).items():
-            if not isinstance(getattr(plan, key), type(value)):
-                raise TypeError(f"{key} is no {type(value).__name__}")
-        texts = [*plan.arguments, *(text for job in plan.jobs for text in (job["run_id"], *job["overrides"]))]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("an argument is no string")
-        for job in plan.jobs:
-            _ = plan.centres[job["data.name"]] | job["config"] | {"seed": job["seed"], "job": job["job"]}
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise SpecError(str(path), "the plan of a sweep", Words(" ".join(str(error).split()))) from None
+    plan = plans.read_plan(folder)
+    if plan is not None:
+        plans.require_commands(folder, plan)
     return plan
 
 

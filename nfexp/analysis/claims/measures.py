@@ -1,7 +1,7 @@
-"""What the claims measure: functions of a study that return contrasts, or say that their runs are absent.
+"""What the claims measure: functions of a study that return contrasts, or raise Absent.
 
-No contrast is chosen by looking at the values that it is then tested with: a "best of" becomes one contrast per
-candidate, so that noise alone cannot make the best one good.
+No contrast is chosen by looking at the values that it is then tested with: a "best of" becomes one
+contrast per candidate, so that noise alone cannot make the best one good.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import pandas as pd
 
 from nfexp.analysis.statistics import (
     Absent,
+    Interval,
     Study,
+    Tails,
     bootstrap_interval,
+    changes_of,
     mean_interval,
     mean_tails,
     named,
@@ -26,15 +29,24 @@ from nfexp.analysis.statistics import (
     sign_tails,
 )
 
-SIMPLE, HARD = ("moons", "spiral2"), ("circles", "spiral4")
-FLOWS, DEPTH, WIDTH = "flow.n_flows", "flow.hidden_depth", "flow.hidden_width"
-SAMPLES, NOISE, LR, BATCH = "data.n_samples", "data.noise", "train.lr", "train.batch_size"
-ALTERNATING, FIXED = {"flow.mask": "alternating"}, {"flow.mask": "fixed"}
+SIMPLE = ("moons", "spiral2")
+HARD = ("circles", "spiral4")
+FLOWS = "flow.n_flows"
+DEPTH = "flow.hidden_depth"
+WIDTH = "flow.hidden_width"
+SAMPLES = "data.n_samples"
+NOISE = "data.noise"
+LR = "train.lr"
+BATCH = "train.batch_size"
+ALTERNATING = {"flow.mask": "alternating"}
+FIXED = {"flow.mask": "fixed"}
+# Nats above the lowest KL of a seed: how far good recipes lie apart, see the catalogue.
+GOOD_ENOUGH = 0.05
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One effect: the mean of paired differences over seeds, or (`share`) the share of runs that something is true of.
+    """One effect: a mean of paired differences over seeds, or a share of runs (`share`).
 
     `margin` replaces the claim's where the effect is another quantity than the claim's estimand.
     """
@@ -44,13 +56,22 @@ class Contrast:
     share: bool = False
     margin: float | None = None
 
-    def interval(self, level: float = 0.95) -> tuple[float, float, float]:
+    def interval(self, level: float = 0.95) -> Interval:
         """Estimate, low, high."""
-        return (share_interval if self.share else mean_interval)(self.values, level)
+        if self.share:
+            return share_interval(self.values, level)
+        return mean_interval(self.values, level)
 
-    def tails(self, margin: float, *, signs: bool = False) -> tuple[float, float]:
-        """p-values of "the effect is at most `margin`" and of "at least"; of the mean, or of the median by signs."""
-        return (share_tails if self.share else sign_tails if signs else mean_tails)(self.values, margin)
+    def tails(self, margin: float, *, signs: bool = False) -> Tails:
+        """p-values of "the effect is at most `margin`" and of "at least".
+
+        By `signs` the effect is the median, else the mean.
+        """
+        if self.share:
+            return share_tails(self.values, margin)
+        if signs:
+            return sign_tails(self.values, margin)
+        return mean_tails(self.values, margin)
 
     def bootstrap(self, level: float = 0.95) -> tuple[float, float]:
         """Ends of the bootstrap interval, which decides nothing."""
@@ -62,7 +83,7 @@ def mean_of(label: str, values: pd.Series) -> Contrast:
 
 
 def share_of(label: str, hits: pd.Series, margin: float | None = None) -> Contrast:
-    return Contrast(label, hits.to_numpy(dtype=float), True, margin)
+    return Contrast(label, hits.to_numpy(dtype=float), share=True, margin=margin)
 
 
 Measure = Callable[[Study], list[Contrast]]
@@ -75,65 +96,14 @@ class Across:
     of: Callable[[Mapping[str, Study]], list[Contrast]]
 
 
-def versus(a: Mapping[str, Any], b: Mapping[str, Any], *metrics: str) -> Measure:
-    """The measure metric(a) − metric(b) of two cells, given by their differences from the centre; KL if not said."""
-    return lambda study: [mean_of(m if metrics else "", study.gap(a, b, m)) for m in metrics or ("kl",)]
+def versus(a: Mapping[str, Any], b: Mapping[str, Any]) -> Measure:
+    """The measure KL(a) − KL(b) of two cells, given by their differences from the centre."""
+    return lambda study: [mean_of("", study.gap(a, b))]
 
 
-def each_complex_flow(study: Study) -> list[Contrast]:
-    """KL of each single flow that is deeper or wider than the centre, minus the centre's."""
-    found = []
-    for key in study.cells:
-        own = dict(sorted(key))
-        larger = any(own.get(c, 0) > study.centre.get(c, math.inf) for c in (DEPTH, WIDTH))
-        if own.get(FLOWS) == 1 and own.keys() <= {FLOWS, DEPTH, WIDTH} and larger:
-            found.append(mean_of(named(own), study.gap(own, {})))
-    if not found:
-        raise Absent("missing: flow.n_flows=1 with more depth or width than the centre")
-    return sorted(found, key=lambda c: c.label)
-
-
-def flows_needed(studies: Mapping[str, Study]) -> list[Contrast]:
-    """Flows needed on hard targets minus on simple ones, per seed."""
-    needed = {}
-    for target, study in studies.items():
-        if target in SIMPLE + HARD and len(study.axis(FLOWS)) > 1:
-            kl = pd.DataFrame({n: study.values("kl", {FLOWS: n}) for n in study.axis(FLOWS)}).dropna()
-            needed[target] = kl.le(kl.min(axis=1) + 0.05, axis=0).idxmax(axis=1).astype(float)
-            study.notes.append(f"needed {needed[target].mean():.2g}" if len(kl) else "no seed has the whole axis")
-    sides = [[needed[t] for t in side if t in needed] for side in (HARD, SIMPLE)]
-    if not all(sides):
-        raise Absent("missing: a flows axis on a simple and on a hard target")
-    hard, simple = (pd.concat(side, axis=1).dropna().mean(axis=1) for side in sides)
-    return [mean_of("", hard - simple)]
-
-
-def six_against_each(study: Study) -> list[Contrast]:
-    others = [n for n in study.axis(FLOWS) if n != 6]
-    if not others:
-        raise Absent("missing: a flows axis")
-    return [mean_of(f"against {n} flows", study.gap({FLOWS: 6}, {FLOWS: n})) for n in others]
-
-
-def deeper(study: Study) -> list[Contrast]:
-    depths = [d for d in study.axis(DEPTH) if d > 2]
-    if not depths:
-        raise Absent("missing: a depth above 2")
-    return [mean_of(f"depth {d}", study.gap({DEPTH: d}, {DEPTH: 2})) for d in depths]
-
-
-def time_by_samples(study: Study) -> list[Contrast]:
-    full = {BATCH: "full"}
-    if len(study.axis(SAMPLES, full)) < 2:
-        raise Absent(
-            "not identifiable here: mini-batches make a step cost the same at every n, and seconds is a share of a "
-            "stack; needs runs with train.batch_size=full at two sample counts"
-        )
-    low, high = study.ends(SAMPLES, fixed=full)
-    gap = study.gap(full | {SAMPLES: high}, full | {SAMPLES: low}, "seconds")
-    stacks = gap[~gap.round(3).duplicated()]  # runs of one stack share its time: they are one measurement
-    study.notes.append(f"{len(gap)} runs in {len(stacks)} pairs of stacks")
-    return [mean_of(f"n={high} against n={low}", stacks)]
+def versus_each(a: Mapping[str, Any], b: Mapping[str, Any], *metrics: str) -> Measure:
+    """The measure metric(a) − metric(b) of two cells, one contrast for each of several metrics."""
+    return lambda study: [mean_of(metric, study.gap(a, b, metric)) for metric in metrics]
 
 
 def extremes(column: str, metric: str, at_least: float = -math.inf) -> Measure:
@@ -147,7 +117,88 @@ def extremes(column: str, metric: str, at_least: float = -math.inf) -> Measure:
     return measure
 
 
+def each_complex_flow(study: Study) -> list[Contrast]:
+    """KL of each single flow that is deeper or wider than the centre, minus the centre's."""
+    found = []
+    for key in study.cells:
+        own = changes_of(key)
+        is_deeper = own.get(DEPTH, 0) > study.centre.get(DEPTH, math.inf)
+        is_wider = own.get(WIDTH, 0) > study.centre.get(WIDTH, math.inf)
+        if own.get(FLOWS) == 1 and own.keys() <= {FLOWS, DEPTH, WIDTH} and (is_deeper or is_wider):
+            found.append(mean_of(named(own), study.gap(own, {})))
+    if not found:
+        raise Absent("missing: flow.n_flows=1 with more depth or width than the centre")
+    return sorted(found, key=lambda contrast: contrast.label)
+
+
+def flows_needed(studies: Mapping[str, Study]) -> list[Contrast]:
+    """Flows needed on hard targets minus on simple ones, per seed."""
+    hard = []
+    simple = []
+    for target, study in studies.items():
+        numbers = study.axis(FLOWS)
+        if target not in SIMPLE + HARD or len(numbers) < 2:
+            continue
+        # Rows are the seeds that have the whole axis, columns the numbers of flows, rising.
+        kl = pd.DataFrame({n: study.values("kl", {FLOWS: n}) for n in numbers}).dropna()
+        is_enough = kl.le(kl.min(axis=1) + GOOD_ENOUGH, axis=0)
+        needed = is_enough.idxmax(axis=1).astype(float)  # the first column that is true
+        study.notes.append(f"needed {needed.mean():.2g}" if len(kl) else "no seed has the whole axis")
+        if target in HARD:
+            hard.append(needed)
+        else:
+            simple.append(needed)
+    if not hard or not simple:
+        raise Absent("missing: a flows axis on a simple and on a hard target")
+    return [mean_of("", _seed_means(hard) - _seed_means(simple))]
+
+
+def _seed_means(columns: list[pd.Series]) -> pd.Series:
+    """The mean over targets, for each seed that all of them have."""
+    means: pd.Series = pd.concat(columns, axis=1).dropna().mean(axis=1)
+    return means
+
+
+def six_against_each(study: Study) -> list[Contrast]:
+    """KL of six flows minus that of every other number."""
+    found = []
+    for n in study.axis(FLOWS):
+        if n != 6:
+            found.append(mean_of(f"against {n} flows", study.gap({FLOWS: 6}, {FLOWS: n})))
+    if not found:
+        raise Absent("missing: a flows axis")
+    return found
+
+
+def deeper(study: Study) -> list[Contrast]:
+    """KL of every depth above 2 minus that of depth 2."""
+    found = []
+    for depth in study.axis(DEPTH):
+        if depth > 2:
+            found.append(mean_of(f"depth {depth}", study.gap({DEPTH: depth}, {DEPTH: 2})))
+    if not found:
+        raise Absent("missing: a depth above 2")
+    return found
+
+
+def time_by_samples(study: Study) -> list[Contrast]:
+    """Seconds at the most samples minus at the fewest, with full batches."""
+    full = {BATCH: "full"}
+    if len(study.axis(SAMPLES, full)) < 2:
+        raise Absent(
+            "not identifiable here: mini-batches make a step cost the same at every n, and seconds "
+            "is a share of a stack; needs runs with train.batch_size=full at two sample counts"
+        )
+    low, high = study.ends(SAMPLES, fixed=full)
+    gap = study.gap(full | {SAMPLES: high}, full | {SAMPLES: low}, "seconds")
+    # Runs of one stack share its time: they are one measurement.
+    stacks = gap[~gap.round(3).duplicated()]
+    study.notes.append(f"{len(gap)} runs in {len(stacks)} pairs of stacks")
+    return [mean_of(f"n={high} against n={low}", stacks)]
+
+
 def fewer_flows(study: Study) -> list[Contrast]:
+    """KL of four flows minus that of six, both at the most samples that both have."""
     sizes = set(study.axis(SAMPLES, {FLOWS: 4})) & set(study.axis(SAMPLES, {FLOWS: 6}))
     if not sizes:
         raise Absent("missing: flow.n_flows=4 at a sample count of the 6-flow runs")
@@ -156,37 +207,52 @@ def fewer_flows(study: Study) -> list[Contrast]:
 
 
 def kl_at_most_noise(study: Study) -> list[Contrast]:
-    noise = study.ends(NOISE)[1]
+    """KL at the highest noise."""
+    _, noise = study.ends(NOISE)
     return [mean_of(f"noise {noise:g}", study.values("kl", {NOISE: noise}))]
 
 
 def each_under_noise(study: Study) -> list[Contrast]:
     """clean_distance of each architecture at the highest noise, minus the centre's."""
-    noise = study.ends(NOISE)[1]
-    found = [dict(sorted(k)) for k in study.cells if dict(k).get(NOISE, study.centre.get(NOISE)) == noise]
-    found = [own for own in found if own.keys() <= {NOISE, FLOWS, DEPTH, WIDTH}]
+    _, noise = study.ends(NOISE)
+    found = []
+    for key in study.cells:
+        own = changes_of(key)
+        at_most_noise = own.get(NOISE, study.centre.get(NOISE)) == noise
+        if at_most_noise and own.keys() <= {NOISE, FLOWS, DEPTH, WIDTH}:
+            found.append(own)
     if len(found) < 2:
         raise Absent(f"missing: data.noise={noise:g} with another number of flows, depth or width")
-    contrasts = [mean_of(named(own), study.gap(own, {}, "clean_distance")) for own in found]
-    return sorted(contrasts, key=lambda c: c.label)
+    contrasts = []
+    for own in found:
+        contrasts.append(mean_of(named(own), study.gap(own, {}, "clean_distance")))
+    return sorted(contrasts, key=lambda contrast: contrast.label)
 
 
 def fixed_mask(study: Study) -> list[Contrast]:
-    """KL(fixed) − KL(alternating); where most runs under the fixed mask diverged, the share that did."""
-    lost = diverged(study.cells.get(study.key(FIXED), pd.DataFrame({"status": [], "seed": []})))
-    if lost.mean() > 0.5:
-        study.cell(ALTERNATING)
-        return [share_of("share of runs under the fixed mask that diverged, which is the claim", lost, 0.5)]
+    """KL(fixed) − KL(alternating), or the share of fixed runs that diverged, if most did."""
+    nothing = pd.DataFrame({"status": [], "seed": []})
+    lost = diverged(study.cells.get(study.key(FIXED), nothing))
+    if lost.mean() > 0.5:  # not of NaN, the mean of nothing
+        study.cell(ALTERNATING)  # looked at, so that what it lost counts too
+        label = "share of runs under the fixed mask that diverged, which is the claim"
+        return [share_of(label, lost, margin=0.5)]
     return versus(FIXED, ALTERNATING)(study)
 
 
 def covering_masks(study: Study) -> list[Contrast]:
+    """KL(mask changed once) − KL(alternating).
+
+    A note says how random masks do, which need not cover both coordinates.
+    """
     key = study.key({"flow.mask": "random"})
     if key in study.cells:  # looked at without `cell`: the verdict does not need it
         runs = study.cells[key]
-        gap = runs[runs["status"] == "completed"].set_index("seed")["kl"] - study.values("kl", ALTERNATING)
+        done = runs[runs["status"] == "completed"]
+        gap = done.set_index("seed")["kl"] - study.values("kl", ALTERNATING)
         mean, low, high = mean_interval(gap)
-        study.notes.append(f"random masks: {mean:.3g} [{low:.3g}, {high:.3g}], {gap.count()} of {len(runs)} runs")
+        counted = f"{gap.count()} of {len(runs)} runs"
+        study.notes.append(f"random masks: {mean:.3g} [{low:.3g}, {high:.3g}], {counted}")
     return versus({"flow.mask": "once"}, ALTERNATING)(study)
 
 
@@ -197,28 +263,43 @@ def diverged(runs: pd.DataFrame) -> pd.Series:
 
 
 def divergence(study: Study) -> list[Contrast]:
-    lost = diverged(pd.concat([study.cell({LR: lr}) for lr in study.axis(LR)] or [study.cell({})]))
+    """The share of seeds of which a run diverged, at any learning rate."""
+    cells = [study.cell({LR: lr}) for lr in study.axis(LR)] or [study.cell({})]
+    lost = diverged(pd.concat(cells))
     study.notes.append(f"{lost.sum()} of {len(lost)} runs diverged")
-    return [share_of("", lost.groupby(level=0).any())]  # runs of one seed share draws and initialisation
+    # Runs of one seed share draws and initialisation: one trial.
+    of_seed = lost.groupby(level=0).any()
+    return [share_of("", of_seed)]
 
 
 def divergence_by_lr(study: Study) -> list[Contrast]:
+    """Of the seeds that diverged at one of two learning rates, the share at the higher.
+
+    The exact test of it is McNemar's (1947).
+    """
     low, high = study.ends(LR)
-    lost = pd.concat({lr: diverged(study.cell({LR: lr})) for lr in (high, low)}, axis=1, join="inner").astype(bool)
+    columns = {lr: diverged(study.cell({LR: lr})) for lr in (high, low)}
+    # Rows are the seeds that ended at both.
+    lost = pd.concat(columns, axis=1, join="inner").astype(bool)
     if not lost.to_numpy().any():
         raise Absent(f"no run diverged at lr {high:g} or {low:g}: nothing to help against")
-    study.notes.append(f"of {len(lost)} seeds {lost[high].sum()} diverged at lr {high:g}, {lost[low].sum()} at {low:g}")
-    one = lost[lost[high] != lost[low]]
-    if one.empty:
+    n_high = lost[high].sum()
+    n_low = lost[low].sum()
+    study.notes.append(f"of {len(lost)} seeds {n_high} diverged at lr {high:g}, {n_low} at {low:g}")
+    discordant = lost[lost[high] != lost[low]]  # only these say which is worse
+    if discordant.empty:
         raise Absent(f"every seed diverged at lr {high:g} and at {low:g}: nothing to compare")
-    return [share_of(f"lr {high:g} against {low:g}", one[high])]
+    return [share_of(f"lr {high:g} against {low:g}", discordant[high])]
 
 
 def more_than_one_moved(study: Study) -> list[Contrast]:
-    done = [
-        r.loc[r["status"] == "completed", "coordinates_moved"] for r in study.cells.values() if "coordinates_moved" in r
-    ]
-    moved = pd.concat(done).dropna() if done else pd.Series(dtype=float)
+    """The share of completed runs in which some coupling moved more than one coordinate."""
+    columns = []
+    for runs in study.cells.values():
+        if "coordinates_moved" in runs:
+            columns.append(runs.loc[runs["status"] == "completed", "coordinates_moved"])
+    moved = pd.concat(columns).dropna() if columns else pd.Series(dtype=float)
     if moved.empty:
         raise Absent("missing: coordinates_moved")
-    return [share_of(f"{int((moved > 1).sum())} of {len(moved)} runs", moved > 1)]
+    several = moved > 1
+    return [share_of(f"{int(several.sum())} of {len(moved)} runs", several)]

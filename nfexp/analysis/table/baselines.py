@@ -1,4 +1,4 @@
-"""baselines.csv: what density estimates without a flow reach on the same draws as the runs beside it."""
+"""baselines.csv: what density estimates without a flow reach on the draws of the runs beside it."""
 
 from __future__ import annotations
 
@@ -11,34 +11,47 @@ from typing import Any
 
 import pandas as pd
 
-from nfexp.analysis.table.records import LARGEST, ReportError
-from nfexp.analysis.table.saved import live
+from nfexp.analysis.table.cells import LARGEST
+from nfexp.analysis.table.spelling import live
 from nfexp.files import read_plain
+from nfexp.record.formats import ReportError, reason
 from nfexp.spec import Data, from_mapping
 
 BASELINES = "baselines.csv"
 MODELS = {"gaussian": "Gaussian", "mixture": "Gaussian mixture", "kde": "kernel density"}
-DATA = ("data.name", "data.n_samples", "data.noise", "data.n_test", "data.text")  # what, with a seed, fixes the draws
-FACTS = ("n_used", "n_components", "bandwidth", "n_parameters")  # the second is a mixture's, the third a kernel's
+# What, with a seed, fixes the draws.
+DATA = ("data.name", "data.n_samples", "data.noise", "data.n_test", "data.text")
+# What a fit came to: n_components is a mixture's, bandwidth a kernel's.
+FACTS = ("n_used", "n_components", "bandwidth", "n_parameters")
 SCORES = ("test_nll", "true_nll", "kl", "kl_se", "seconds")
 COLUMNS = (*DATA, "seed", "model", *FACTS, *SCORES)
 LIMIT = 2**25  # bytes
 
 
 def data_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The values of DATA of a run, of a baseline or of a centre: equal where the draws of each seed are.
+    """The values of DATA of a run, a baseline or a centre: equal where the draws of a seed are.
 
-    >>> data_key({"data.name": "moons", "data.n_samples": 200.0, "data.noise": 0.05, "data.n_test": 1000, "seed": 3})
-    ('moons', 200.0, 0.05, 1000, None)
+    >>> data_key({"data.name": "moons", "data.n_samples": 200.0, "data.noise": 0.05, "seed": 3})
+    ('moons', 200.0, 0.05, None, None)
     """
-    return tuple(None if (v := row.get(k)) is None or v != v else v for k in DATA)
+    values = []
+    for key in DATA:
+        value = row.get(key)
+        if value != value:  # NaN
+            value = None
+        values.append(value)
+    return tuple(values)
 
 
-def load_baselines(*dirs: str | os.PathLike[str], skipped: list[ReportError] | None = None) -> pd.DataFrame:
-    """The baselines.csv of each of `dirs` that has one, as one table with the columns COLUMNS, each fit once.
+def load_baselines(
+    *dirs: str | os.PathLike[str],
+    skipped: list[ReportError] | None = None,
+) -> pd.DataFrame:
+    """The baselines.csv of each of `dirs` that has one, as one table, each fit once.
 
-    NLL and KL in nats per point, data units; `bandwidth` in standard deviations of the training points; `n_used` of
-    `n_samples` points were fitted to. A number that is missing is NaN.
+    Its columns are COLUMNS. NLL and KL in nats per point, data units; `bandwidth` in standard
+    deviations of the training points; `n_used` of `n_samples` points were fitted to. A number that
+    is missing is NaN.
 
     Parameters
     ----------
@@ -56,13 +69,14 @@ def load_baselines(*dirs: str | os.PathLike[str], skipped: list[ReportError] | N
     rows: list[dict[str, Any]] = []
     for folder in dirs:
         path = os.path.join(folder, BASELINES)
-        if os.path.lexists(path):
-            try:
-                rows += _read(path)
-            except ReportError as error:
-                if skipped is None:
-                    raise
-                skipped.append(error)
+        if not os.path.lexists(path):
+            continue
+        try:
+            rows += _read(path)
+        except ReportError as error:
+            if skipped is None:
+                raise
+            skipped.append(error)
     found = pd.DataFrame(rows, columns=list(COLUMNS))
     return found.drop_duplicates([*DATA, "seed", "model"], ignore_index=True)
 
@@ -70,13 +84,14 @@ def load_baselines(*dirs: str | os.PathLike[str], skipped: list[ReportError] | N
 def _read(path: str) -> list[dict[str, Any]]:
     try:
         text = read_plain(path, LIMIT)[0].decode("utf-8-sig")
-        head, *lines = [*csv.reader(io.StringIO(text, newline=""), strict=True)] or [[]]
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
     except (OSError, ValueError, csv.Error) as error:
-        raise ReportError(path, "a readable table", getattr(error, "strerror", None) or error) from None
+        raise ReportError(path, "a readable table", reason(error)) from None
+    head = lines[0]
     if tuple(head) != COLUMNS:
         raise ReportError(path, f"the heading {','.join(COLUMNS)}", ",".join(head))
     rows = []
-    for number, line in enumerate(lines, 2):
+    for number, line in enumerate(lines[1:], 2):
         try:
             rows.append(_row(dict(zip(COLUMNS, line, strict=True))))
         except ValueError as error:
@@ -85,16 +100,35 @@ def _read(path: str) -> list[dict[str, Any]]:
 
 
 def _row(cells: Mapping[str, str]) -> dict[str, Any]:
-    text = live(cells["data.text"]) if cells["data.text"] else None
-    data = from_mapping({"name": cells["data.name"], "n_samples": int(cells["data.n_samples"]),
-                         "noise": float(cells["data.noise"]), "n_test": int(cells["data.n_test"]),
-                         "n_val": 2, "text": text}, Data, "data.")  # fmt: skip
+    """The values of a line; ValueError if one is not what its column holds."""
+    row = _draws(cells)
+    row["seed"] = _whole("seed", cells["seed"], 0)
     if cells["model"] not in MODELS:
         raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {cells['model']!r}")
-    row = {k: getattr(data, k.removeprefix("data.")) for k in DATA} | {"seed": _whole("seed", cells["seed"], 0)}
-    facts = {k: math.nan if cells[k] == "" else _whole(k, cells[k], 1) for k in FACTS if k != "bandwidth"}
-    scores = {k: math.nan if cells[k] == "" else _finite(k, cells[k]) for k in ("bandwidth", *SCORES)}
-    return row | {"model": cells["model"]} | facts | scores
+    row["model"] = cells["model"]
+    for key in (*FACTS, *SCORES):
+        if cells[key] == "":
+            row[key] = math.nan
+        elif key in FACTS and key != "bandwidth":
+            row[key] = _whole(key, cells[key], 1)
+        else:
+            row[key] = _finite(key, cells[key])
+    return row
+
+
+def _draws(cells: Mapping[str, str]) -> dict[str, Any]:
+    """The columns DATA of a line, in the ranges of :class:`nfexp.spec.Data`."""
+    text = live(cells["data.text"]) if cells["data.text"] else None
+    values = {
+        "name": cells["data.name"],
+        "n_samples": int(cells["data.n_samples"]),
+        "noise": float(cells["data.noise"]),
+        "n_test": int(cells["data.n_test"]),
+        "n_val": 2,  # is not in the file, and no baseline uses validation points
+        "text": text,
+    }
+    data = from_mapping(values, Data, "data.")
+    return {key: getattr(data, key.removeprefix("data.")) for key in DATA}
 
 
 def _whole(key: str, cell: str, least: int) -> int:

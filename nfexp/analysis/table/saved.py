@@ -1,4 +1,4 @@
-"""How text is spelled in a CSV, and a runs.csv read back: each cell is checked as those of a record are."""
+"""The table of runs as a CSV file: written for any reader, and read back cell by cell."""
 
 from __future__ import annotations
 
@@ -8,61 +8,94 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterator
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from nfexp.analysis.table.records import ANY, KINDS, METRICS, REQUIRED, STATUSES, TEXT, ReportError, _config, _metric
-from nfexp.files import read_plain
+import pandas as pd
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of a formula
+from nfexp.analysis.table.cells import ANY, KINDS, REQUIRED, config_row, is_inside, metric_value
+from nfexp.analysis.table.spelling import inert, inert_path, inert_value, live
+from nfexp.files import read_plain, replacing
+from nfexp.record.formats import ReportError, reason
+from nfexp.record.metrics import COUNTS, METRICS
+from nfexp.record.result import STATUSES
+
 LIMIT = 2**28  # bytes, unpacked
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", re.ASCII)
-WORDS = frozenset(  # what pandas or a spreadsheet takes for a missing value or a truth value
-    ("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None",
-     "n/a", "nan", "null", "True", "TRUE", "true", "False", "FALSE", "false")
-)  # fmt: skip
 
 
-def mistakable(text: str) -> bool:
-    """Whether a reader of a CSV could take this text for a number, a missing or truth value, or a formula.
+def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write `frame` without its index, whole or not at all.
 
-    >>> [mistakable(text) for text in ("0000", "1e3", "NA", "=1+1", "relu", "none")]
-    [True, True, True, True, False, False]
+    Text that could be taken for another value gets a leading quote.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_csv(pd.DataFrame({"kl": [0.5], "best_step": [20.0]}), Path(folder) / "runs.csv")
+    ...     print((Path(folder) / "runs.csv").read_text().split())
+    ['kl,best_step', '0.5,20']
     """
-    if text.startswith((*FORMULA, "'")) or text in WORDS:
-        return True
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    path = Path(path)
+    words = [str(column) for column in frame.select_dtypes(exclude="number")]
+    spelled = frame.copy()
+    for column in words:
+        spelled[column] = frame[column].map(_spelling(column))
+    # A metric that is missing in some row makes a column of counts float64: "Int64" writes 20, not
+    # 20.0.
+    counts = [column for column in COUNTS if column in frame and _is_whole(frame[column])]
+    spelled = spelled.astype(dict.fromkeys(counts, "Int64"))
+    # Minimal quoting leaves a carriage return bare, and readers take it for the end of the line.
+    quoting: Any = csv.QUOTE_MINIMAL
+    for column in words:
+        if spelled[column].astype(str).str.contains("\r", regex=False).any():
+            quoting = csv.QUOTE_NONNUMERIC
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with replacing(path) as temporary, open(temporary, "w", **how) as file:
+        spelled.to_csv(file, index=False, lineterminator="\n", quoting=quoting)
 
 
-def inert(value: Any) -> Any:
-    """Text as a cell of a CSV: with a leading quote where it could be taken for something else."""
-    return "'" + value if isinstance(value, str) and mistakable(value) else value
+def _is_whole(column: pd.Series) -> bool:
+    return bool((column.isna() | (column % 1 == 0)).all())
 
 
-def inert_value(value: Any) -> Any:
-    """A value of the configuration as a cell: as :func:`inert`, and an empty text is a quote, which null is not."""
-    return "'" if value == "" and isinstance(value, str) else inert(value)
+def _spelling(column: str) -> Callable[[Any], Any]:
+    """How the text of a column is written."""
+    if column in ("job", "dir"):
+        return inert_path
+    if "." in column:  # a key of the configuration
+        return inert_value
+    return inert
 
 
-def inert_path(path: Any) -> Any:
-    """A path as a cell of a CSV, still a path: job 0000 is ./0000."""
-    return "./" + path if isinstance(path, str) and mistakable(path) else path
+def write_runs(runs: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write the table of :func:`load_runs` so that :func:`read_runs` gives every run its directory.
+
+    Where each run lies at its job beside the file, the column dir is left out: the folder can be
+    moved. Otherwise it stands last, from the file's folder on.
+    """
+    folder = os.path.dirname(os.path.realpath(path))
+    places = [os.path.relpath(os.path.realpath(place), folder) for place in runs["dir"]]
+    if places == [os.path.normpath(job) for job in runs["job"]]:
+        write_csv(runs.drop(columns="dir"), path)
+    else:
+        write_csv(runs.assign(dir=places), path)
 
 
 def saved_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row of a runs.csv (or runs.csv.gz) stands, and the row: job, status, configuration, metrics, dir."""
+    """The rows of a runs.csv or runs.csv.gz, each with the place where it stands.
+
+    A row holds job, status, configuration, metrics and dir.
+    """
     try:
         table = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
         head = next(table, [])
-        if twice := [c for c in head if head.count(c) > 1]:
-            raise ReportError(path, "each heading once", f"{twice[0]!r} twice")
-        if absent := [c for c in ("job", "status") if c not in head]:
-            raise ReportError(path, f"the heading {absent[0]!r}", "a table without it")
+        for heading in head:
+            if head.count(heading) > 1:
+                raise ReportError(path, "each heading once", f"{heading!r} twice")
+        for heading in ("job", "status"):
+            if heading not in head:
+                raise ReportError(path, f"the heading {heading!r}", "a table without it")
         for cells in table:
             where = f"{path}, line {table.line_num}"
             if len(cells) != len(head):
@@ -76,45 +109,54 @@ def _text(path: str | os.PathLike[str]) -> str:
     try:
         raw = read_plain(path, LIMIT)[0]
         if str(path).endswith(".gz"):
+            # A small file may unpack to terabytes.
             raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(LIMIT + 1)
             if len(raw) > LIMIT:
                 raise ValueError(f"more than {LIMIT:,} bytes unpacked")
         return raw.decode("utf-8-sig")  # with a byte-order mark or without
     except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise ReportError(path, "a readable file", getattr(error, "strerror", None) or error) from None
+        raise ReportError(path, "a readable file", reason(error)) from None
 
 
-def _row(where: str, cells: dict[str, str]) -> dict[str, Any]:
+def _row(where: str, cells: Mapping[str, str]) -> dict[str, Any]:
     job = live(cells["job"]).removeprefix("./")
-    status = cells["status"]
-    parts = PurePosixPath(job.replace("\\", "/")).parts
-    if not parts or "/" in parts or ".." in parts or not job.isprintable() or len(job) > TEXT:
+    if not is_inside(job):
         raise ReportError(where, "job to be a path inside the sweep", repr(job))
-    if status not in (*STATUSES, "missing"):
-        raise ReportError(where, f"status to be one of {', '.join(STATUSES)}, missing", repr(status))
-    own = {k: v for k, v in cells.items() if k not in ("job", "status", "dir", *METRICS)}
-    config = {k: _value(k, v) for k, v in own.items() if v or k in REQUIRED}
-    metrics = {k: _metric(where, k, _number(cells[k]) if cells.get(k) else None) for k in METRICS}
+    status = cells["status"]
+    statuses = (*STATUSES, "missing")
+    if status not in statuses:
+        raise ReportError(where, f"status to be one of {', '.join(statuses)}", repr(status))
+    config = {}
+    for key, cell in cells.items():
+        is_setting = key not in METRICS and key not in ("job", "status", "dir")
+        if is_setting and (cell or key in REQUIRED):
+            config[key] = _value(key, cell)
+    metrics = {}
+    for name in METRICS:
+        cell = cells.get(name, "")
+        metrics[name] = metric_value(where, name, _number(cell) if cell else None)
     place = cells.get("dir") or job
     if "\0" in place:
         raise ReportError(where, "dir to be a path", repr(place))
-    return {"job": job, "status": status} | _config(where, config) | metrics | {"dir": place}
-
-
-def live(cell: str) -> str:
-    """The text that :func:`inert` or :func:`inert_value` made a cell of."""
-    return cell[1:] if cell == "'" or (cell.startswith("'") and mistakable(cell[1:])) else cell
+    return {"job": job, "status": status, **config_row(where, config), **metrics, "dir": place}
 
 
 def _number(cell: str) -> int | float | str:
     """The number that a cell spells, or its text."""
+    # The length first: int() of 10⁶ digits takes long.
     if len(cell) > 40 or not NUMBER.fullmatch(cell):
         return cell
-    return float(cell) if "." in cell or "e" in cell else int(cell)
+    if "." in cell or "e" in cell:
+        return float(cell)
+    return int(cell)
 
 
 def _value(key: str, cell: str) -> int | float | str | None:
+    """The value of a configuration key that a cell spells; an empty cell is null."""
     if not cell:
         return None
-    is_text = live(cell) != cell or not KINDS.get(key, ANY) & {int, float}
-    return live(cell) if is_text else _number(cell)
+    text = live(cell)
+    takes_numbers = bool(KINDS.get(key, ANY) & {int, float})
+    if text != cell or not takes_numbers:  # a leading quote says that it is text
+        return text
+    return _number(cell)

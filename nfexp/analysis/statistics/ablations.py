@@ -1,0 +1,198 @@
+"""The ablation tables that a table of runs holds, and the baselines beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nfexp.analysis.statistics.intervals import mean_interval, t_interval
+from nfexp.analysis.table import STATUSES, config_columns, distinct
+from nfexp.analysis.table.baselines import MODELS
+
+AXES = {
+    "flow.n_flows": "flows",
+    "flow.hidden_depth": "depth",
+    "flow.hidden_width": "width",
+    "flow.activation": "activation",
+    "data.n_samples": "samples",
+    "data.noise": "noise",
+    "flow.mask": "mask",
+    "flow.coupling": "coupling",
+    "flow.conditioner": "conditioner",
+    "flow.norm": "norm",
+    "flow.base": "base",
+    "train.lr": "lr",
+    "train.batch_size": "batch_size",
+    "train.steps": "steps",
+}
+AVERAGED = ("test_nll", "kl", "kl_diff")
+
+Centres = Mapping[str, Mapping[str, Any]]
+
+
+def axis_name(column: str) -> str:
+    """The short name of a configuration column; of one that AXES lacks, its last part.
+
+    >>> axis_name("flow.norm_every")
+    'norm_every'
+    """
+    return AXES.get(column, column.rpartition(".")[2])
+
+
+def deviations(runs: pd.DataFrame, centres: Centres) -> pd.DataFrame:
+    """Which configuration columns of each run differ from the centre of its target, as booleans.
+
+    Where a centre does not name a column, every value but a missing one differs from it.
+
+    >>> runs = pd.DataFrame({"data.name": ["moons"] * 2, "seed": 0, "flow.n_flows": [3, 6]})
+    >>> deviations(runs, {"moons": {"flow.n_flows": 6}})["flow.n_flows"].tolist()
+    [True, False]
+    """
+    # targets[codes[i]] is that of row i; −1 of a row without one.
+    codes, targets = pd.factorize(runs["data.name"])
+    differs = {}
+    for column in config_columns(runs):
+        middles = []
+        for target in targets:
+            middle = centres.get(target, {}).get(column)
+            middles.append(None if middle != middle else middle)  # NaN is missing too
+        middles.append(None)  # found at −1
+        lacking = np.array([middle is None for middle in middles])[codes]
+        values = runs[column].to_numpy(object)
+        other = values != np.array(middles, dtype=object)[codes]
+        differs[column] = np.where(lacking, ~pd.isna(values), other)
+    return pd.DataFrame(differs, index=runs.index, dtype=bool)
+
+
+def ablations(runs: pd.DataFrame, centres: Centres) -> dict[str, pd.DataFrame]:
+    """Find the ablation axes in `runs` and summarise each cell over its seeds.
+
+    A column that alone differs from the centre of the target makes an axis ("flows"); two columns
+    that differ together make a grid ("flows_x_depth") with both single axes and the centre. Each
+    row is one cell: counts by status, then mean and 95% t interval over seeds of test_nll and kl
+    (nats per point) and of kl_diff = KL(cell) − KL(centre), paired by seed. Runs that diverged,
+    failed or are missing are counted and enter no mean.
+
+    >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1],
+    ...                      "flow.n_flows": [6, 6, 3, 3], "kl": [0.1, 0.2, 0.4, 0.6],
+    ...                      "test_nll": 1.0})
+    >>> table = ablations(runs, {"moons": {"flow.n_flows": 6}})["flows"]
+    >>> table[["flow.n_flows", "n", "kl_diff_mean"]].round(3).to_numpy().tolist()
+    [[3.0, 2.0, 0.35], [6.0, 2.0, 0.0]]
+    """
+    runs = distinct(runs[runs["data.name"].isin(list(centres))])
+    differs = deviations(runs, centres)
+    runs = _beside_the_centre(runs, ~differs.any(axis=1))
+    tables: dict[str, pd.DataFrame] = {}
+    for columns in _swept(differs):
+        equal_elsewhere = ~differs.drop(columns=columns).any(axis=1)
+        varied = equal_elsewhere & differs[columns].all(axis=1)
+        has_axis = runs["data.name"].isin(runs.loc[varied, "data.name"])
+        inside = runs[equal_elsewhere & has_axis]
+        name = "_x_".join(axis_name(column) for column in columns)
+        if name in tables:  # two columns may share their short name
+            name = "_x_".join(columns)
+        tables[name] = _summary(inside, columns, list(centres))
+    return tables
+
+
+def _beside_the_centre(runs: pd.DataFrame, is_centre: pd.Series) -> pd.DataFrame:
+    """The runs with `is_centre` and `kl_diff`, their KL minus that of the centre at the same seed."""
+    pair = ["data.name", "seed"]
+    done = runs[(runs["status"] == "completed") & is_centre]
+    centre_kl = done.set_index(pair)["kl"]
+    # In the order of `runs`; NaN without a pair.
+    opposite = centre_kl.reindex(pd.MultiIndex.from_frame(runs[pair]))
+    kl_diff = runs["kl"].to_numpy() - opposite.to_numpy()
+    return runs.assign(kl_diff=kl_diff, is_centre=is_centre)
+
+
+def _swept(differs: pd.DataFrame) -> list[list[str]]:
+    """The sets of one or two columns in which some run differs from its centre.
+
+    Single axes come first, in the order of AXES.
+    """
+    order = [*AXES, *differs]
+    found: list[list[str]] = []
+    for pattern in differs.drop_duplicates().to_numpy(dtype=bool):
+        columns = sorted(differs.columns[pattern], key=order.index)
+        if 1 <= len(columns) <= 2:
+            found.append(columns)
+    found.sort(key=lambda columns: (len(columns), list(map(order.index, columns))))
+    return found
+
+
+def _summary(runs: pd.DataFrame, columns: list[str], targets: list[str]) -> pd.DataFrame:
+    """One row per target and value of `columns`: counts by status, means and intervals."""
+    by = ["data.name", *columns]
+    statuses = [*STATUSES, "missing"]
+    # NaN elsewhere, which no mean counts.
+    averaged = runs[list(AVERAGED)].where(runs["status"] == "completed")
+    # A column of 0 and 1 for each status, also for one that no run has; sums of these are counts.
+    flags = pd.get_dummies(pd.Categorical(runs["status"], statuses)).set_index(runs.index)
+    whole = pd.concat([runs[[*by, "is_centre"]], averaged, flags], axis=1)
+    groups = whole.groupby(by, dropna=False, sort=False)  # a null is a value of an axis
+    counts = groups[statuses].sum()
+    table = pd.DataFrame({"n": counts["completed"]})
+    for status in ("diverged", "failed", "missing"):
+        table[f"n_{status}"] = counts[status]
+    for name in AVERAGED:
+        mean = groups[name].mean()
+        low, high = t_interval(mean, groups[name].std(), groups[name].count())
+        table[f"{name}_mean"] = mean
+        table[f"{name}_low"] = low
+        table[f"{name}_high"] = high
+    table["n_pairs"] = groups["kl_diff"].count()
+    table["is_centre"] = groups["is_centre"].any()
+    table = table.reset_index()
+    ranks = []
+    for target, *values in table[by].itertuples(index=False):
+        ranks.append((targets.index(target), *map(_sortable, values)))
+    order = sorted(range(len(table)), key=ranks.__getitem__)
+    return table.iloc[order].reset_index(drop=True)
+
+
+def _sortable(value: Any) -> tuple[bool, bool, Any]:
+    """A sort key: numbers first, then words, then what is missing; these do not compare."""
+    missing = pd.isna(value)
+    return missing, isinstance(value, str), 0 if missing else value
+
+
+def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFrame:
+    """Baselines of one target, noise and sample count over their seeds: one row per model.
+
+    Columns: model, n (seeds), n_used, least and most (components, or the bandwidth), then mean, low
+    and high (95% t interval) of test_nll, true_nll, kl, seconds and, where `flow` holds the KL of a
+    flow's runs by seed, of over = KL(baseline) − KL(flow), paired by seed.
+
+    >>> fits = pd.DataFrame({"model": "gaussian", "seed": [0, 1], "kl": [1.5, 1.7],
+    ...                      "test_nll": 2.0, "true_nll": 0.4, "n_used": 9, "n_components": 1.0,
+    ...                      "bandwidth": np.nan, "seconds": 0.1})
+    >>> table = references(fits, pd.Series([0.1, 0.2]))
+    >>> table[["model", "n", "kl_mean", "over_mean"]].round(3).to_numpy().tolist()
+    [['gaussian', 2, 1.6, 1.45]]
+    """
+    if flow is None:
+        flow = pd.Series(dtype=float)
+    rows = []
+    for model in MODELS:
+        own = fits[fits["model"] == model].set_index("seed")
+        if own.empty:
+            continue
+        chosen = own["bandwidth" if model == "kde" else "n_components"]
+        row = {
+            "model": model,
+            "n": own["kl"].count(),
+            "n_used": own["n_used"].max(),
+            "least": chosen.min(),
+            "most": chosen.max(),
+        }
+        own["over"] = own["kl"] - flow.reindex(own.index)
+        for name in ("test_nll", "true_nll", "kl", "seconds", "over"):
+            mean, low, high = mean_interval(own[name])
+            row |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)

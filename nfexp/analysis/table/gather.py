@@ -1,0 +1,394 @@
+"""All that the records below some directories say: one table of runs, and the sweep."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nfexp.analysis.table.cells import CONFIG
+from nfexp.analysis.table.index import Place, identity, read_cache, search, write_cache
+from nfexp.analysis.table.records import (
+    PlannedRuns,
+    check_record,
+    known_versions,
+    planned_runs,
+    read_history,
+)
+from nfexp.analysis.table.rows import infer_centres, repetitions
+from nfexp.analysis.table.saved import saved_rows
+from nfexp.record.formats import HISTORY_FILE, PLAN, RESULT, ReportError, printable, read_bounded
+from nfexp.record.metrics import HISTORY, METRICS
+
+MANY = 64  # targets, and configuration keys unknown here, of one table: each is a panel or a column
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+# By the directory that was named, then by the folder of the sweep.
+Plans = Mapping[Path, Mapping[str, PlannedRuns]]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep set out to do: name, centre of each target, number of jobs planned."""
+
+    name: str
+    centres: dict[str, dict[str, Any]]
+    planned: int
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All that the records at or below some directories say."""
+
+    runs: pd.DataFrame  # as of load_runs
+    sweep: Sweep
+    reasons: dict[str, str]  # directory to why its run did not complete
+    versions: dict[str, list[str]]
+    skipped: list[ReportError] = field(default_factory=list)  # what does not hold what it should
+
+
+def collect(
+    *dirs: str | os.PathLike[str],
+    cache: str | os.PathLike[str] | None = None,
+) -> Collection:
+    """Read what the records at or below `dirs` say: the table of runs, the sweep, what went wrong.
+
+    A file that does not hold what it should is skipped with one warning line. Records that the
+    cache beside an earlier runs.csv holds unchanged (same inode, size and times) are taken from
+    there; the table is the same without it.
+
+    Parameters
+    ----------
+    cache
+        The folder to read the cache from and to keep it in; None only reads those in `dirs`.
+
+    Raises
+    ------
+    ReportError
+        If a directory is absent or holds no readable finished run.
+    """
+    started = time.time_ns()
+    tops = _folders(dirs)
+    skipped: list[ReportError] = []
+    places = {top: list(search(top, skipped, tops)) for top in tops}
+    caches = [*tops, Path(cache)] if cache else tops
+    known = _cached(caches, places.values())
+    reading = _Reading(home=Path(os.path.commonpath(tops)), known=known)
+    plans = {}
+    for top in tops:
+        plans[top] = _plans(places[top], skipped)
+        reading.read_records(places[top])
+        if not any(place.folder in reading.rows for place in places[top]):
+            _raise_no_runs(top, [*skipped, *reading.refused.values()])
+    skipped += reading.refused.values()
+    for top in tops:
+        for folder, plan in plans[top].items():
+            reading.add_missing(folder, plan, skipped)
+    skip(skipped, [])
+    if cache and reading.kept.keys() != known.keys():
+        write_cache(Path(cache), reading.kept, started)
+    runs = reading.table()
+    repeated = repetitions(runs)
+    if repeated:
+        log.warning("%s", repeated)
+    return Collection(
+        runs=runs,
+        sweep=_sweep(plans, runs),
+        reasons=reading.reasons(),
+        versions=known_versions(reading.records.values()),
+        skipped=skipped,
+    )
+
+
+def _folders(dirs: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    named: dict[str, Path] = {}  # a folder named twice is one folder
+    for name in dirs:
+        named.setdefault(os.path.realpath(name), Path(os.path.abspath(name)))
+    folders = list(named.values())
+    if not folders:
+        raise ReportError("dirs", "at least one directory", "none")
+    for folder in folders:
+        if not folder.is_dir():
+            got = "a file" if folder.exists() else "nothing there"
+            raise ReportError(folder, "a directory", got)
+    return folders
+
+
+def _cached(folders: Iterable[Path], places: Iterable[Iterable[Place]]) -> dict[str, str]:
+    """The records of all places that a cache in one of `folders` holds, by identity."""
+    wanted = set()
+    for own in places:
+        for place in own:
+            if place.result:
+                wanted.add(place.result)
+    known: dict[str, str] = {}
+    for folder in dict.fromkeys(folders):
+        known |= read_cache(folder, wanted - known.keys())
+    return known
+
+
+def _plans(places: Iterable[Place], skipped: list[ReportError]) -> dict[str, PlannedRuns]:
+    """The readable plans of `places`, by folder."""
+    found = {}
+    for place in places:
+        if not place.plan:
+            continue
+        try:
+            found[place.folder] = planned_runs(place.folder)
+        except ReportError as error:
+            skipped.append(error)
+    return found
+
+
+def _raise_no_runs(top: Path, failures: list[ReportError]) -> None:
+    """Raise the first of what went wrong, and warn of the rest."""
+    skip(failures[1:], [])
+    if failures:
+        raise failures[0]
+    raise ReportError(top, f"a finished run (a directory with {RESULT})", "none")
+
+
+def skip(errors: Iterable[ReportError], skipped: list[ReportError]) -> None:
+    """Warn of files that do not hold what they should, each once, and add them to `skipped`."""
+    for error in errors:
+        if str(error) not in map(str, skipped):
+            log.warning("skipped: %s", error)
+            skipped.append(error)
+
+
+class _Vocabulary:
+    """Refuses what brings too many targets or unknown configuration keys into one table."""
+
+    def __init__(self) -> None:
+        self.targets: set[str] = set()
+        self.keys: set[str] = set()
+
+    def admit(self, where: object, row: Mapping[str, Any]) -> None:
+        target = {row["data.name"]}
+        keys = row.keys() - {*CONFIG, *METRICS, "status", "job"}
+        _check_few(where, "targets", target, self.targets)
+        _check_few(where, "unknown configuration keys", keys, self.keys)
+        self.targets |= target  # only now: a row that is refused adds nothing
+        self.keys |= keys
+
+
+def _check_few(where: object, kind: str, new: set[str], seen: set[str]) -> None:
+    if len(seen | new) > MANY:
+        raise ReportError(where, f"at most {MANY} {kind} in one table", f"{min(new - seen)!r} more")
+
+
+class _Reading:
+    """The rows of one table while its records are read, by the directory of the run."""
+
+    def __init__(self, home: Path, known: Mapping[str, str]) -> None:
+        self.home = home  # the folder that all runs are in
+        self.known = known  # records as text, by the identity of their file
+        self.rows: dict[str, Row] = {}
+        self.records: dict[str, dict[str, Any]] = {}
+        self.refused: dict[str, ReportError] = {}
+        self.kept: dict[str, dict[str, Any]] = {}  # records, by the identity of their file
+        self.words = _Vocabulary()
+
+    def read_records(self, places: Iterable[Place]) -> None:
+        """A row for each place with a record that can be read, once."""
+        for place in places:
+            folder = place.folder
+            if not place.result or folder in self.rows or folder in self.refused:
+                continue
+            try:
+                self._read_record(folder, place.result)
+            except ReportError as error:
+                self.refused[folder] = error
+
+    def _read_record(self, folder: str, key: str) -> None:
+        path = os.path.join(folder, RESULT)
+        raw: bytes | str
+        if key in self.known:
+            raw = self.known[key]
+        else:
+            raw, status = read_bounded(path)
+            key = identity(status)  # of what was read: the file may have changed since it was found
+        record, row = check_record(path, raw)
+        self.words.admit(path, row)
+        self.rows[folder] = {"job": self._job(folder)} | row
+        self.records[folder] = record
+        self.kept[key] = record
+
+    def add_missing(self, folder: str, plan: PlannedRuns, skipped: list[ReportError]) -> None:
+        """A row for each planned job that has no record."""
+        for job, row in plan.rows.items():
+            path = os.path.join(folder, os.path.normpath(job))
+            if path in self.rows:
+                continue
+            try:
+                self.words.admit(os.path.join(folder, PLAN), row)
+            except ReportError as error:
+                skipped.append(error)
+                break
+            self.rows[path] = {"job": self._job(path), "status": "missing"} | row
+
+    def _job(self, folder: str) -> str:
+        """A name that no other run has: the path from the folder that holds all of them."""
+        inside = folder.removeprefix(str(self.home)).replace(os.sep, "/").lstrip("/")
+        return printable(inside or self.home.name, 1000)
+
+    def table(self) -> pd.DataFrame:
+        table = tabulate(row | {"dir": folder} for folder, row in self.rows.items())
+        return table.sort_values("dir", kind="stable", ignore_index=True)
+
+    def reasons(self) -> dict[str, str]:
+        """Why runs did not complete, by directory."""
+        found = {}
+        for folder, record in self.records.items():
+            if isinstance(record.get("reason"), str):
+                found[folder] = printable(record["reason"], 300)
+        return found | dict.fromkeys(self.refused, "skipped: not a readable record")
+
+
+def tabulate(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a table, its columns in order; keys unknown to this version follow the known ones."""
+    table = pd.DataFrame(list(rows))
+    known = {"job", "status", *CONFIG, *METRICS, "dir"}
+    unknown = [column for column in table if column not in known]
+    return table[["job", "status", *CONFIG, *unknown, *METRICS, "dir"]]
+
+
+def _sweep(plans: Plans, runs: pd.DataFrame) -> Sweep:
+    names: list[str] = []
+    centres: dict[str, dict[str, Any]] = {}
+    jobs = set(runs["dir"])
+    for top, own in plans.items():
+        for folder, plan in own.items():
+            names.append(plan.name)
+            centres = plan.centres | centres  # of two sweeps the first one counts
+            for job in plan.rows:
+                jobs.add(os.path.join(folder, os.path.normpath(job)))
+        if not own:
+            names.append(printable(top.name))
+    unplanned = runs[~runs["data.name"].isin(list(centres))]
+    centres = centres | infer_centres(unplanned)
+    present = set(runs["data.name"])
+    return Sweep(
+        name=" + ".join(dict.fromkeys(names)),
+        centres={target: centre for target, centre in centres.items() if target in present},
+        planned=len(jobs),
+    )
+
+
+def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:
+    """Gather every run at or below `dirs` in one table, one row per run.
+
+    See :func:`collect` for the rest that the records say.
+
+    Columns: job (path inside its directory, or inside the folder that holds all of `dirs`), status,
+    the configuration keys, the metrics (nats per point, data units, steps, seconds), dir (absolute
+    path). A planned job without a result has the status "missing" and no metrics; divergence is a
+    status too, never an exception. A run that is there twice has two rows, see :func:`distinct`.
+
+    Raises
+    ------
+    ReportError
+        If a directory is absent or holds no readable finished run.
+
+    >>> load_runs("/nowhere")
+    Traceback (most recent call last):
+    nfexp.record.formats.ReportError: /nowhere: expected a directory; got nothing there
+    """
+    return collect(*dirs).runs
+
+
+def load_sweep(
+    dirs: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
+    runs: pd.DataFrame,
+) -> Sweep:
+    """Read name, centres and number of planned jobs from the sweep.json files at or below `dirs`.
+
+    Several names are joined by " + "; where two sweeps give a target different centres the first
+    one counts. A target without a planned centre gets the one that :func:`infer_centres` finds in
+    `runs`.
+
+    Raises
+    ------
+    ReportError
+        As :func:`load_runs`.
+    """
+    tops = _folders([dirs] if isinstance(dirs, (str, os.PathLike)) else dirs)
+    skipped: list[ReportError] = []
+    plans = {top: _plans(search(top, skipped, tops), skipped) for top in tops}
+    skip(skipped, [])
+    return _sweep(plans, runs)
+
+
+def read_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """The table of :func:`load_runs` from the runs.csv (or runs.csv.gz) of a report.
+
+    The directories may be gone. The dir of a run is what the file's column dir says, from the
+    file's folder on, and without that column its job beside the file. A run may be there twice, as
+    in :func:`load_runs`: see :func:`distinct`.
+
+    The columns are of these types: job, status, dir, data.name, data.text and the other words text
+    (missing: None); seed and the counts of the configuration int64; its other numbers float64;
+    train.batch_size an int or "full"; every metric float64, with NaN where it is missing, the
+    counts among them too. Under a heading that this version does not know a number is a number and
+    a text a text.
+
+    Other readers of the file get the same values if they know two spellings. Text that could be
+    taken for a number, a missing or truth value or a formula has a leading quote ('2024, 'NA,
+    '=1+1; a quote alone is an empty text), and a job of digits stands as a path: ./0000. So
+    ``pandas.read_csv`` needs no dtypes; it gives counts as float64 where one is missing.
+
+    Raises
+    ------
+    ReportError
+        If the file is not such a table; the message says the line.
+
+    >>> read_runs("/no.csv")
+    Traceback (most recent call last):
+    nfexp.record.formats.ReportError: /no.csv: expected a readable file; got No such file or directory
+    """
+    words = _Vocabulary()
+    rows = []
+    folder = os.path.dirname(os.path.abspath(path))
+    for where, row in saved_rows(path):
+        words.admit(where, row)
+        rows.append(row | {"dir": os.path.normpath(os.path.join(folder, row["dir"]))})
+    if not rows:
+        raise ReportError(path, "a row for each run", "none")
+    return tabulate(rows)
+
+
+def load_histories(runs: pd.DataFrame, *, skipped: list[ReportError] | None = None) -> pd.DataFrame:
+    """Stack the training curves of `runs`, one row per evaluation.
+
+    Columns: job, dir, step, train_nll, val_nll (nats per point), grad_norm, lr. Runs without a
+    history.csv add no rows; nor do files that are not a table of numbers under these headings,
+    which are warned of and added to `skipped`.
+    """
+    rows: list[int] = []  # the row of the run that each evaluation belongs to
+    blocks = [np.empty((0, len(HISTORY)))]
+    refused = []
+    for i, folder in enumerate(runs["dir"]):
+        path = os.path.join(folder, HISTORY_FILE)
+        if not os.path.lexists(path):
+            continue
+        try:
+            block = read_history(path)
+        except ReportError as error:
+            refused.append(error)
+        else:
+            blocks.append(block)
+            rows += [i] * len(block)
+    skip(refused, [] if skipped is None else skipped)
+    curves = pd.DataFrame(np.concatenate(blocks), columns=list(HISTORY))
+    for position, name in enumerate(("job", "dir")):
+        curves.insert(position, name, runs[name].astype(str).iloc[rows].reset_index(drop=True))
+    return curves

@@ -1,0 +1,165 @@
+"""A trained flow read back from a run directory, without executing anything."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfexp.files import read_plain
+from nfexp.record.formats import LIMITS, MODEL, RESULT, read_bounded
+from nfexp.record.result import parse_result
+from nfexp.spec import event_shape, unflatten
+
+if TYPE_CHECKING:  # torch is loaded only where a flow is
+    import numpy as np
+    from torch import Tensor
+
+    from nfexp.flows.distribution import FlowDistribution
+    from nfexp.flows.stack import FlowStack
+    from nfexp.spec import Spec
+
+MOST_POINTS = 2**16  # that are evaluated in one go
+
+
+def _numbers(x: object, name: str) -> np.ndarray:
+    """An array of its own, whatever happens later to the array, list or table it comes from."""
+    import numpy as np
+
+    try:
+        array = np.asarray(x)
+        if array.dtype.kind == "c":
+            raise ValueError("complex numbers")
+        return np.array(array, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        got = " ".join(str(error).split())
+        raise ValueError(f"{name}: expected an array of real numbers; got {got}") from None
+
+
+def _integer(value: object, name: str) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]  # TypeError for no integer
+    except TypeError:
+        pass
+    raise ValueError(f"{name}: expected an integer; got {value!r}")
+
+
+class TrainedFlow:
+    """A trained flow and the spec of its run, read from a run directory by :func:`load_flow`.
+
+    `metrics` are those of its record, and `folder` is where it was read.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        stack: FlowStack,
+        *,
+        folder: Path | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.stack = stack
+        self.dim = stack.dim
+        self.folder = folder
+        self.metrics = dict(metrics or {})
+
+    def __repr__(self) -> str:
+        flow = self.spec.flow
+        what = f"{self.spec.data.name}, D = {self.dim}, {flow.n_flows} {flow.coupling} couplings"
+        test_nll = self.metrics.get("test_nll")
+        if test_nll is not None:
+            what += f", test NLL {test_nll:.4f} nats"
+        return f"TrainedFlow({what})"
+
+    def distribution(self) -> FlowDistribution:
+        """The flow as a distribution of PyTorch, with weights of its own."""
+        from nfexp.flows.distribution import FlowDistribution
+
+        theta = self.stack.theta.clone()
+        fixed = self.stack.fixed.clone()
+        return FlowDistribution(self.stack.with_rows(theta, fixed))
+
+    def _points(self, x: object, name: str) -> Tensor:
+        import torch
+
+        if isinstance(x, torch.Tensor):
+            points = x
+        else:
+            points = torch.from_numpy(_numbers(x, name))
+        points = points.to(self.stack.theta)  # its precision and device
+        if points.ndim != 2 or points.shape[1] != self.dim:
+            raise ValueError(f"{name}: expected shape (N, {self.dim}); got {tuple(points.shape)}")
+        return points[None]  # (1, N, D): a stack of one
+
+    def log_prob(self, x: object) -> Tensor:
+        """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,).
+
+        Many points are evaluated a part at a time. It is −inf where the density is too small for
+        the precision of the weights, also where a scale overflows on the way (``flow.scale=exp``).
+        It is NaN only where `x` is NaN.
+        """
+        import torch
+
+        parts = self._points(x, "x").split(MOST_POINTS, dim=1)
+        return torch.cat([self.stack.log_density(part)[0] for part in parts])
+
+    def forward(self, z: object) -> Tensor:
+        """Base to data, (N, D) to (N, D)."""
+        return self.stack.forward(self._points(z, "z"))[0][0]
+
+    def inverse(self, x: object) -> Tensor:
+        """Data to base, (N, D) to (N, D)."""
+        return self.stack.inverse(self._points(x, "x"))[0][0]
+
+    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+        """`n` draws, (n, D), the same for the same seed."""
+        from nfexp.streams import stream
+
+        n = _integer(n, "n")
+        seed = _integer(seed, "seed")
+        if n < 0:
+            raise ValueError(f"n: expected an integer >= 0; got {n}")
+        return self.stack.sample(n, [stream(seed, "sample")])[0]
+
+
+def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
+    """The kept flow of a run directory.
+
+    >>> flow = load_flow("outputs/runs/2026-01-01_12-00-00")  # doctest: +SKIP
+    >>> flow.log_prob(flow.sample(1000)).mean()  # doctest: +SKIP
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no finished run.
+    ValueError
+        If its record is damaged or of a newer schema, or its weights do not fit its configuration.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from nfexp.flows.stack import from_state
+
+    folder = Path(run_dir)
+    for name in (RESULT, MODEL):
+        if not (folder / name).is_file():
+            got = f"a folder without {name}"
+            raise FileNotFoundError(f"{folder}: expected a finished run; got {got}")
+    record = parse_result(folder / RESULT, read_bounded(folder / RESULT)[0])
+    try:
+        state = load(read_plain(folder / MODEL, LIMITS[MODEL])[0])
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: expected weights that can be read; got {error}") from None
+    for name, weights in state.items():
+        if not weights.is_floating_point():
+            got = f"{name} of {weights.dtype}"
+            raise ValueError(f"{folder}: expected floating-point weights; got {got:.60}")
+    spec = unflatten(record["config"])
+    dim = math.prod(event_shape(spec))
+    stack = from_state(spec.flow, dim, state)
+    return TrainedFlow(spec, stack, folder=folder, metrics=record["metrics"])
