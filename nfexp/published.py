@@ -79,11 +79,33 @@ def _power(files: list[Path]) -> Parts:
     return _standardised(_divided(rows + noise))
 
 
+# What a pickled table of numbers is made of; anything else that a pickle names is not called.
+OF_A_FRAME = frozenset(
+    {"DataFrame", "BlockManager", "_unpickle_block", "new_block", "make_block", "FloatBlock",
+     "IntBlock", "Index", "_new_Index", "RangeIndex", "Int64Index", "StringArray", "StringDtype",
+     "__pyx_unpickle_NDArrayBacked", "_reconstruct", "_frombuffer", "ndarray", "dtype", "slice",
+     "encode"}
+)  # fmt: skip
+PACKAGES = ("pandas", "numpy", "builtins", "__builtin__", "_codecs")
+
+
+def _unpickled(path: Path) -> Any:
+    """The table in a pickle, which is loaded without calling what no table needs."""
+    from pandas.compat import pickle_compat  # type: ignore[import-not-found]
+
+    class Frame(pickle_compat.Unpickler):  # knows where old versions of pandas had their parts
+        def find_class(self, module: str, name: str) -> Any:
+            if module.partition(".")[0] not in PACKAGES or name not in OF_A_FRAME:
+                raise ValueError(f"a table of numbers expected; got {module}.{name}")
+            return super().find_class(module, name)
+
+    with path.open("rb") as file:
+        return Frame(file).load()
+
+
 def _gas(files: list[Path]) -> Parts:
     """Gas sensors: without columns that nearly repeat another, standardised over all rows."""
-    import pandas as pd
-
-    frame: Any = pd.read_pickle(files[0]).drop(columns=["Meth", "Eth", "Time"])
+    frame: Any = _unpickled(files[0]).drop(columns=["Meth", "Eth", "Time"])
     while True:
         alike = (frame.corr() > TOO_ALIKE).to_numpy().sum(axis=1)
         if not (alike > 1).any():
@@ -141,11 +163,7 @@ TABLES = {
 
 
 def read_published(name: str, folder: str) -> Parts:
-    """A standard table from the folder that holds the published files.
-
-    Its sizes are those of the paper.
-
-    The file of GAS is a pickle, as published: read it only if it comes from there.
+    """A standard table from the folder that holds the published files; its sizes are checked.
 
     Raises
     ------

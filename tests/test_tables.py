@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import pickle
 import re
 from pathlib import Path
 
@@ -272,6 +273,18 @@ def test_published_tables(tmp_path, monkeypatch, name):
     seen = torch.cat(parts.get(name, (dataset.train, dataset.val)))  # what its moments are taken over
     torch.testing.assert_close(seen.mean(0), torch.zeros(spec.data.dim, dtype=torch.float64), atol=1e-9, rtol=0)
     assert (seen.var(0) - 1).abs().max() < 0.02
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    write_published(tmp_path / "data")
+    (tmp_path / "data/gas/ethylene_CO.pickle").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(SpecError, match=r"data.path: expected .*; got a table of numbers expected"):
+        settled(table_spec("gas", data__path="data"))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_power_divides_as_published(tmp_path, monkeypatch):
