@@ -22,17 +22,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Argument:
-    """What an override is about, whatever its spelling: ``++seed=0``, ``+seed=0`` and ``seed=0`` share a key.
-
-    `kind` is change, add, force or remove. `line` is the override as Hydra is to read it. `swept` says that
-    it lists several values (``seed=0,1``); `value` is then Hydra's own description of them.
-    """
+    """What an override is about, however it is spelled: ``++seed=0`` and ``seed=0`` share a key."""
 
     key: str
-    value: Any
-    kind: str
-    line: str
-    swept: bool = False
+    value: Any  # of a swept one, Hydra's own description of its values
+    kind: str  # change, add, force or remove
+    line: str  # the override as Hydra is to read it
+    swept: bool = False  # whether it lists several values: seed=0,1
 
 
 @cache
@@ -41,20 +37,29 @@ def _parser() -> OverridesParser:
 
 
 def key_of_override(override: Override) -> str:
-    """The key without ``+``, ``++`` or ``~``, and without a package that says where its group is anyway."""
-    key, package = override.key_or_group, override.package
-    if package in (None, "_group_", key.replace("/", ".")) or (key, package) == ("experiment", "_global_"):
-        return key
-    return f"{key}@{package}"
+    """The key without ``+``, ``++`` or ``~``, and without a package that changes nothing."""
+    key = override.key_or_group
+    package = override.package
+    usual = [None, "_group_", key.replace("/", ".")]
+    if key == "experiment":
+        usual.append("_global_")  # as the first line of every experiment file says
+    return key if package in usual else f"{key}@{package}"
 
 
 def described(override: Override) -> Argument:
     """The argument that Hydra's parser has read."""
-    key, line = key_of_override(override), override.input_line or ""
-    if key != override.key_or_group + (f"@{override.package}" if override.package is not None else ""):
-        line = line.replace(f"@{override.package}", "", 1)  # Hydra takes no package that changes nothing
-    swept = override.is_sweep_override()
-    return Argument(key, override.value(), KINDS[override.type], line, swept)
+    key = key_of_override(override)
+    line = override.input_line or ""
+    if override.package is not None and key == override.key_or_group:
+        # Hydra takes no package that changes nothing
+        line = line.replace(f"@{override.package}", "", 1)
+    return Argument(
+        key=key,
+        value=override.value(),
+        kind=KINDS[override.type],
+        line=line,
+        swept=override.is_sweep_override(),
+    )
 
 
 def argument(line: str) -> Argument:
@@ -77,11 +82,13 @@ def key_of(text: str) -> str:
     >>> key_of("++redo=failed"), key_of("--config-dir=mine")
     ('redo', '--config-dir')
     """
-    return text.split("=")[0] if text.startswith("-") else argument(text).key
+    if text.startswith("-"):
+        return text.split("=")[0]
+    return argument(text).key
 
 
 def each(override: Override) -> Iterator[Argument]:
-    """The values that a sweep over discrete values lists, an argument each; else the override itself."""
+    """The values that a sweep over discrete values lists, an argument each; else the override."""
     if not override.is_sweep_override():
         yield described(override)
         return
@@ -92,11 +99,15 @@ def each(override: Override) -> Iterator[Argument]:
 
 
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-NO_TEXT = re.compile("true|false|null|inf|nan", re.IGNORECASE)  # words that Hydra reads as something else
+# words that Hydra reads as something else
+NO_TEXT = re.compile("true|false|null|inf|nan", re.IGNORECASE)
 
 
 def literal(text: str) -> str:
-    """A text as OmegaConf is to hold it, so that it is read as that text: no ``${`` in it interpolates.
+    """A text as OmegaConf is to hold it: no ``${`` in it interpolates.
+
+    OmegaConf takes a backslash before ``${`` away, and of the backslashes before that every second
+    one.
 
     >>> print(literal("costs ${x}"))
     costs \\${x}
@@ -110,8 +121,10 @@ def quoted(value: Any) -> str:
     >>> [quoted(value) for value in (None, True, 1e-3, "moons", "2024", "A, B")]
     ['null', 'true', '0.001', 'moons', "'2024'", "'A, B'"]
     """
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     if not isinstance(value, str):
-        return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+        return str(value)
     if WORD.fullmatch(value) and not NO_TEXT.fullmatch(value):
         return value
     return QuotedString(text=literal(value), quote=Quote.single).with_quotes()

@@ -1,4 +1,4 @@
-"""Density estimates without a flow, on the same draws as a sweep's runs: they say when a flow is worth it."""
+"""Density estimates without a flow, on the draws of a sweep's runs: when is a flow worth it?"""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,14 @@ from sklearn.neighbors import KernelDensity
 from threadpoolctl import threadpool_limits
 
 from nfexp.analysis.table import ReportError, cannot_write, collect, printable, write_csv
-from nfexp.analysis.table.baselines import BASELINES, COLUMNS, DATA, MODELS, data_key, load_baselines
+from nfexp.analysis.table.baselines import (
+    BASELINES,
+    COLUMNS,
+    DATA,
+    MODELS,
+    data_key,
+    load_baselines,
+)
 from nfexp.analysis.table.records import rows_of
 from nfexp.data import load_data
 from nfexp.spec import Data, from_mapping
@@ -37,17 +45,24 @@ USED = 20_000  # points that a mixture and a kernel estimate are fitted to, at m
 COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 PER_COMPONENT = 10  # points, at least: below that EM shrinks components onto single points
 FOLDS = 5
-COARSE = np.geomspace(0.02, 2.0, 12)  # bandwidths to try, times n^(-1/6), the rate of the best one in the plane
+# bandwidths to try, times n^(-1/6), the rate of the best one in the plane
+COARSE = np.geomspace(0.02, 2.0, 12)
 FINE = (COARSE[1] / COARSE[0]) ** (np.arange(-2, 3) / 3)  # then, times the best of those
 RTOL = 1e-4  # of a kernel density: what its tree may leave out, in nats
 PAUSE = 2.0  # seconds between two writings of the table
 
 
-def fit_mixture(x: np.ndarray, components: Sequence[int] = COMPONENTS, *, random_state: int = 0) -> GaussianMixture:
-    """The Gaussian mixture with full covariances of the lowest BIC (Schwarz 1978), fitted to x (n, D) by EM.
+def fit_mixture(
+    x: np.ndarray,
+    components: Sequence[int] = COMPONENTS,
+    *,
+    random_state: int = 0,
+) -> GaussianMixture:
+    """The Gaussian mixture of the lowest BIC (Schwarz 1978), fitted to x (n, D) by EM.
 
-    All numbers of components are tried for which there are points enough, for BIC has several minima: on two rings one
-    where a component spans both, and a lower one where 32 tell them apart.
+    Covariances are full. All numbers of components are tried for which there are points enough, for
+    BIC has several minima: on two rings one where a component spans both, and a lower one where 32
+    tell them apart.
 
     >>> x = np.random.default_rng(0).normal(size=(500, 2))
     >>> fit_mixture(np.concatenate([x, x + 9])).n_components
@@ -55,27 +70,36 @@ def fit_mixture(x: np.ndarray, components: Sequence[int] = COMPONENTS, *, random
     """
     models = []
     for k in components:
-        if k == 1 or k * PER_COMPONENT <= len(x):
-            model = GaussianMixture(k, max_iter=300, n_init=2 if k > 1 else 1, random_state=random_state)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # EM stopped early is a worse fit, and BIC says so
-                models.append(model.fit(x))
+        if k > 1 and k * PER_COMPONENT > len(x):
+            continue
+        n_starts = 2 if k > 1 else 1
+        model = GaussianMixture(k, max_iter=300, n_init=n_starts, random_state=random_state)
+        with warnings.catch_warnings():
+            # EM that stopped early is a worse fit, and BIC says so
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            models.append(model.fit(x))
     return min(models, key=lambda model: model.bic(x))
 
 
 def fit_kernel(x: np.ndarray) -> KernelDensity:
-    """The Gaussian kernel estimate whose bandwidth has the highest held-out likelihood in 5 folds of x (n, D).
+    """The Gaussian kernel estimate of x (n, D), its bandwidth by held-out likelihood in 5 folds.
 
     First on a coarse grid, then on a finer one between its best point and the neighbours.
 
     >>> print(f"{fit_kernel(np.random.default_rng(0).normal(size=(300, 2))).bandwidth_:.2f}")
     0.51
     """
-    middle, cv = len(x) ** (-1 / 6), min(FOLDS, len(x))
-    for grid in (COARSE, FINE):
-        kernel = KernelDensity(rtol=RTOL)
-        best = GridSearchCV(kernel, {"bandwidth": middle * grid}, cv=cv, error_score="raise").fit(x).best_estimator_
-        middle = best.bandwidth
+    n_folds = min(FOLDS, len(x))
+    bandwidth = len(x) ** (-1 / 6)
+    for factors in (COARSE, FINE):
+        search = GridSearchCV(
+            KernelDensity(rtol=RTOL),
+            {"bandwidth": bandwidth * factors},
+            cv=n_folds,
+            error_score="raise",
+        )
+        best = search.fit(x).best_estimator_
+        bandwidth = best.bandwidth
     return best
 
 
@@ -94,147 +118,225 @@ class Baseline:
 
 
 def fit(x: np.ndarray, model: str, seed: int) -> Baseline:
-    """Fit one of MODELS to x (n, D), data units, a mixture or kernel density to the first USED points.
+    """Fit one of MODELS to x (n, D), data units; a mixture or kernel density to USED points.
 
-    Points are standardised by their own moments first, z = (x − m) / s per axis, so that one bandwidth serves all axes
-    and no unit matters; −Σ log s is counted in log_prob.
+    Points are standardised by their own moments first, z = (x − m) / s per axis, so that one
+    bandwidth serves all axes and no unit matters; −Σ log s is counted in log_prob.
 
     >>> fit(np.random.default_rng(0).normal(size=(200, 2)), "gaussian", 0).facts
     {'n_used': 200, 'n_components': 1, 'n_parameters': 5}
     """
-    x = x if model == "gaussian" else x[:USED]
-    mean, sd = x.mean(0), x.std(0)
+    if model != "gaussian":
+        x = x[:USED]
+    mean = x.mean(0)
+    sd = x.std(0)
     z = (x - mean) / sd
+    facts: dict[str, float] = {"n_used": len(x)}
     if model == "kde":
         fitted = fit_kernel(z)
-        facts = {"bandwidth": fitted.bandwidth_, "n_parameters": z.size + 1}  # it keeps every point
+        facts["bandwidth"] = fitted.bandwidth_
+        facts["n_parameters"] = z.size + 1  # it keeps every point
     else:
-        components = COMPONENTS[:1] if model == "gaussian" else COMPONENTS
+        components = (1,) if model == "gaussian" else COMPONENTS
         fitted = fit_mixture(z, components, random_state=seed % 2**32)
         k, d = fitted.means_.shape
-        facts = {"n_components": k, "n_parameters": k * (d + d * (d + 1) // 2) + k - 1}
-    return Baseline(fitted, mean, sd, {"n_used": len(x)} | facts)
+        n_moments = d + d * (d + 1) // 2  # of each component: its mean and covariance
+        facts["n_components"] = k
+        facts["n_parameters"] = k * n_moments + k - 1  # the weights sum to 1
+    return Baseline(fitted, mean, sd, facts)
 
 
 def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, Any]]:
-    """Fit `models` to the training draws of a seed, score them on its test draws: rows of baselines.csv.
+    """Rows of baselines.csv: `models` fitted to a seed's training draws, scored on its test draws.
 
-    The draws are those of :func:`nfexp.data.load`; the test draws choose nothing. `seconds` are those of choosing and
-    fitting.
+    The draws are those of :func:`nfexp.data.load`; the test draws choose nothing. `seconds` are
+    those of choosing and fitting.
     """
     dataset = load_data(data, seed)
     train = dataset.train.numpy()
     test = dataset.test.numpy()
-    log_p = dataset.true_log_prob()
+    exact = dataset.true_log_prob()
+    log_p = None if exact is None else exact.numpy()
+    draws = {key: getattr(data, key.removeprefix("data.")) for key in DATA}
     rows = []
     for model in models:
         begun = time.perf_counter()
         baseline = fit(train, model, seed)
         seconds = time.perf_counter() - begun
-        log_q = baseline.log_prob(test)
-        scores: dict[str, float | None] = {"test_nll": -log_q.mean(), "true_nll": None, "kl": None, "kl_se": None}
-        if log_p is not None:
-            kl = log_p.numpy() - log_q
-            scores |= {
-                "true_nll": -log_p.numpy().mean(),
-                "kl": kl.mean(),
-                "kl_se": kl.std(ddof=1) / math.sqrt(len(kl)),
-            }
-        scores["seconds"] = seconds
-        own = {k: getattr(data, k.removeprefix("data.")) for k in DATA}
-        rows.append(own | {"seed": seed, "model": model} | baseline.facts | scores)
+        scores = score(baseline.log_prob(test), log_p)
+        row = draws | {"seed": seed, "model": model} | baseline.facts | scores
+        row["seconds"] = seconds
+        rows.append(row)
     return rows
 
 
-def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[tuple[Data, int, list[str]]], list[str]]:
-    """What `fits` lacks for the table `runs`: target and sizes, seed and models, once each; and what cannot be drawn.
+def score(log_q: np.ndarray, log_p: np.ndarray | None) -> dict[str, float | None]:
+    """NLL and KL on test points in nats, from log q and, where it is known, log p at each (n,)."""
+    if log_p is None:
+        return {"test_nll": -log_q.mean(), "true_nll": None, "kl": None, "kl_se": None}
+    log_ratio = log_p - log_q  # paired point by point
+    return {
+        "test_nll": -log_q.mean(),
+        "true_nll": -log_p.mean(),
+        "kl": log_ratio.mean(),
+        "kl_se": log_ratio.std(ddof=1) / math.sqrt(len(log_ratio)),
+    }
+
+
+@dataclass(frozen=True)
+class Task:
+    """Draws that some models are to be fitted to."""
+
+    data: Data
+    seed: int
+    models: list[str]
+
+    def run(self) -> list[dict[str, Any]]:
+        return fit_draws(self.data, self.seed, self.models)
+
+    def __str__(self) -> str:
+        data = self.data
+        return f"{data.name}, noise {data.noise:g}, {data.n_samples:,} points, seed {self.seed}"
+
+
+def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[Task], list[str]]:
+    """What `fits` lacks for the table `runs`, each draw once; and what cannot be drawn.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "data.n_samples": 9, "data.noise": 0.1, "data.n_test": 9,
     ...                      "data.text": None, "seed": [0, 0, 1]})
-    >>> [(data.name, seed, len(models)) for data, seed, models in wanted(runs, pd.DataFrame())[0]]
+    >>> [(task.data.name, task.seed, len(task.models)) for task in wanted(runs, pd.DataFrame())[0]]
     [('moons', 0, 3), ('moons', 1, 3)]
     """
-    there = {(data_key(row), row["seed"], row["model"]) for row in rows_of(fits)}
-    tasks: dict[tuple[tuple[Any, ...], Any], list[str]] = {}  # models by data_key and seed
-    refused: list[str] = []
+    fitted = set()
+    for row in rows_of(fits):
+        fitted.add((data_key(row), row["seed"], row["model"]))
+    lacking: dict[tuple[tuple[Any, ...], Any], list[str]] = {}  # models by data_key and seed
     for row in rows_of(runs):
         key = data_key(row)
-        lacking = [m for m in MODELS if (key, row["seed"], m) not in there]
-        if lacking:
-            tasks.setdefault((key, row["seed"]), lacking)
-    found = []
-    for (key, seed), models in tasks.items():
-        given = {k.removeprefix("data."): v for k, v in zip(DATA, key, strict=True)}
-        given |= {k: int(v) for k, v in given.items() if k.startswith("n_") and v is not None and v == int(v)}
+        seed = row["seed"]
+        models = [model for model in MODELS if (key, seed, model) not in fitted]
+        if models:
+            lacking[key, seed] = models
+    tasks = []
+    refused: dict[str, None] = {}  # each reason once, in order
+    for (key, seed), models in lacking.items():
         try:
-            found.append((from_mapping(given | {"n_val": 2}, Data, "data."), int(seed), models))
+            tasks.append(Task(_data_of(key), int(seed), models))
         except ValueError as error:
-            refused.append(str(error))
-    return found, list(dict.fromkeys(refused))
+            refused[str(error)] = None
+    return tasks, list(refused)
+
+
+def _data_of(key: tuple[Any, ...]) -> Data:
+    """The checked data of a data_key; whole numbers may be floats, as a table has them."""
+    given: dict[str, Any] = {"n_val": 2}  # the validation draws are not used
+    for column, value in zip(DATA, key, strict=True):
+        name = column.removeprefix("data.")
+        is_whole = name.startswith("n_") and value is not None and value == int(value)
+        given[name] = int(value) if is_whole else value
+    return from_mapping(given, Data, "data.")
 
 
 def _begin() -> None:
-    threadpool_limits(1)  # one fit per core
+    """Every process fits on one core."""
+    threadpool_limits(1)
     torch.set_num_threads(1)
 
 
 def fit_all(folder: Path, workers: int) -> int:
-    """Add to `folder`/baselines.csv what it lacks for the runs below `folder`; how many could not be fitted.
+    """Add to `folder`/baselines.csv what it lacks for the runs there.
 
-    The table is written whole, every few seconds and at the end, however that comes.
+    Returns how many could not be fitted. The table is written whole, every few seconds and at the
+    end, however that comes.
     """
     fits = load_baselines(folder)
     tasks, refused = wanted(collect(folder).runs, fits)
     for line in refused:
         print(f"{folder}: {printable(line, 300)}", file=sys.stderr)
-    rows = rows_of(fits)
-    failed = len(refused)
-    _write(rows, folder)  # what cannot be written shows before anything is fitted
-    saved = time.monotonic()
+    results = Results(folder, rows_of(fits))
+    results.write()  # what cannot be written shows before anything is fitted
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(1, min(workers, len(tasks))), mp_context=context, initializer=_begin) as pool:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes start here, and stay deaf to Ctrl-C
-        pending = {pool.submit(fit_draws, *task): task for task in tasks}
+    n_workers = max(1, min(workers, len(tasks)))
+    with ProcessPoolExecutor(n_workers, mp_context=context, initializer=_begin) as pool:
         try:
-            signal.signal(signal.SIGINT, before)
+            with _deaf_to_interrupts():  # processes start here, and inherit it
+                pending = {pool.submit(task.run): task for task in tasks}
             for future in as_completed(pending):
-                data, seed, _ = pending.pop(future)
-                what = f"{data.name}, noise {data.noise:g}, {data.n_samples:,} points, seed {seed}"
-                try:
-                    new = future.result()
-                except BrokenProcessPool as error:
-                    raise ReportError(folder, "processes that live", error) from error
-                except Exception as error:  # of this fit alone
-                    failed += 1
-                    print(f"{what}: {printable(error, 300)}", file=sys.stderr)
-                else:
-                    rows += new
-                    print(f"{what}: KL " + ", ".join(f"{row['model']} {row['kl']:.3f}" for row in new), flush=True)
-                if time.monotonic() > saved + PAUSE:
-                    _write(rows, folder)
-                    saved = time.monotonic()
+                results.add(pending.pop(future), future)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():  # what is being fitted is not waited for
+            # what is being fitted is not waited for
+            for process in multiprocessing.active_children():
                 process.terminate()
             raise
         finally:
-            _write(rows, folder)
-    return failed
+            results.write()
+    return len(refused) + results.n_failed
 
 
-def _write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """In an order of its own, so that the table does not depend on which fit came first."""
-    ordered = sorted(rows, key=lambda row: (*map(str, data_key(row)), row["seed"], list(MODELS).index(row["model"])))
-    table = pd.DataFrame(ordered, columns=list(COLUMNS)).astype({"n_components": "Int64"})
-    write_csv(table, folder / BASELINES)
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ctrl-C is for this process alone: it ends the others."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@dataclass
+class Results:
+    """The rows of a folder's baselines.csv while fits are added to it."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    n_failed: int = 0
+    written: float = 0.0  # when, by the monotonic clock
+
+    def add(self, task: Task, future: Future[list[dict[str, Any]]]) -> None:
+        """Take over what a finished task gives; one that failed is named, and the others go on."""
+        try:
+            new = future.result()
+        except BrokenProcessPool as error:
+            raise ReportError(self.folder, "processes that live", error) from error
+        except Exception as error:  # of this fit alone
+            self.n_failed += 1
+            print(f"{task}: {printable(error, 300)}", file=sys.stderr)
+        else:
+            self.rows += new
+            print(f"{task}: {_said(new)}", flush=True)
+        if time.monotonic() > self.written + PAUSE:
+            self.write()
+
+    def write(self) -> None:
+        """Write the table in an order that does not depend on which fit came first."""
+        ordered = sorted(self.rows, key=_place)
+        table = pd.DataFrame(ordered, columns=list(COLUMNS)).astype({"n_components": "Int64"})
+        write_csv(table, self.folder / BASELINES)
+        self.written = time.monotonic()
+
+
+def _said(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The scores of a finished task: KL, or NLL where no density is known."""
+    metric = "test_nll" if rows[0]["kl"] is None else "kl"
+    name = {"kl": "KL", "test_nll": "test NLL"}[metric]
+    scores = [f"{row['model']} {row[metric]:.3f}" for row in rows]
+    return f"{name} {', '.join(scores)}"
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where a row stands in the table: by its draws, its seed, its model."""
+    draws = map(str, data_key(row))
+    return (*draws, row["seed"], list(MODELS).index(row["model"]))
 
 
 USAGE = Usage(
     command="nfexp-baselines",
     purpose="Fit densities without a flow to the draws of a sweep's runs, into baselines.csv; the report shows them.",
     folders=f"{RUNS}; what its baselines.csv lacks is fitted",
-    options={"workers=N": "fits at a time, each in a process of its own; one per core if not given"},
+    options={
+        "workers=N": "fits at a time, each in a process of its own; one per core if not given",
+    },
     examples=[
         "nfexp-baselines outputs/sweeps/ablations/2026-01-31_12-00-00",
         "nfexp-baselines outputs/sweeps/ablations/2026-01-31_12-00-00 workers=1",
@@ -244,7 +346,7 @@ USAGE = Usage(
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """``nfexp-baselines DIR… [workers=N]``: fit what each DIR/baselines.csv lacks for the runs in DIR; print its path.
+    """``nfexp-baselines DIR… [workers=N]``: fit what DIR/baselines.csv lacks; print its path.
 
     Ctrl-C keeps what is finished; given again, the command goes on from there.
     """

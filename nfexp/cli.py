@@ -46,10 +46,17 @@ log = logging.getLogger(__name__)
 
 
 def single_spec(config: DictConfig) -> Spec:
-    """The checked spec of a run that is not planned by the grids sweeper; raises before anything is trained."""
+    """The checked spec of a run that is not planned by the grids sweeper.
+
+    Raises
+    ------
+    SpecError
+        If the run cannot be trained as it is asked for.
+    """
     spec = spec_of(config)
     if config.dry_run:
-        raise SpecError("dry_run", "nfexp -m with the grids sweeper, which alone can plan", Words("a single run"))
+        expected = "nfexp -m with the grids sweeper, which alone can plan"
+        raise SpecError("dry_run", expected, Words("a single run"))
     check_all([spec])
     return spec
 
@@ -59,16 +66,58 @@ def job(config: DictConfig) -> float:
 
     A job of a sweep that is finished already is left as it is.
     """
-    spec, hydra_config = single_spec(config), HydraConfig.get()
+    spec = single_spec(config)
+    hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    done = None if OmegaConf.is_missing(hydra_config.job, "num") else outcome(folder)
+    is_of_sweep = not OmegaConf.is_missing(hydra_config.job, "num")
+    done = outcome(folder) if is_of_sweep else None
     if done is None or done.run_id != run_id(spec):
         with locked(folder, "a folder"):
             check_fresh(folder)
             tell([spec])
-            for _, result, trouble in train([spec], [folder]):
-                keep(folder, result, trouble)
+            for _, result, failure in train([spec], [folder]):
+                keep(folder, result, failure)
     return objective(outcome(folder))
+
+
+# What a command ends with in one line; anything else is a fault of nfexp, and has a traceback
+KNOWN_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    ValueError,
+    OSError,
+    RunFailed,
+    Refused,
+)
+
+
+def explain(error: BaseException) -> str:
+    """One message with the key, what was expected and what came."""
+    if isinstance(error, Refused) and error.__cause__ is not None:
+        error = error.__cause__
+    for cause in causes(error):
+        if isinstance(cause, SpecError | RunFailed):
+            return str(cause)  # Hydra wraps what a job or a launcher raises
+    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+        return explain_file(error)
+    if isinstance(error, MissingConfigException):
+        return explain_missing(error)
+    if isinstance(error, OSError):
+        place, expected, got = trouble(error, "a folder nfexp can write to")
+        return f"{place}: expected {expected}; got {got}"
+    if isinstance(error, OverrideParseException):
+        got = str(error).splitlines()[0]
+        return f"{error.override}: expected Hydra's override syntax; got {got}"
+    return explain_override(error)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, what that was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def explain_file(error: yaml.YAMLError | UnicodeDecodeError) -> str:
@@ -77,62 +126,66 @@ def explain_file(error: yaml.YAMLError | UnicodeDecodeError) -> str:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         name = frame.f_locals.get("full_path", name)  # of Hydra's reader of files
     if isinstance(error, UnicodeDecodeError):
-        line, byte = 1, error.object[error.start]
-        try:
-            Path(name).read_text(encoding="utf-8")
-        except UnicodeDecodeError as whole:  # Hydra reads in parts; this error knows its place in the file
-            line = whole.object[: whole.start].count(b"\n") + 1
+        byte = error.object[error.start]
+        line = _line_that_is_no_text(name)
         return f"{name}, line {line}: expected text in UTF-8; got the byte 0x{byte:02x}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{name}, line {error.problem_mark.line + 1}: expected YAML; got {error.problem}"
-    return f"{name}: expected YAML; got {' '.join(str(error).split())}"
+        line = error.problem_mark.line + 1
+        return f"{name}, line {line}: expected YAML; got {error.problem}"
+    return f"{name}: expected YAML; got {_one_line(error)}"
 
 
-# What a command ends with in one line; anything else is a fault of nfexp, and has a traceback
-KNOWN_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError, RunFailed, Refused)
+def _line_that_is_no_text(name: str) -> int:
+    """The first line of a file that is not UTF-8; Hydra reads in parts and knows no lines."""
+    try:
+        Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as whole:
+        return whole.object[: whole.start].count(b"\n") + 1
+    return 1
 
 
-def explain(error: BaseException) -> str:
-    """One message with the key, what was expected and what came."""
-    if isinstance(error, Refused) and error.__cause__ is not None:
-        error = error.__cause__
-    chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    if own := next((e for e in chain if isinstance(e, SpecError | RunFailed)), None):
-        return str(own)
-    text = " ".join(str(error).split())
-    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
-        return explain_file(error)
-    if isinstance(error, MissingConfigException):
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        known = f"one of {', '.join(error.options)}" if error.options else "a file of the configuration"
-        return f"{group or 'configuration'}: expected {known}; got {option!r}"
-    if isinstance(error, OSError):
-        place, expected, got = trouble(error, "a folder nfexp can write to")
-        return f"{place}: expected {expected}; got {got}"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: expected Hydra's override syntax; got {str(error).splitlines()[0]}"
-    if found := re.search(r"Could not override '([^']+)'", text):
-        return f"{found[1]}: expected a key of the configuration (see nfexp --cfg job); got an unknown one"
-    if found := re.search(r"Error merging override \+*([\w.]+)=(.*)", text):
-        if "Sweep" in str(error.__cause__):
-            return f"{found[1]}: expected quotes around range(…) and choice(…) within braces; got {found[2]}"
-        if "DictConfig with ListConfig" in str(error.__cause__):
-            return f"{found[1]}: expected '+{found[1]}.NAME={{…}}', for these grids have names; got a list"
-    return " ".join([text, *str(error.__cause__ or "").split()])
+def explain_missing(error: MissingConfigException) -> str:
+    """What there is in place of a file of the configuration that is not there."""
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    known = f"one of {', '.join(error.options)}" if error.options else "a file of the configuration"
+    return f"{group or 'configuration'}: expected {known}; got {option!r}"
+
+
+def explain_override(error: BaseException) -> str:
+    """Why Hydra does not take an override, as far as its text tells; else that text."""
+    text = _one_line(error)
+    cause = str(error.__cause__ or "")
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        expected = "a key of the configuration (see nfexp --cfg job)"
+        return f"{unknown[1]}: expected {expected}; got an unknown one"
+    unfit = re.search(r"Error merging override \+*([\w.]+)=(.*)", text)
+    if unfit:
+        key, value = unfit.groups()
+        if "Sweep" in cause:
+            expected = "quotes around range(…) and choice(…) within braces"
+            return f"{key}: expected {expected}; got {value}"
+        if "DictConfig with ListConfig" in cause:
+            return f"{key}: expected '+{key}.NAME={{…}}', for these grids have names; got a list"
+    return " ".join([text, *cause.split()])
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 @contextmanager
 def configuration_of(asked: Namespace) -> Iterator[Hydra]:
-    """Hydra as it will look for the configuration of a command: ``--config-dir`` and the like count."""
+    """Hydra as it will look for a command's configuration: ``--config-dir`` and the like count."""
     file, module = detect_calling_file_or_module_from_task_function(job)
-    search_path = create_automatic_config_search_path(file, module, asked.config_path or conf_dir())
+    home = asked.config_path or conf_dir()
+    search_path = create_automatic_config_search_path(file, module, home)
     if asked.config_dir is not None:
         folder = os.path.abspath(asked.config_dir)
         if not os.path.isdir(folder):
             raise SpecError("--config-dir", "a folder", asked.config_dir)
-        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+        before_ours = SearchPathQuery(provider="schema")
+        search_path.prepend("command-line", f"file://{folder}", before_ours)
     before = HydraConfig.instance().cfg
     try:
         yield Hydra.create_main_hydra2(task_name="nfexp", config_search_path=search_path)
@@ -142,11 +195,14 @@ def configuration_of(asked: Namespace) -> Iterator[Hydra]:
 
 
 def check_plain_run(arguments: Sequence[str]) -> None:
-    """Raise what is wrong with a single run before Hydra makes its folder (a sweep checks its jobs itself)."""
+    """Raise what is wrong with a single run before Hydra makes its folder.
+
+    A sweep checks its jobs itself.
+    """
     asked = get_args_parser().parse_args(list(arguments))
     shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion
     if shows or asked.multirun or asked.experimental_rerun:
-        return
+        return  # there is no single run
     name = asked.config_name or "config"
     overrides = list(asked.overrides)
     with configuration_of(asked) as maker:
@@ -166,7 +222,8 @@ def check_no_sweep(sweeper: DictConfig) -> None:
     if sweeper.get("repeats", 1) != 1:
         asked.append("repeats")
     if asked:
-        raise SpecError(f"hydra.sweeper.{asked[0]}", "nfexp -m, for this is a sweep", Words("a single run"))
+        key = f"hydra.sweeper.{asked[0]}"
+        raise SpecError(key, "nfexp -m, for this is a sweep", Words("a single run"))
 
 
 @command
@@ -175,9 +232,11 @@ def main() -> None:
     if VERSION in sys.argv[1:]:
         print(version_line())
         return
-    run: Any = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(job)
+    how = {"version_base": "1.3", "config_path": conf_dir(), "config_name": "config"}
+    run: Any = hydra.main(**how)(job)
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    with environment(HYDRA_FULL_ERROR="1"):  # Hydra then hands errors on instead of printing its own
+    # Hydra then hands errors on instead of printing its own
+    with environment(HYDRA_FULL_ERROR="1"):
         try:
             check_plain_run(sys.argv[1:])
             with claims:
@@ -195,11 +254,12 @@ def main() -> None:
             sys.exit(1)
 
 
-FREE = rf"({'|'.join(CONTROLS)}|hydra/launcher|hydra\.launcher\.\w+)="  # what may be new when a sweep is resumed
+# What may be new when a sweep is resumed
+NEW_ON_RESUME = rf"({'|'.join(CONTROLS)}|hydra/launcher|hydra\.launcher\.\w+)="
 
 RESUME = Usage(
     command="nfexp-resume",
-    purpose="""Go on with a sweep: give its command again, train the runs that have no finished record, report.
+    purpose="""Go on with a sweep: give its command again, train what has no finished record, report.
 Finished runs are kept, and every run keeps its number.""",
     folders="the folder of a sweep, the one that holds sweep.json",
     several=False,
@@ -220,7 +280,10 @@ Finished runs are kept, and every run keeps its number.""",
 
 @command
 def resume() -> None:
-    """``nfexp-resume DIR [redo=…] [mixed=true] …``: give the command of a sweep again; finished runs are kept."""
+    """``nfexp-resume DIR [redo=…] [mixed=true] …``: give the command of a sweep again.
+
+    Finished runs are kept.
+    """
     words = sys.argv[1:]
     if answered(RESUME, words):
         return
@@ -230,7 +293,7 @@ def resume() -> None:
         plan = read_plan(Path(folder)) if folder else None
         if plan is None:
             raise SpecError("DIR", "the folder of a sweep", folder or Words("nothing"))
-        sys.argv[1:] = resumed(folder, plan.arguments, [*given.flags, *more], FREE)
+        sys.argv[1:] = resumed(folder, plan.arguments, [*given.flags, *more], NEW_ON_RESUME)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{one_line(RESUME.command, explain(error))}\n")
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Commands as text: quoted for the shell and for Hydra, and which of their arguments may be repeated unasked."""
+"""Commands as text: how they are quoted, and which of their arguments may be repeated unasked."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from typing import NoReturn
 
 from nfexp.spec import SpecError, Words
 
+# the flags of Hydra's that a sweep may have
+OF_A_SWEEP = ("config_dir", "config_name", "config_path")
 # What nfexp-resume is not to say again
 ONCE = ("redo", "mixed", "hydra.mode", "hydra.sweep.dir", "hydra.sweeper.resume")
 
 
 def folder_word(folder: str | Path) -> str:
-    """A folder's path as one word of a command: neither an option nor Hydra's sign for a missing value.
+    """A folder's path as a word of a command: no option, nor Hydra's sign for a missing value.
 
     >>> folder_word("-m"), folder_word("runs")
     ('./-m', 'runs')
@@ -45,16 +47,16 @@ def hydra_text(text: str) -> str:
     """
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    # OmegaConf takes a backslash before "${" away, and of backslashes before that every second one
-    literal = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
-    return QuotedString(literal, Quote.single).with_quotes()
+    from nfexp.arguments import literal
+
+    return QuotedString(literal(text), Quote.single).with_quotes()
 
 
 @dataclass
 class CommandLine:
-    """A command line as Hydra reads it: its flags about the configuration, each as one word, and its overrides."""
+    """A command line as Hydra reads it."""
 
-    flags: list[str]
+    flags: list[str]  # about the configuration, each as one word: --config-dir=conf
     overrides: list[str]
 
     def words(self) -> list[str]:
@@ -70,7 +72,7 @@ def refuse_to_exit(status: int = 0, message: str | None = None) -> NoReturn:
 
 
 def command_line(arguments: Sequence[str]) -> CommandLine:
-    """The arguments of a sweep's command by kind, flags and overrides in any order; ``--multirun`` goes without saying.
+    """The arguments of a sweep's command by kind, in any order; ``--multirun`` goes without saying.
 
     Raises
     ------
@@ -80,24 +82,37 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
     from hydra._internal.utils import get_args_parser
 
     parser: argparse.ArgumentParser = get_args_parser()
+    # a parser prints its usage and ends the process otherwise
     parser.error = refuse  # type: ignore[method-assign]
     parser.exit = refuse_to_exit  # type: ignore[method-assign]
-    found = vars(parser.parse_intermixed_args(list(arguments)))
-    overrides = found.pop("overrides")
+    words = list(arguments)
+    literal: list[str] = []
+    if "--" in words:
+        # What follows is no flag, even if it begins with a dash; parse_intermixed_args forgets that.
+        end = words.index("--")
+        literal = words[end + 1 :]
+        words = words[:end]
+    found = vars(parser.parse_intermixed_args(words))
+    overrides = found.pop("overrides") + literal
     found.pop("multirun")
     flags = []
-    for name in ("config_dir", "config_name", "config_path"):
+    for name in OF_A_SWEEP:
         value = found.pop(name)
         if value is not None:
-            flags.append(f"--{name.replace('_', '-')}={value}")
+            flags.append(f"{_flag(name)}={value}")
     for name, value in found.items():
         if value:
-            refuse(f"--{name.replace('_', '-')}")
+            refuse(_flag(name))
     return CommandLine(flags, overrides)
 
 
+def _flag(name: str) -> str:
+    """The flag of an argument of Hydra's parser: config_dir is --config-dir."""
+    return f"--{name.replace('_', '-')}"
+
+
 def name_of(word: str) -> str:
-    """The key of an override, whatever its spelling, or the name of a flag; of neither, the text before its "=".
+    """The key of an override, or the name of a flag; of neither, the text before its "=".
 
     >>> name_of("++train.steps=3"), name_of("--config-dir=conf"), name_of("(=3")
     ('train.steps', '--config-dir', '(')
@@ -127,12 +142,15 @@ SETTINGS = re.compile(
     r"|launcher\.(max_stack|memory|workers|executor|backend|wait|slurm(\.\w+)*"
     r"|n_jobs|prefer|require|verbose|timeout|pre_dispatch|batch_size))"
 )
-BELOW = ("hydra.output_subdir", "hydra.job.name", "hydra.sweep.subdir")  # paths within the sweep's folder
-VALUES = ("name", "seed", "device", "dry_run", "fail_fast")  # the other keys without a dot choose files
+# paths within the sweep's folder
+BELOW = ("hydra.output_subdir", "hydra.job.name", "hydra.sweep.subdir")
+SAFE = "arguments that are safe to repeat"
+# the other keys without a dot choose files
+VALUES = ("name", "seed", "device", "dry_run", "fail_fast")
 
 
 def stays_below(argument: str) -> bool:
-    """Whether an override of a key of `BELOW` leads out of no folder, as far as its text can tell."""
+    """Whether an override of a key of BELOW leads out of no folder, as far as its text tells."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -154,7 +172,9 @@ def harmless(argument: str) -> bool:
     >>> harmless("data.text=a..b"), harmless("experiment=../../x"), harmless("--config-dir=x")
     (True, False, False)
     """
-    key, value = name_of(argument), argument.partition("=")[2]
+    key = name_of(argument)
+    value = argument.partition("=")[2]
+    is_fixed = "${" not in value  # an interpolation may become anything
     if key == "hydra/sweeper":
         return value == "grids"
     if key.startswith("hydra/"):
@@ -162,14 +182,13 @@ def harmless(argument: str) -> bool:
     if key == "hydra.sweep.subdir":  # the sweeper looks where it leads once it is filled in
         return stays_below(argument)
     if key in BELOW:
-        return "${" not in value and stays_below(argument)
+        return is_fixed and stays_below(argument)
     if SETTINGS.fullmatch(key):
-        return "${" not in value and "_target_" not in argument
+        return is_fixed and "_target_" not in argument
     if not re.fullmatch(r"(?!hydra\b)\w[\w./-]*", key):
         return False
-    if key in VALUES or "." in key:
-        return True
-    return ".." not in value and "${" not in value
+    is_value = key in VALUES or "." in key
+    return is_value or (is_fixed and ".." not in value)  # what is no value chooses a file
 
 
 def to_repeat(arguments: Sequence[str]) -> list[str]:
@@ -190,29 +209,47 @@ def resume_command(folder: str | Path) -> str:
     return shlex.join(["nfexp-resume", folder_word(folder), *asked])
 
 
-def resumed(folder: str, stored: Sequence[str], given: Sequence[str], free: str) -> list[str]:
-    """The command line that goes on with the sweep in a folder, from its own arguments and those given now.
+def resumed(folder: str, stored: Sequence[str], given: Sequence[str], new: str) -> list[str]:
+    """The command line that goes on with a sweep, from its own arguments and those given now.
 
-    What is given may match the pattern `free`, or say again what is stored; what is not harmless must be.
+    What is given may match the pattern `new`, or say again what is stored; what is not harmless
+    must be.
+
+    Raises
+    ------
+    SpecError
+        If what is given would change the runs, or what must be said again is not given.
     """
-    try:
-        kept = to_repeat(stored)
-    except ValueError as error:
-        raise SpecError(f"{folder}/sweep.json", "arguments that are safe to repeat", Words(str(error))) from None
+    kept = _kept(folder, stored)
     asked = [word for word in kept if not harmless(word)]
-    for word in given:
-        if not (re.match(free, word) or word in kept or name_of(word) in map(name_of, asked)):
-            raise SpecError(word, "redo=…, mixed=…, dry_run=…, fail_fast=… or hydra.launcher.…=…",
-                            Words("what would change the runs"))  # fmt: skip
-    mine = [name_of(word) for word in given]
-    missing = [word for word in asked if name_of(word) not in mine]
+    asked_names = [name_of(word) for word in asked]
+    given_names = [name_of(word) for word in given]
+    for word, name in zip(given, given_names, strict=True):
+        if not (re.match(new, word) or word in kept or name in asked_names):
+            expected = "redo=…, mixed=…, dry_run=…, fail_fast=… or hydra.launcher.…=…"
+            raise SpecError(word, expected, Words("what would change the runs"))
+    missing = [word for word in asked if name_of(word) not in given_names]
     if missing:
-        got = repr(missing[0])
-        line = shlex.join(["nfexp-resume", folder_word(folder), *missing, *given])
-        if line.isprintable():
-            got += f", which can name code or another place; if you trust it, type: {line}"
-        raise SpecError(f"{folder}/sweep.json", "arguments that are safe to repeat", Words(got))
-    words = [word for word in kept if name_of(word) not in mine]
+        raise SpecError(f"{folder}/sweep.json", SAFE, Words(_to_say_again(folder, missing, given)))
+    words = [word for word in kept if name_of(word) not in given_names]
     parts = command_line([*words, *given])
     place = f"hydra.sweep.dir={hydra_text(folder_word(folder))}"
     return [*parts.flags, "--multirun", *parts.overrides, place, "hydra.sweeper.resume=true"]
+
+
+def _kept(folder: str, stored: Sequence[str]) -> list[str]:
+    try:
+        return to_repeat(stored)
+    except ValueError as error:
+        raise SpecError(f"{folder}/sweep.json", SAFE, Words(str(error))) from None
+
+
+def _to_say_again(folder: str, missing: Sequence[str], given: Sequence[str]) -> str:
+    """The first argument that is missing, and the command that has all of them.
+
+    A command that a terminal would not show as it is, is not recommended.
+    """
+    line = shlex.join(["nfexp-resume", folder_word(folder), *missing, *given])
+    if not line.isprintable():
+        return repr(missing[0])
+    return f"{missing[0]!r}, which can name code or another place; if you trust it, type: {line}"

@@ -1,4 +1,4 @@
-"""From Hydra's configuration to a checked spec: where the YAML lies, which keys are no part of a run."""
+"""From Hydra's configuration to a checked spec: where the YAML lies, which keys are of no run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 from nfexp.spec import Spec, SpecError, Words, from_mapping, from_text
 from nfexp.tables import settled
 
-REDO = {"none": (), "failed": ("failed",), "diverged": ("diverged",), "both": ("failed", "diverged")}
-CONTROLS: dict[str, tuple[Any, ...]] = {  # keys that say how a command goes about it, not what a run is
+# The values of `redo`, and the status of the finished runs that each trains again
+REDO = {
+    "none": (),
+    "failed": ("failed",),
+    "diverged": ("diverged",),
+    "both": ("failed", "diverged"),
+}
+# The keys that say how a command goes about it, not what a run is, with their values
+CONTROLS: dict[str, tuple[Any, ...]] = {
     "dry_run": (False, True),
     "fail_fast": (False, True),
     "mixed": (False, True),
@@ -23,7 +30,9 @@ CONTROLS: dict[str, tuple[Any, ...]] = {  # keys that say how a command goes abo
 def conf_dir() -> str:
     """Absolute path of the configuration: packaged in a wheel, beside the package in a checkout."""
     packaged = Path(__file__).parent / "conf"
-    return str(packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf")
+    if packaged.is_dir():
+        return str(packaged)
+    return str(Path(__file__).parents[1] / "conf")
 
 
 def job_folder(job: int) -> str:
@@ -35,17 +44,20 @@ OmegaConf.register_new_resolver("nfexp.job_folder", job_folder, replace=True)
 
 
 def check_controls(config: Mapping[str, Any]) -> None:
+    """Raise for a control with a value that it cannot have."""
     for key, options in CONTROLS.items():
         value = config.get(key)
-        if value not in options or type(value) is not type(options[0]):
-            words = "true or false" if options[0] is False else f"one of {', '.join(options)}"
-            raise SpecError(key, words, value)
+        if value in options and type(value) is type(options[0]):  # to Python 1 is in (False, True)
+            continue
+        expected = "true or false" if options[0] is False else f"one of {', '.join(options)}"
+        raise SpecError(key, expected, value)
 
 
 def plain_of(config: DictConfig) -> dict[str, Any]:
-    """A configuration as plain containers. Text from an interpolation becomes the number or truth it spells.
+    """A configuration as plain containers, in which text from an interpolation is converted.
 
-    An environment variable is always text: ``seed=${oc.env:SEED}`` is meant as a typed configuration takes it.
+    It becomes the number or the truth that it spells, as a typed configuration would take it. An
+    environment variable is always text: ``seed=${oc.env:SEED}`` is to be a number all the same.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True)
     _convert(config, plain, "")
@@ -65,19 +77,26 @@ def _convert(node: Any, part: dict[str, Any], prefix: str) -> None:
         if isinstance(value, dict):
             _convert(node[key], value, f"{full}.")
         elif isinstance(value, str) and OmegaConf.is_interpolation(node, key):
-            truths = {"true": True, "false": False} if full in CONTROLS else {}
-            part[key] = truths.get(value.lower(), from_text(full, value))
+            part[key] = _converted(full, value)
+
+
+def _converted(key: str, text: str) -> Any:
+    """What a text spells, as the type of its key asks for; text that spells nothing else stays."""
+    if key in CONTROLS and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return from_text(key, text)
 
 
 def values_of(node: Any) -> Any:
-    """A node of `hydra.sweeper` as plain containers; text that an interpolation put into a list of values, converted.
+    """A node of `hydra.sweeper` as plain containers, with text from interpolations converted.
 
-    The last key on the way down is the one that the values are of: ``{seed: ["${oc.env:SEED}"]}``.
+    The last key on the way down is the one that values are of: ``{seed: ["${oc.env:SEED}"]}``.
     """
     return _values(node, "")
 
 
 def _values(node: Any, key: str) -> Any:
+    """A node as plain containers; `key` is the last one on the way down to it."""
     if OmegaConf.is_dict(node):
         return {name: _values_at(node, name, str(name)) for name in node}
     if OmegaConf.is_list(node):
@@ -86,6 +105,7 @@ def _values(node: Any, key: str) -> Any:
 
 
 def _values_at(node: Any, place: Any, key: str) -> Any:
+    """What stands at one place of a node, a key or a position; only here an interpolation shows."""
     value = _values(node[place], key)
     if isinstance(value, str) and OmegaConf.is_interpolation(node, place):
         return from_text(key, value)
@@ -95,9 +115,9 @@ def _values_at(node: Any, place: Any, key: str) -> Any:
 def spec_of(config: DictConfig | Mapping[str, Any]) -> Spec:
     """The checked spec of a composed configuration without its `hydra` node; a table that it names is read."""
     plain: dict[Any, Any] = plain_of(config) if isinstance(config, DictConfig) else dict(config)
-    if "experiment" in plain:  # where Hydra puts what names no package
-        what = "a file without that line" if plain["experiment"] else "an empty file"
-        raise SpecError("experiment", "a file whose first line is '# @package _global_'", Words(what))
+    if "experiment" in plain:  # where Hydra puts a file of this group that names no package
+        got = Words("a file without that line" if plain["experiment"] else "an empty file")
+        raise SpecError("experiment", "a file whose first line is '# @package _global_'", got)
     check_controls(plain)
     spec: Spec = from_mapping({key: value for key, value in plain.items() if key not in CONTROLS})
     return settled(spec)

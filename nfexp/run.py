@@ -6,14 +6,14 @@ import ctypes
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from nfexp import data
-from nfexp.checkpoint import Checkpoint, read_checkpoint, write_checkpoints
+from nfexp.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from nfexp.data import Dataset
 from nfexp.flows.cost import training_cost
 from nfexp.flows.stack import FlowStack
@@ -30,7 +30,10 @@ class Interrupted(RuntimeError):
 
 
 def check(spec: Spec) -> None:
-    """Raise for what only shows when the run is set up: an undrawable text, a noise too small, an absent device."""
+    """Raise for what only shows when the run is set up.
+
+    That is a text that cannot be drawn, a noise that is too small, a device that is not there.
+    """
     if spec.data.kind == "density":
         data.density_of(spec.data)
     else:
@@ -48,7 +51,10 @@ def resolve_device(name: str) -> torch.device:
 
 @lru_cache(maxsize=1)
 def reuse_freed_memory() -> None:
-    """Let glibc keep freed blocks: temporaries handed back to the system cost page faults at every step."""
+    """Let glibc keep freed blocks.
+
+    Temporaries that are handed back to the system cost page faults at every step.
+    """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, at its highest: above it the call fails
@@ -57,7 +63,7 @@ def reuse_freed_memory() -> None:
 
 @contextmanager
 def matmul_precision(name: str) -> Iterator[None]:
-    """Let products of float32 matrices be rounded as ``torch.set_float32_matmul_precision`` names it, for a while."""
+    """In the body, round products of float32 matrices as this setting of torch's says."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name)
     try:
@@ -104,8 +110,8 @@ def run_stack(
 ) -> list[Result]:
     """Train the runs of one stack together and score each; results come in the order of the specs.
 
-    Member e's numbers equal those of ``run_stack([specs[e]])``, and those of a training that was interrupted and
-    carried on.
+    The numbers of member e equal those of ``run_stack([specs[e]])``, and those of a training that
+    was interrupted and carried on.
 
     Parameters
     ----------
@@ -114,7 +120,8 @@ def run_stack(
     dtype
         Of weights and points.
     folders
-        Where each run leaves a checkpoint every two minutes and when it is told to stop, and finds it again.
+        Where each run leaves a checkpoint, every two minutes and when it is told to stop, and finds
+        it again.
     code
         The version of the code: a checkpoint of another one is not carried on.
     stop
@@ -129,72 +136,79 @@ def run_stack(
     """
     if len({stack_key(spec) for spec in specs}) != 1:
         raise ValueError("specs: expected runs with one stack_key; got several")
-    tags = [f"{run_id(spec)} {dtype} {code} {spec.record}" for spec in specs]
-    places: Sequence[Path | None] = folders if folders is not None else [None] * len(specs)
-    found = [read_checkpoint(place, tag) for place, tag in zip(places, tags, strict=True)]
-    # Killed between two checkpoints, members stand at different steps: those who stand alike go on together.
+    members = []
+    for e, spec in enumerate(specs):
+        folder = None if folders is None else folders[e]
+        tag = f"{run_id(spec)} {dtype} {code} {spec.record}"
+        members.append(_Member(spec, folder, tag, read_checkpoint(folder, tag)))
+
+    # Killed between two checkpoints, members stand at different steps: those that stand at the same
+    # one go on together.
     by_step: dict[int, list[int]] = {}
-    for e, checkpoint in enumerate(found):
-        by_step.setdefault(checkpoint.step, []).append(e)
+    for e, member in enumerate(members):
+        by_step.setdefault(member.checkpoint.step, []).append(e)
     results: dict[int, Result] = {}
     for step in sorted(by_step):
-        members = by_step[step]
-        part = _Run(
-            specs=[specs[e] for e in members],
-            folders=[folders[e] for e in members] if folders is not None else None,
-            tags=[tags[e] for e in members],
-            dtype=dtype,
-            stop=stop,
-        )
-        part_results = part.carry_on([found[e] for e in members])
-        results |= zip(members, part_results, strict=True)
+        positions = by_step[step]
+        part = _Run([members[e] for e in positions], step, dtype, stop)
+        results |= zip(positions, part.results(), strict=True)
     return [results[e] for e in range(len(specs))]
 
 
+@dataclass(frozen=True)
+class _Member:
+    """A run of a stack, the folder and the tag of its checkpoints, and the last of them."""
+
+    spec: Spec
+    folder: Path | None
+    tag: str
+    checkpoint: Checkpoint
+
+
 class _Run:
-    """A stack on its way from its checkpoints to its results."""
+    """A stack whose members all stand at one step, on its way to its results."""
 
     def __init__(
         self,
-        *,
-        specs: Sequence[Spec],
-        folders: Sequence[Path] | None,
-        tags: Sequence[str],
+        members: Sequence[_Member],
+        step: int,
         dtype: torch.dtype,
         stop: Callable[[], bool],
     ) -> None:
         self.begun = time.perf_counter()
-        self.specs = specs
-        self.folders = folders
-        self.tags = tags
+        self.members = members
+        self.step = step
         self.stop = stop
-        self.datasets = [data.load(spec) for spec in specs]
-        self.training = prepare(specs, self.datasets, resolve_device(specs[0].device), dtype)
-        self.spent = 0.0  # seconds, before this process
+        self.specs = [member.spec for member in members]
+        self.datasets = [data.load(spec) for spec in self.specs]
+        device = resolve_device(self.specs[0].device)
+        self.training = prepare(self.specs, self.datasets, device, dtype)
+        self.spent = sum(member.checkpoint.seconds for member in members)  # before this process
 
-    def carry_on(self, found: Sequence[Checkpoint]) -> list[Result]:
-        """Train from the step at which all members stand (0: from the beginning), then score."""
-        training = self.training
-        step = found[0].step
-        self.spent = sum(checkpoint.seconds for checkpoint in found)
-        if step == 0:
-            state = begin(training)
-        else:
-            state = State.join(step, [c.tensors for c in found], training.fresh.theta.device)
+    def results(self) -> list[Result]:
+        """Train to the end, then score."""
+        state = self._first_state()
         self._train(state)
-        kept, history = finish(training, state)
+        kept, history = finish(self.training, state)
         with torch.no_grad():
             results = score(self.specs, self.datasets, kept, history)
         for result in results:
             result.metrics |= {"seconds": self._seconds(), "stack_size": len(self.specs)}
         return results
 
+    def _first_state(self) -> State:
+        """Where training goes on: at the beginning, or where the checkpoints were left."""
+        if self.step == 0:
+            return begin(self.training)
+        rows = [member.checkpoint.tensors for member in self.members]
+        return State.join(self.step, rows, self.training.fresh.theta.device)
+
     def _seconds(self) -> float:
         """What each member took so far."""
         return (self.spent + time.perf_counter() - self.begun) / len(self.specs)
 
     def _train(self, state: State) -> None:
-        """Train in slices of about half a second; between two, look whether to stop and leave checkpoints.
+        """Train in slices of half a second; between two, stop or leave checkpoints if it is time.
 
         Raises
         ------
@@ -219,18 +233,18 @@ class _Run:
                 raise Interrupted(f"told to stop at step {state.step} of {n_steps}")
 
     def _save(self, state: State) -> None:
-        if self.folders is None:
-            return
-        checkpoints = []
-        for tensors in state.members():
-            checkpoints.append(Checkpoint(step=state.step, seconds=self._seconds(), tensors=tensors))
-        write_checkpoints(self.folders, self.tags, checkpoints)
+        """Leave a checkpoint in the folder of each member."""
+        for member, tensors in zip(self.members, state.members(), strict=True):
+            if member.folder is not None:
+                checkpoint = Checkpoint(step=state.step, seconds=self._seconds(), tensors=tensors)
+                write_checkpoint(member.folder, member.tag, checkpoint)
 
 
 def training_rate(spec: Spec, *, members: int = 8) -> float:
     """How much of :func:`nfexp.flows.cost.training_cost` this machine does in a second.
 
-    Measured on two short real trainings of this architecture, its sizes capped so that it takes a second or two.
+    Measured on two short real trainings of this architecture, its sizes capped so that it takes a
+    second or two.
     """
     flow = replace(
         spec.flow,
@@ -241,7 +255,9 @@ def training_rate(spec: Spec, *, members: int = 8) -> float:
     few = replace(spec.data, n_samples=min(spec.data.points[0], 256), n_val=2, n_test=2)
 
     def short(steps: int) -> tuple[float, float]:
-        train = replace(spec.train, steps=steps, warmup=0, n_evals=1, batch_size=min(batch_points(spec), 256))
+        """The cost of a training of so many steps, and the seconds it takes."""
+        batch = min(batch_points(spec), 256)
+        train = replace(spec.train, steps=steps, warmup=0, n_evals=1, batch_size=batch)
         record = replace(spec.record, samples=0, grid=0, walk=0)
         one = replace(spec, flow=flow, data=few, train=train, record=record)
         begun = time.perf_counter()

@@ -1,4 +1,8 @@
-"""What the commands owe to nobody around them: foreign settings, a stream without a reader, a working folder."""
+"""What makes a command do the same wherever it runs: threads, streams, backends, folders.
+
+Its surroundings may have other settings, an output without a reader or without our characters, a
+matplotlib backend that is not installed, a deep folder for temporary files.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,15 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any
 
-THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS"  # by these a user says how many threads torch is to use
-OWN_THREADS = "NFEXP_DEFAULT_THREADS"  # set where nfexp chose their number
+# By these a user says how many threads torch is to use
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# Set where nfexp chose their number, so that a process it started does not take it for the user's
+OWN_THREADS = "NFEXP_DEFAULT_THREADS"
 
 
 @contextmanager
 def environment(**values: str | None) -> Iterator[None]:
-    """Set environment variables for a while; None takes one away."""
+    """In the body, set environment variables; None takes one away."""
     before = {name: os.environ.get(name) for name in values}
     _set(values)
     try:
@@ -53,16 +59,17 @@ def users_threads() -> int | None:
 
 def _for_children() -> dict[str, str | None]:
     """The variables that a command sets for itself and for what it starts."""
-    values: dict[str, str | None] = {"PYTHONSAFEPATH": "1"}  # no process imports from the working folder
+    # With this no process imports from the working folder.
+    values: dict[str, str | None] = {"PYTHONSAFEPATH": "1"}
     if users_threads() is None:
         values |= {"OMP_NUM_THREADS": "1", OWN_THREADS: "1"}
     return values
 
 
 class _Patient:
-    """A stream that takes every character. What cannot be written is dropped, so that the work goes on.
+    """A stream that drops what cannot be written, so that the work goes on; `trouble` says why.
 
-    `trouble` says why. Each write is one call of the stream's own: a Ctrl-C within it leaves no line written twice.
+    Each write is one call of the stream's own: a Ctrl-C within it leaves no line written twice.
     """
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
@@ -75,7 +82,7 @@ class _Patient:
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
-        except BlockingIOError:
+        except BlockingIOError:  # a slow reader, and not one that is gone
             raise
         except OSError as error:
             self._drop(error)
@@ -90,7 +97,11 @@ class _Patient:
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        """From now on write into nothing, what the stream still holds first."""
+        """From now on write into nothing.
+
+        The descriptor is redirected, and not the stream closed: what its buffer still holds would
+        otherwise be written, and fail, again at the end of the process.
+        """
         self.trouble = error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
@@ -99,7 +110,7 @@ class _Patient:
 
 
 def _patient(stream: Any) -> Any:
-    """The same stream, patient and with an escape for every character that its encoding lacks."""
+    """The same stream, patient and with an escape for each character that its encoding lacks."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.reconfigure(errors="backslashreplace")
@@ -117,7 +128,7 @@ def settle_streams() -> None:
 
 
 def settle_logs() -> None:
-    """Let what logs now write UTF-8 into files, whatever the locale, and every character to streams."""
+    """Let logs write UTF-8 into files, whatever the locale, and every character to streams."""
     for handler in logging.getLogger().handlers:
         stream = getattr(handler, "stream", None)
         if isinstance(handler, logging.FileHandler):
@@ -133,29 +144,35 @@ def _unwritten(stream: Any) -> OSError | None:
     with suppress(OSError, ValueError, AttributeError):
         stream.flush()
     trouble = getattr(stream, "trouble", None)
-    return None if isinstance(trouble, BrokenPipeError) else trouble
+    if isinstance(trouble, BrokenPipeError):
+        return None
+    return trouble
 
 
 def command(main: Callable[..., Any]) -> Callable[..., Any]:
     """Make `main` the entry point of a command that does the same whatever surrounds it.
 
-    Characters that the output cannot show are escaped. Once nobody reads the output (``| head -1``) the rest of it is
-    dropped; the work goes on, and its own exit status counts. A failing output (a full disk) makes the status 1 at the
-    end. Child processes do not import from the working folder. One thread each, unless the user says otherwise.
+    Characters that the output cannot show are escaped. Once nobody reads the output (``| head -1``)
+    the rest of it is dropped; the work goes on, and its own exit status counts. If the output fails
+    otherwise (a full disk), the status is 1 at the end. Child processes do not import from the
+    working folder, and have one thread each unless the user says otherwise.
     """
 
     @wraps(main)
     def settled(*arguments: Any, **keywords: Any) -> Any:
-        streams = sys.stdout, sys.stderr
-        errors = [getattr(stream, "errors", None) for stream in streams]
+        streams = (sys.stdout, sys.stderr)
+        errors = (getattr(sys.stdout, "errors", None), getattr(sys.stderr, "errors", None))
         settle_streams()
         try:
             with environment(**_for_children()):
                 return main(*arguments, **keywords)
         finally:
-            lost = _unwritten(sys.stdout) if sys.stdout is not streams[0] else None
+            lost = None
+            if sys.stdout is not streams[0]:
+                lost = _unwritten(sys.stdout)
             if lost is not None:
-                sys.stderr.write(f"standard output: expected one that can be written; got {lost.strerror}\n")
+                expected = "expected one that can be written"
+                sys.stderr.write(f"standard output: {expected}; got {lost.strerror}\n")
             _unwritten(sys.stderr)
             sys.stdout, sys.stderr = streams
             for stream, before in zip(streams, errors, strict=True):
@@ -168,9 +185,10 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load_matplotlib() -> None:
-    """Import matplotlib, whatever backend its surroundings name: what a notebook's ``!nfexp`` inherits may be absent.
+    """Import matplotlib, whatever backend the surroundings name.
 
-    A backend that is there stays the user's choice. nfexp itself draws by Agg, on canvases of its own.
+    A notebook's ``!nfexp`` inherits one that may not be installed here, which makes the import
+    fail. One that is installed stays the user's choice; nfexp draws by Agg, on its own canvases.
     """
     if "matplotlib" in sys.modules:
         return
@@ -182,16 +200,18 @@ def load_matplotlib() -> None:
             matplotlib.rcParams["backend"] = backend
 
 
-LONGEST_SOCKET_FOLDER = 60  # characters: a socket's address has at most 107, on some systems 103
+# In bytes: a socket's address has at most 107, on some systems 103, and multiprocessing adds to it
+LONGEST_SOCKET_FOLDER = 60
 
 
 def socket_folder() -> str | None:
-    """A folder for temporary files whose name leaves room for a socket's; None if there is none.
+    """A folder for temporary files with a name short enough for sockets; None if there is none.
 
     >>> len(socket_folder() or "") <= LONGEST_SOCKET_FOLDER
     True
     """
     for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):
-        if len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER and os.access(folder, os.W_OK | os.X_OK):
+        is_short = len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER
+        if is_short and os.access(folder, os.W_OK | os.X_OK):
             return folder
     return None

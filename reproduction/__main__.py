@@ -2,8 +2,8 @@
 
 `take` stores the runs of a study as docs/reproduction/STUDY.csv.gz, what its layers did as STUDY_layers.csv, the
 baselines beside them as baselines.csv, and draws the pictures that need more than tables (point clouds, densities,
-walks, films) from what the runs recorded; `docs` writes the tables and all other pictures of the page anew from these
-files alone. `worst` names the test points on which a run loses most.
+walks, animations) from what the runs recorded; `docs` writes the tables and all other pictures of the page anew from
+these files alone. `worst` names the test points on which a run loses most.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from nfexp.analysis import statistics as stats
 from nfexp.analysis.claims.measures import diverged
 from nfexp.analysis.statistics import mean_interval, share_interval, studies
 from nfexp.analysis.table.baselines import MODELS
-from nfexp.report.contents import BADGES, interval, number
-from nfexp.report.figures.curves import plain
+from nfexp.report.contents import BADGES
+from nfexp.report.words import interval, number, plain
 from reproduction import DRAWS, Centres
 
 OTHERS = "peers_others"  # of reproduction.others

@@ -9,9 +9,9 @@ from pathlib import Path
 from benchmarks import pictures
 from benchmarks.tables import rewritten
 from nfexp.analysis import statistics as stats
-from nfexp.report.figures import draw as draw_figures
-from nfexp.report.figures import swept
-from nfexp.report.figures.curves import draw_ablation
+from nfexp.report.figures.ablation import draw_ablation
+from nfexp.report.figures.writing import draw as draw_figures
+from nfexp.report.selection import swept
 from reproduction import DATA, PICTURES, load
 from reproduction.blocks import BLOCKS
 from reproduction.taking import copied

@@ -18,7 +18,7 @@ from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
 from nfexp.analysis.table.baselines import COLUMNS, MODELS, data_key, load_baselines
 from nfexp.data import Dataset, load, make_target
-from nfexp.report.contents import interval
+from nfexp.report.words import interval
 from nfexp.spec import Data, from_mapping
 from nfexp.streams import stream
 from tests.helpers.fake_sweep import centre, write_sweep

@@ -51,6 +51,12 @@ def test_a_shell_reads_every_name_as_it_was():
     assert done.stdout.decode().split("\0")[:-1] == [commands.folder_word(name) for name in NAMES]
 
 
+def test_behind_two_dashes_no_word_is_a_flag():
+    line = commands.command_line(["--config-dir=mine", "--", "-dash", "redo=failed"])
+    assert line.flags == ["--config-dir=mine"]
+    assert line.overrides == ["-dash", "redo=failed"]
+
+
 PASSES = (
     "seed=0,1", "~data", "++train.lr=1e-3", "experiment=ablate_mask", "+data.text=x", "seed=${oc.env:SEED}", "name=x",
     'data.text="a..b"', "data.text=_target_", "data=moons,circles", "hydra.verbose=true", "hydra.verbose=[a,b]",
@@ -82,7 +88,7 @@ NEEDS_A_WORD = (
 @pytest.mark.parametrize("argument", PASSES)
 def test_what_names_no_code_and_no_place_is_repeated(argument):
     assert commands.harmless(argument)
-    assert argument in commands.resumed("s", ["-m", argument], [], cli.FREE)
+    assert argument in commands.resumed("s", ["-m", argument], [], cli.NEW_ON_RESUME)
 
 
 @pytest.mark.parametrize("argument", NEEDS_A_WORD)
@@ -96,10 +102,10 @@ def test_what_could_is_not(argument):
 def test_the_refusal_says_what_to_type_and_that_works(argument):
     stored = ["seed=0,1", "-m", argument]
     with pytest.raises(SpecError, match="which can name code or another place") as refused:
-        commands.resumed("Sweep (1)", stored, ["redo=failed"], cli.FREE)
+        commands.resumed("Sweep (1)", stored, ["redo=failed"], cli.NEW_ON_RESUME)
     command, folder, *words = shlex.split(str(refused.value).partition("type: ")[2])
     assert (command, folder) == ("nfexp-resume", "Sweep (1)")
-    line = commands.resumed(folder, stored, words, cli.FREE)
+    line = commands.resumed(folder, stored, words, cli.NEW_ON_RESUME)
     assert set(line) == {*words, "seed=0,1", "--multirun", "hydra.sweep.dir='Sweep (1)'", "hydra.sweeper.resume=true"}
 
 
@@ -115,14 +121,14 @@ SPELLINGS = {
 def test_the_folder_of_a_configuration_may_move(stored, monkeypatch):
     monkeypatch.setattr("sys.argv", ["nfexp", *stored, "redo=both", "++hydra.sweep.dir=s"])
     assert commands.resume_command("s") == "nfexp-resume s --config-dir=X"
-    line = commands.resumed("s", stored, ["--config-dir=Y"], cli.FREE)
+    line = commands.resumed("s", stored, ["--config-dir=Y"], cli.NEW_ON_RESUME)
     assert line[:2] == ["--config-dir=Y", "--multirun"] and not any("X" in word for word in line)
 
 
 def test_what_would_change_the_runs_is_refused():
     for word in ("train.steps=9", "--config-dir=X", "hydra.job.name=x"):
         with pytest.raises(SpecError, match="got what would change the runs"):
-            commands.resumed("s", ["-m", "seed=0,1"], [word], cli.FREE)
+            commands.resumed("s", ["-m", "seed=0,1"], [word], cli.NEW_ON_RESUME)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["s", "--help"]])

@@ -13,11 +13,16 @@ from PIL import Image
 from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
 from nfexp.report import figures
-from nfexp.report.figures.clouds import QUADRANTS, draw_density, draw_gallery, draw_walk
-from nfexp.report.figures.curves import draw_ablation, plain
-from nfexp.report.figures.films import film_training, film_walk
-from nfexp.report.figures.frames import centre_scores, exemplar, learning_curves
+from nfexp.report.exemplar import exemplar
+from nfexp.report.figures.ablation import draw_ablation
+from nfexp.report.figures.animations import animate_training, animate_walk
+from nfexp.report.figures.clouds import draw_gallery, draw_walk
+from nfexp.report.figures.density import draw_density
 from nfexp.report.figures.summary import draw_summary
+from nfexp.report.figures.writing import STYLE, save
+from nfexp.report.planar import QUADRANTS
+from nfexp.report.selection import centre_scores, learning_curves
+from nfexp.report.words import plain
 from tests.helpers.fake_sweep import centre, write_run, write_sweep
 
 STORED = {"record.samples": 60, "record.grid": 16, "record.walk": 80}
@@ -62,7 +67,7 @@ def cell(value, kl, n=3, half=0.01, target="moons", column="train.lr", is_centre
 
 
 def drawn(*cells, columns=("train.lr",)):
-    with mpl.rc_context(fname=figures.STYLE):
+    with mpl.rc_context(fname=STYLE):
         figure = draw_ablation(pd.DataFrame(cells), columns)
     figure.draw_without_rendering()
     return figure
@@ -184,10 +189,10 @@ def test_density_map_is_the_log_ratio_where_p_is_not_negligible():
     np.testing.assert_allclose(shown[inside], (log_q - log_p)[inside])
 
 
-def test_film_of_a_walk_stops_at_every_layer_and_goes_straight_between():
+def test_animation_of_a_walk_stops_at_every_layer_and_goes_straight_between():
     arrays = walk_arrays()
     stops, way = [], []
-    for figure, time in film_walk(arrays, "title"):
+    for figure, time in animate_walk(arrays, "title"):
         axes = figure.axes[0]
         points, lines = axes.collections
         if time < 100:
@@ -206,17 +211,17 @@ def test_film_of_a_walk_stops_at_every_layer_and_goes_straight_between():
     assert stops == arrays["walk_names"].tolist()
 
 
-def test_film_of_training_shows_every_recorded_step_then_the_best_model():
+def test_animation_of_training_shows_every_recorded_step_then_the_best_model():
     points = np.random.default_rng(0).standard_normal((8, 20, 2))
     arrays = {"base": points[0], "target": points[1], "best": points[2], "snapshots": points[3:],
               "snapshot_steps": np.array([1, 5, 20, 80, 200])}  # fmt: skip
-    panels = (figure.axes[1] for figure, _ in film_training(arrays, ""))
+    panels = (figure.axes[1] for figure, _ in animate_training(arrays, ""))
     seen = [(axes.get_title(), np.array(axes.collections[0].get_offsets())) for axes in panels]
     assert [title for title, _ in seen] == ["step 1", "step 5", "step 20", "step 80", "step 200", "best model"]
     np.testing.assert_array_equal([p for _, p in seen], [*points[3:], points[2]])
 
 
-def test_films_are_drawn_when_asked_for(tmp_path, capsys):
+def test_animations_are_drawn_when_asked_for(tmp_path, capsys):
     run = write_run(tmp_path / "run", centre(**{k.replace(".", "__"): v for k, v in STORED.items()}), {}, "completed")
     np.savez(run / "samples.npz", **(table.load_arrays(run) | walk_arrays()))
     assert figures.main([str(run), "figures=[gif_*, walk_moons]"]) == 0
@@ -225,11 +230,12 @@ def test_films_are_drawn_when_asked_for(tmp_path, capsys):
     assert {p.name for p in folder.iterdir()} == names
     assert {Path(line).name for line in capsys.readouterr().out.split()} == names - {"walk_moons.pdf"}
     for name in ("gif_training_moons.gif", "gif_walk_moons.gif"):
-        with Image.open(folder / name) as film:
-            assert film.n_frames > 10 and film.info["loop"] == 0 and 480 <= film.width <= 600
-            first = np.asarray(film.convert("RGB"), dtype=float)
-            film.seek(film.n_frames - 1)
-            last = np.asarray(film.convert("RGB"), dtype=float)
+        with Image.open(folder / name) as animation:
+            assert animation.n_frames > 10 and animation.info["loop"] == 0
+            assert 480 <= animation.width <= 600
+            first = np.asarray(animation.convert("RGB"), dtype=float)
+            animation.seek(animation.n_frames - 1)
+            last = np.asarray(animation.convert("RGB"), dtype=float)
         assert (first[:2] == 255).all() and first.std() > 10 and np.abs(last - first).mean() > 0.3
         assert (folder / name).stat().st_size < 1_500_000
 
@@ -238,7 +244,7 @@ def test_summary_has_a_column_per_target_in_the_order_of_the_study(sweep_dir):
     runs, sweep, tables = loaded(sweep_dir)
     seeds, means = centre_scores(runs, sweep.centres)
     assert len(seeds) == 6 and means["n"].tolist() == [3, 3]
-    with mpl.rc_context(fname=figures.STYLE):
+    with mpl.rc_context(fname=STYLE):
         figure = figures.plan(runs, sweep, tables)["summary_centre"]()
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["moons", "spiral2"]
     labels = [t.get_text() for t in figure.axes[-1].get_xticklabels()]
@@ -388,7 +394,7 @@ def test_arrays_of_the_wrong_shape_are_skipped(tmp_path):
 
 def test_writing_pdf_files_logs_nothing(caplog, tmp_path):
     caplog.set_level("INFO")
-    figures.save(drawn(cell(0.001, 0.05)), tmp_path, "figure")
+    save(drawn(cell(0.001, 0.05)), tmp_path, "figure")
     assert not caplog.records
 
 

@@ -202,6 +202,13 @@ def test_a_file_written_once_is_not_replaced(tmp_path, monkeypatch, links):
     assert contents(tmp_path) == {str(path): b"first"}
 
 
+def test_taking_a_lock_is_not_logged_step_by_step(tmp_path, caplog):
+    caplog.set_level("DEBUG")
+    with locked(tmp_path / "s"):
+        pass
+    assert caplog.messages == []
+
+
 def test_the_lock_of_a_run_goes_with_its_end(tmp_path):
     with locked(tmp_path), locked(Path(os.path.relpath(tmp_path))):
         (tmp_path / "result.json").write_text("{}")

@@ -12,18 +12,22 @@ PACKAGE = ROOT / "nfexp"
 ROOMS = """
     surroundings files spec readers published tables arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.stack flows.distribution
-    data.densities data.tables data
+    data.mixtures data.lettering data.densities data.tables data
     train score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage
     analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays analysis.table.index
     analysis.table.saved analysis.table.rows analysis.table.gather analysis.table analysis.table.baselines
     analysis.statistics.intervals analysis.statistics.ablations analysis.statistics.studies analysis.statistics
     analysis.claims.measures analysis.claims.catalogue analysis.claims.findings analysis.claims
-    report.figures.curves report.figures.clouds report.figures.films report.figures.frames report.figures.summary
-    report.figures report.figures.pen report.contents report.layouts report
+    report.words report.selection report.exemplar report.planar report.folders
+    report.figures.panels report.figures.scales report.figures.ablation report.figures.convergence
+    report.figures.clouds report.figures.density report.figures.animations report.figures.summary
+    report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
+    report.verdicts report.results report.contents report.tex report.layouts report
     configuration
-    sweep.worker sweep.planning sweep.pool sweep.folder sweep.claim sweep.compose sweep.grids sweep.dry_run
-    sweep.executors sweep.slurm sweep.joblib sweep.stacking sweep.conclusion
+    sweep.stopping sweep.worker sweep.planning sweep.executors sweep.pool sweep.slurm sweep.joblib
+    sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
+    sweep.dry_run sweep.stacking sweep.conclusion
     baselines estimator scripting cli __main__
 """
 ORDER = ROOMS.split()

@@ -1,6 +1,7 @@
 """A run that is there twice is one run: no table, verdict, curve, page or count takes a copy for a replication."""
 
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
 from nfexp.analysis.table.baselines import load_baselines
 from nfexp.report import contents, figures
-from nfexp.report.figures.frames import centre_scores, learning_curves
+from nfexp.report.selection import centre_scores, learning_curves
 from tests.helpers.fake_sweep import centre, write_run, write_sweep
 
 
@@ -62,7 +63,7 @@ def said(folder):
     curves = []
     for column in (None, "flow.n_flows"):
         curves.append(learning_curves(runs, table.load_histories(runs), centres, column)[1])
-    data = contents.content(found, tables, judged, {}, "", load_baselines(folder))
+    data = asdict(contents.contents_of(found, tables, judged, {}, "", load_baselines(folder)))
     for key in ("title", "command", "skipped"):
         del data[key]
     del data["facts"]["repetitions"]

@@ -5,7 +5,7 @@ import pytest
 
 from nfexp import report
 from nfexp.analysis import table
-from nfexp.report import contents, figures, layouts
+from nfexp.report import figures, tex, words
 from tests.helpers.fake_sweep import centre, write_run, write_sweep
 from tests.helpers.pages import Page
 
@@ -78,7 +78,7 @@ def test_html_comes_in_order_and_anchors_lead_somewhere(built):
 
 def test_html_says_what_happened(page):
     assert "6 completed of 10 planned, 2 diverged, 1 failed, 1 missing" in page.text
-    for words in (
+    for said in (
         "2/2 diverged",
         "1/2 failed",
         "1/2 missing",
@@ -86,7 +86,7 @@ def test_html_says_what_happened(page):
         "supported",
         "non-finite loss",
     ):
-        assert words in page.text
+        assert said in page.text
     assert re.search(r"\d+ claims are not listed", page.text)
 
 
@@ -95,8 +95,8 @@ def test_hostile_names_are_text_everywhere(built, page):
     assert "<script" not in raw and HOSTILE in page.text
     markdown = (built / "report.md").read_text(encoding="utf-8")
     assert "<script" not in markdown and r"a\|b" in markdown
-    tex = (built / "tables" / "text.tex").read_text(encoding="utf-8")
-    assert r"$<$script$>$alert('x')$<$/script$>$ \& 50\%\_a$|$b" in tex
+    table_text = (built / "tables" / "text.tex").read_text(encoding="utf-8")
+    assert r"$<$script$>$alert('x')$<$/script$>$ \& 50\%\_a$|$b" in table_text
 
 
 def test_tex_is_booktabs_that_pdflatex_reads(built):
@@ -113,7 +113,7 @@ def test_tex_is_booktabs_that_pdflatex_reads(built):
 
 
 def test_long_tables_become_longtables():
-    text = layouts.to_tex(["a", "b"], [["[x", "*"]] * 41, about="c", label="d e")
+    text = tex.to_tex(["a", "b"], [["[x", "*"]] * 41, about="c", label="d e")
     assert r"\begin{longtable}{ll}" in text and r"{}[x & {}*" in text and "tab:d-e" in text
 
 
@@ -122,7 +122,7 @@ def test_long_tables_become_longtables():
     [("é—ß 中", "e---? ?"), ("\\{}", r"\textbackslash{}\{\}"), ("1e-05 a-b", "1e-05 a-b"), ("x\n y", "x y")],
 )
 def test_tex(given, shown):
-    assert layouts.tex(given) == shown
+    assert tex.tex(given) == shown
 
 
 def test_markdown_tables_are_whole_and_figures_exist(built):
@@ -167,6 +167,33 @@ def test_single_run(tmp_path):
     assert len(page.pictures) == 2
     assert not list(run.glob("ablation_*"))
     assert table.load_runs(run)["status"].tolist() == ["completed"]
+
+
+def test_without_a_run_at_the_centre_no_empty_table_stands_there(tmp_path, no_figures):
+    runs = [({"flow.n_flows": n}, {"kl": 0.1}, "completed") for n in (1, 2)]
+    folder = write_sweep(tmp_path / "sweep", runs, centres={"moons": centre()})
+    page = Page(report.build(folder).read_text(encoding="utf-8"))
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    said = "No run of this collection stands at its centre."
+    assert said in page.text
+    assert f"## Centre of the study\n\n{said}\n\n## Ablations" in markdown
+
+
+def test_claims_without_any_run_are_counted_not_listed(tmp_path, no_figures, capsys):
+    runs = [({"seed": seed}, {"kl": 0.1}, "completed") for seed in (0, 1)]
+    folder = write_sweep(tmp_path / "sweep", runs)
+    assert report.main([str(folder)]) == 0
+    judged = pd.read_csv(folder / "claims.csv")
+    most_runs = judged.groupby("claim", sort=False)["n"].max()
+    shown = [claim for claim, n in most_runs.items() if n > 0]
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    text = capsys.readouterr().out
+    assert 0 < len(shown) < len(most_runs)
+    assert re.findall(r"^\| ([A-Z]\d\w?) \|", markdown, re.M) == shown
+    assert re.findall(r"^([A-Z]\d\w?) ", text, re.M) == shown
+    said = f"{len(most_runs) - len(shown)} claims are not listed"
+    assert said in page.text and said in markdown
 
 
 def test_plain_sweep_of_one_seed(tmp_path, no_figures, capsys):
@@ -215,6 +242,6 @@ def test_bad_input_is_one_line_and_code_2(case, built, tmp_path, capsys):
 
 
 def test_numbers():
-    assert contents.interval(0.04123, 0.0362, 0.0487) == "0.041 [0.036, 0.049]"
-    assert contents.interval(0.04, float("nan"), float("nan")) == "0.040"
-    assert [contents.duration(s) for s in (12.34, 270, 7560)] == ["12.3 s", "4.5 min", "2.1 h"]
+    assert words.interval(0.04123, 0.0362, 0.0487) == "0.041 [0.036, 0.049]"
+    assert words.interval(0.04, float("nan"), float("nan")) == "0.040"
+    assert [words.duration(s) for s in (12.34, 270, 7560)] == ["12.3 s", "4.5 min", "2.1 h"]

@@ -28,11 +28,12 @@ from nfexp.analysis.table.records import check_record, planned_runs, read_histor
 from nfexp.files import parse_json
 from nfexp.record import load_flow
 from nfexp.record.formats import LIMITS
-from nfexp.report import figures
-from nfexp.report.figures import draw, films
+from nfexp.report.exemplar import exemplar
+from nfexp.report.figures import animations, catalogue, parallel
 from nfexp.report.figures.clouds import draw_gallery
-from nfexp.report.figures.frames import centre_scores, exemplar
 from nfexp.report.figures.summary import draw_summary
+from nfexp.report.figures.writing import draw
+from nfexp.report.selection import centre_scores
 from tests.helpers.fake_sweep import METRICS, centre, default_metrics, write_run, write_sweep
 from tests.helpers.pages import Page
 from tests.helpers.specs import small_spec
@@ -417,7 +418,7 @@ ODD = {
 
 @pytest.mark.parametrize("case", ODD)
 def test_odd_arrays_are_drawn_or_left_out(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(films, "MOVES", 1)
+    monkeypatch.setattr(animations, "MOVES", 1)
     changed, expected = ODD[case]
     folder = write_run(tmp_path / "run", centre(), {}, "completed", arrays=False)
     np.savez(folder / "samples.npz", **clouds(**changed))
@@ -426,7 +427,7 @@ def test_odd_arrays_are_drawn_or_left_out(case, tmp_path, monkeypatch):
     assert {kind for kind, row in rows.items() if row} == expected | ({"summary"} if "density" in expected else set())
     scores = centre_scores(runs, {"moons": centre()})
     tasks = {name: partial(picture, rows[kind]["arrays"], NAMES["long"])
-             for kind in expected for name, picture in figures.CLOUDS[kind].items()}  # fmt: skip
+             for kind in expected for name, picture in catalogue.OF_ONE_RUN[kind].items()}  # fmt: skip
     if rows["summary"]:
         tasks["summary"] = partial(draw_summary, {"moons": rows["summary"]["arrays"]}, *scores, NAMES["long"])
     draw(tmp_path, tasks)
@@ -758,26 +759,26 @@ def test_a_hostile_flow_is_refused(case, tmp_path, trained, inside):
 # The processes that draw
 
 
-def test_pens_draw_and_a_pen_that_fails_is_stood_in_for(tmp_path, monkeypatch, inside):
-    drawn, here = [], figures.draw
+def test_workers_draw_and_the_share_of_one_that_fails_is_drawn_here(tmp_path, monkeypatch, inside):
+    drawn, here = [], parallel.draw
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.setattr(figures, "draw", lambda folder, tasks: (drawn.extend(tasks), here(folder, tasks)))
+    monkeypatch.setattr(parallel, "draw", lambda folder, tasks: (drawn.extend(tasks), here(folder, tasks)))
     tasks = {f"gallery_{i}": partial(draw_gallery, clouds(), f"{i}") for i in range(5)}
-    figures._draw_with_pens(tmp_path, tasks)
+    parallel.draw_in_parallel(tmp_path, tasks)
     assert drawn == ["gallery_0", "gallery_2", "gallery_4"]
     assert {p.name for p in tmp_path.glob("*.p*")} == {f"{n}.{e}" for n in tasks for e in ("png", "pdf")}
     drawn.clear()
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    figures._draw_with_pens(tmp_path, tasks)
+    parallel.draw_in_parallel(tmp_path, tasks)
     assert drawn == ["gallery_0", "gallery_2", "gallery_4", "gallery_1", "gallery_3"]
 
 
-def test_a_pen_does_not_import_from_the_folder_it_is_called_in(tmp_path, monkeypatch):
+def test_a_worker_does_not_import_from_the_folder_it_is_called_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     for name in ("numpy", "nfexp", "matplotlib", "pickle"):
         (tmp_path / f"{name}.py").write_text("open('trapped', 'w')")
     folder = tmp_path / "figures"
     folder.mkdir()
-    figures._draw_with_pens(folder, {f"gallery_{i}": partial(draw_gallery, clouds(), f"{i}") for i in range(5)})
+    parallel.draw_in_parallel(folder, {f"gallery_{i}": partial(draw_gallery, clouds(), f"{i}") for i in range(5)})
     assert len(list(folder.iterdir())) == 10 and not (tmp_path / "trapped").exists()

@@ -1,9 +1,10 @@
-"""The report of a sweep: CSV and TeX tables, figures, report.md and one self-contained report.html."""
+"""The report of a sweep: tables, figures, report.md, and one self-contained report.html."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -15,64 +16,85 @@ from nfexp.analysis.table.baselines import load_baselines
 from nfexp.commands import folder_word
 from nfexp.files import replacing
 from nfexp.report import figures
-from nfexp.report.contents import content
-from nfexp.report.figures import safe
-from nfexp.report.layouts import axis_tex, baselines_tex, claim_lines, claims_tex, to_html, to_markdown
+from nfexp.report.contents import contents_of
+from nfexp.report.folders import output_folder, own_folder
+from nfexp.report.layouts import claim_lines, to_html, to_markdown
+from nfexp.report.tex import ablation_tex, baselines_tex, claims_tex
+from nfexp.report.words import file_name
 from nfexp.surroundings import command
 from nfexp.usage import RUNS, Usage, run
 
 
-def write_text(text: str, path: Path) -> Path:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+@dataclass(frozen=True)
+class Report:
+    """A finished report: its page, and the verdicts on the claims."""
+
+    page: Path
+    judged: pd.DataFrame
 
 
-def _build(dirs: Sequence[str | Path], out: str | Path | None) -> tuple[Path, pd.DataFrame]:
-    folder = figures.output(dirs, out)
+def _make(dirs: Sequence[str | Path], out: str | Path | None) -> Report:
+    folder = output_folder(dirs, out)
     try:
-        found = table.collect(*dirs, cache=folder)
-        runs, centres = found.runs, found.sweep.centres
-        tables, judged = stats.ablations(runs, centres), claims.evaluate(runs, centres)
-        unread: list[table.ReportError] = []
-        fits = load_baselines(*dirs, skipped=unread)
-        table.skip(unread, found.skipped)
-        own = figures.own_folder(folder / "tables")
-        table.write_runs(runs, folder / "runs.csv")
-        table.write_csv(judged, folder / "claims.csv")
-        for axis, frame in tables.items():
-            table.write_csv(frame, folder / f"ablation_{safe(axis)}.csv")
-        pictures = figures.draw_all(folder, runs, found.sweep, tables, skipped=found.skipped)
-        data = content(found, tables, judged, pictures, shlex.join(map(folder_word, dirs)), fits)
-        for section in data["axes"]:
-            write_text(axis_tex(section), own / f"{safe(section['axis'])}.tex")
-        write_text(claims_tex(judged), own / "claims.tex")
-        if data["baselines"]:
-            write_text(baselines_tex(data["centre"]), own / "baselines.tex")
-        write_text(to_markdown(data), folder / "report.md")
-        return write_text(to_html(data), folder / "report.html"), judged
+        return _write(dirs, folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
+
+
+def _write(dirs: Sequence[str | Path], folder: Path) -> Report:
+    """Read, compute, write: tables first, then figures, at last the pages that show both."""
+    found = table.collect(*dirs, cache=folder)
+    centres = found.sweep.centres
+    tables = stats.ablations(found.runs, centres)
+    judged = claims.evaluate(found.runs, centres)
+    unread: list[table.ReportError] = []
+    fits = load_baselines(*dirs, skipped=unread)
+    table.skip(unread, found.skipped)
+    tex_folder = own_folder(folder / "tables")
+    table.write_runs(found.runs, folder / "runs.csv")
+    table.write_csv(judged, folder / "claims.csv")
+    for axis, ablation in tables.items():
+        table.write_csv(ablation, folder / f"ablation_{file_name(axis)}.csv")
+    # also adds to found.skipped what it cannot read, which the pages list
+    pictures = figures.draw_all(folder, found.runs, found.sweep, tables, skipped=found.skipped)
+    command = shlex.join(map(folder_word, dirs))
+    contents = contents_of(found, tables, judged, pictures, command, fits)
+    for own in contents.axes:
+        _write_text(ablation_tex(own), tex_folder / f"{own.file}.tex")
+    _write_text(claims_tex(judged), tex_folder / "claims.tex")
+    if contents.baselines:
+        _write_text(baselines_tex(contents.centre), tex_folder / "baselines.tex")
+    _write_text(to_markdown(contents), folder / "report.md")
+    _write_text(to_html(contents), folder / "report.html")
+    return Report(folder / "report.html", judged)
+
+
+def _write_text(text: str, path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def build(*dirs: str | Path, out: str | Path | None = None) -> Path:
     """Write tables, figures and reports of the runs below `dirs` into `out`; path of the HTML.
 
-    One folder gets its report itself where `out` is not given; several need one that holds no runs of its own.
+    One folder gets its report itself where `out` is not given; several need one that holds no runs
+    of its own.
 
     Raises
     ------
     ReportError
         If there are no readable runs, or the folder cannot be written.
     """
-    return _build(dirs, out)[0]
+    return _make(dirs, out).page
 
 
 USAGE = Usage(
     command="nfexp-report",
     purpose="Make tables, figures and pages of runs and sweeps again; print the verdicts and the path of report.html.",
     folders=RUNS,
-    options={"out=PATH": "where the report goes: the folder itself if not given; needed for several folders"},
+    options={
+        "out=PATH": "where the report goes: the folder itself if not given; needed for several folders",
+    },
     examples=[
         "nfexp-report outputs/sweeps/ablations/2026-01-31_12-00-00",
         "nfexp-report outputs/sweeps/ablations outputs/sweeps/blog out=both",
@@ -82,13 +104,13 @@ USAGE = Usage(
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """``nfexp-report DIR… [out=PATH]``: build the report; print the claims and the path of report.html."""
+    """``nfexp-report DIR… [out=PATH]``: build the report; print the claims and its path."""
     return run(USAGE, argv, _report)
 
 
 def _report(folders: list[str], options: dict[str, str]) -> int:
-    path, found = _build(folders, options.get("out"))
-    for line in claim_lines(found):
+    made = _make(folders, options.get("out"))
+    for line in claim_lines(made.judged):
         print(line)
-    print(table.printable(path, 4096))
+    print(table.printable(made.page, 4096))
     return 0

@@ -1,263 +1,208 @@
-"""What the report says, as plain data: `layouts` only lays it out."""
+"""What the report says, as plain values: `layouts` only lays it out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
-from nfexp.analysis.table.baselines import DATA, MODELS, data_key
 from nfexp.analysis.table.records import rows_of
-from nfexp.report.figures import safe, swept
-from nfexp.report.figures.curves import plain, troubles
-from nfexp.report.figures.frames import differences
+from nfexp.report.results import (
+    CELL,
+    AblationTable,
+    CentreRow,
+    Centres,
+    ablation_table,
+    centre_rows,
+    fits_by_draws,
+)
+from nfexp.report.selection import differences
+from nfexp.report.verdicts import ClaimVerdict, verdicts
+from nfexp.report.words import TROUBLES, duration, plain
 
 BADGES = {"supported": "✓", "contradicted": "✗", "inconclusive": "?"}
-TROUBLES = ("diverged", "failed", "missing")
-CELL = 80  # letters of a value in a cell
 RULE = (
     "Intervals are of one target each; verdicts are corrected over a claim's targets (Holm), so that an interval that "
     "just clears the margin can still be inconclusive. A difference that is not significant is not an equality."
 )
-LISTED = 1000  # runs that did not complete, and files that could not be read: the rest is in runs.csv and on stderr
+# runs that did not complete, and files that could not be read: runs.csv and stderr have the rest
+LISTED = 1000
+LONGEST_COMMAND = 4096  # letters
+OF_A_RUN = ("name", "data.name", "seed", "device")  # keys that say nothing of the centre
 
 
-def number(value: Any) -> str:
-    """Three decimals, fewer from 10 on, scientific where neither says anything; "–" if missing.
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run that did not complete."""
 
-    >>> number(0.04123), number(0.00023), number(0.00002), number(386.42), number(None)
-    ('0.041', '0.0002', '2e-05', '386', '–')
-    """
-    if value is None or value != value:
-        return "–"
-    x = float(value)
-    if x == 0 or 1e-4 <= abs(x) < 1e6:
-        return f"{x:.{4 if 0 < abs(x) < 1e-3 else 3 if abs(x) < 10 else 1 if abs(x) < 100 else 0}f}"
-    return f"{x:.1e}".replace(".0e", "e")
-
-
-def interval(mean: Any, low: Any, high: Any) -> str:
-    """A mean with its interval, "0.041 [0.036, 0.049]"; the mean alone where there is none."""
-    return number(mean) + (f" [{number(low)}, {number(high)}]" if low == low and low is not None else "")
+    job: str
+    status: str
+    target: str
+    seed: str
+    differs: str  # from the centre
+    at: str  # the step at which it diverged
+    reason: str
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 12.3 s, 4.5 min, 2.1 h."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def verdicts(found: pd.DataFrame) -> tuple[list[dict[str, Any]], int]:
-    """Claims in their order, each with its verdicts per target and over all; and how many have no data at all."""
-    shown, hidden = [], 0
-    for name, rows in found.groupby("claim", sort=False):
-        notes = rows["note"].astype(str)
-        if (rows["n"] == 0).all() and (notes.str.contains("missing: ") & ~notes.str.contains("lost more than")).all():
-            hidden += 1
-            continue
-        first = rows.iloc[0]
-        parts = rows[rows["target"] != "all"] if rows["estimate"].notna().any() and len(rows) > 1 else rows.tail(1)
-        shown.append(
-            {
-                "claim": name,
-                "source": first["source"],
-                "sentence": first["sentence"],
-                "verdict": rows["verdict"].iloc[-1],  # the row for all targets
-                "estimand": first["estimand"],
-                "margin": plain(first["margin"]),
-                "note": first["note"] if len(parts) == 1 else rows["note"].iloc[-1],
-                "rows": max(rows["rows"], key=len),
-                "targets": [
-                    {
-                        **{k: row[k] for k in ("target", "verdict")},
-                        "estimate": interval(row["estimate"], row["low"], row["high"]),
-                        "tested": f"bootstrap [{number(row['boot_low'])}, {number(row['boot_high'])}], p = "
-                        f"{number(row['p_for'])} for, {number(row['p_against'])} against, "
-                        f"by signs {row['sign_verdict']}",
-                        "n": f"{row['n']:.0f}",
-                        "note": "" if row["note"] != row["note"] or row["note"] is None else row["note"],
-                    }
-                    for row in rows_of(parts)
-                ],
-            }
-        )
-    return shown, hidden
-
-
-Fits = Mapping[tuple[Any, ...], pd.DataFrame]  # baselines by data_key
-ENDS = ("mean", "low", "high")
-
-
-def centre_results(
-    runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]], fits: Fits | None = None
-) -> list[dict[str, Any]]:
-    """The centre of the study, per target: mean and 95% interval over seeds of its metrics, then of its baselines."""
-    runs = table.distinct(runs)
-    at_centre = runs[[not d for d in differences(runs, centres)]]
-    out = []
-    for name, own in at_centre.groupby("data.name"):
-        target = str(name)
-        done = own[own["status"] == "completed"]
-        counts = {"n": len(done)} | {f"n_{t}": int((own["status"] == t).sum()) for t in TROUBLES}
-        cell = {
-            k: interval(*stats.mean_interval(done[k].dropna().to_numpy(float)))
-            for k in ("kl", "test_nll", "true_nll", "clean_distance", "seconds")
-        }
-        cell |= {"true_nll": number(done["true_nll"].mean()), "seconds": number(done["seconds"].mean())}
-        out.append(
-            {
-                "target": target,
-                "model": "flow",
-                "chosen": "",
-                "over": "",
-                **cell,
-                "n": len(done),
-                "troubles": troubles(counts),
-            }
-        )
-        found = (fits or {}).get(data_key(centres[target]))
-        if found is not None:
-            flow = done.set_index("seed")["kl"]
-            for row in rows_of(stats.references(found, flow)):
-                cell = {k: interval(*(row[f"{k}_{end}"] for end in ENDS)) for k in ("kl", "test_nll", "over")}
-                cell |= {"true_nll": number(row["true_nll_mean"]), "seconds": number(row["seconds_mean"])}
-                cell["over"] = ("+" if row["over_mean"] > 0 else "") + cell["over"]
-                out.append({"target": target, "model": MODELS[row["model"]], "chosen": _chosen(row), **cell,
-                            "clean_distance": "–", "n": row["n"], "troubles": []})  # fmt: skip
-    return out
-
-
-def _chosen(row: Mapping[str, Any]) -> str:
-    """What was chosen for a baseline, over the seeds: 12–13 components."""
-    least, most = row["least"], row["most"]
-    if row["model"] == "mixture":
-        return f"{least:.0f}{f'–{most:.0f}' if most > least else ''} components"
-    if row["model"] == "kde":
-        return f"bandwidth {least:.2g}{f'–{most:.2g}' if most > least else ''} sd"
-    return ""
-
-
-def axis_section(
-    axis: str,
-    frame: pd.DataFrame,
-    centres: Mapping[str, Mapping[str, Any]] | None = None,
-    fits: Fits | None = None,
-) -> dict[str, Any]:
-    """One ablation as a table with a row per swept value and a cell per target.
-
-    Below the last row of a sample count and noise stand the baselines on the same draws.
-    """
-    columns, targets = swept(frame), list(dict.fromkeys(frame["data.name"]))
-    rows: dict[tuple[str, ...], dict[str, Any]] = {}
-    draws: dict[tuple[str, ...], dict[str, Any]] = {}  # the part of the values that says what is learned from
-    numeric = [c for c in columns if pd.api.types.is_numeric_dtype(frame[c])]
-    if numeric:
-        frame = frame.sort_values(numeric, kind="stable")
-    for row in rows_of(frame):
-        value = tuple(plain(row[c]) for c in columns)
-        differs = interval(row["kl_diff_mean"], row["kl_diff_low"], row["kl_diff_high"])
-        draws[value] = {c: row[c] for c in columns if c in DATA}
-        rows.setdefault(value, {})[row["data.name"]] = {
-            "kl": interval(row["kl_mean"], row["kl_low"], row["kl_high"]),
-            "diff": "" if row["is_centre"] or differs == "–" else ("" if differs[0] == "-" else "+") + differs,
-            "n": int(row["n"]),
-            "troubles": troubles(row),
-            "centre": bool(row["is_centre"]),
-        }
-    last = {tuple(draws[value].values()): value for value in rows}
-    lines = []
-    for value, cells in rows.items():
-        shown = [table.printable(v, CELL) for v in value]
-        lines.append({"values": shown, "cells": [cells.get(t) for t in targets], "baseline": False,
-                      "centre": any(c["centre"] for c in cells.values())})  # fmt: skip
-        if fits and centres and last[tuple(draws[value].values())] == value:
-            found = [fits.get(data_key({**centres[t], **draws[value]})) for t in targets]
-            lines += _baseline_lines([c if c in DATA else None for c in columns], shown, found)
-    return {"axis": axis, "columns": columns, "targets": targets, "rows": lines, "file": safe(axis)}
-
-
-def _baseline_lines(
-    columns: Sequence[str | None], shown: Sequence[str], found: Sequence[pd.DataFrame | None]
-) -> list[dict[str, Any]]:
-    """A line per model with a cell per target: named in a column that has no say in the draws (None), if there is."""
-    cells: dict[str, list[Any]] = {model: [None] * len(found) for model in MODELS}
-    for i, fits in enumerate(found):
-        if fits is None:
-            continue
-        for row in rows_of(stats.references(fits)):
-            kl = interval(*(row[f"kl_{end}"] for end in ENDS))
-            cells[row["model"]][i] = {"kl": kl, "diff": "", "n": row["n"], "troubles": [], "centre": False}
-    lines: list[dict[str, Any]] = []
-    for model, name in MODELS.items():
-        values = [v if c else "" for c, v in zip(columns, shown, strict=True)]
-        at = list(columns).index(None) if None in columns else 0
-        values[at] = f"{values[at]}, {name}" if values[at] else name
-        lines.append({"values": values, "cells": cells[model], "baseline": True, "centre": False})
-    return [line for line in lines if any(line["cells"])]
-
-
-def content(found: table.Collection, tables: Mapping[str, pd.DataFrame], judged: pd.DataFrame,
-             pictures: Mapping[str, Path], command: str, fits: pd.DataFrame) -> dict[str, Any]:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Contents:
     """Everything the report says, ready to be laid out."""
-    sweep = found.sweep
+
+    title: str
+    facts: dict[str, str]
+    verdicts: list[ClaimVerdict]
+    hidden: int  # claims without any run to judge them by
+    tally: dict[str, int]  # of the verdicts
+    centre: list[CentreRow]
+    baselines: bool  # whether any are fitted
+    axes: list[AblationTable]
+    pictures: dict[str, dict[str, Path]]  # by kind and name
+    bad: list[UnfinishedRun]  # LISTED of them
+    n_bad: int
+    skipped: list[str]  # LISTED of the files that could not be read
+    n_skipped: int
+    config: list[tuple[str, str]]  # key and value at the centre
+    command: str  # the arguments that make this report again
+
+
+def contents_of(
+    found: table.Collection,
+    tables: Mapping[str, pd.DataFrame],
+    judged: pd.DataFrame,
+    pictures: Mapping[str, Path],
+    command: str,
+    fits: pd.DataFrame,
+) -> Contents:
+    """What there is to say of the runs `found`, with their tables, verdicts and pictures."""
+    centres = found.sweep.centres
     runs = table.distinct(found.runs)
-    planned = max(sweep.planned, len(found.runs)) - (len(found.runs) - len(runs))
-    counts = runs["status"].value_counts().to_dict()
-    shown, hidden = verdicts(judged)
-    tally = {v: sum(c["verdict"] == v for c in shown) for v in BADGES}
+    claims = verdicts(judged)
+    baselines = fits_by_draws(fits)
     bad = runs[runs["status"] != "completed"]
-    listed = bad[:LISTED]
-    by_draws = dict(iter(fits.groupby(fits.apply(data_key, axis=1)))) if len(fits) else {}
-    common = {k: {str(c.get(k)) for c in sweep.centres.values()} for c in sweep.centres.values() for k in c}
+    if not command.isprintable():
+        command = table.printable(command, LONGEST_COMMAND)
+    return Contents(
+        title=found.sweep.name,
+        facts=_facts(found, runs),
+        verdicts=claims.shown,
+        hidden=claims.n_hidden,
+        tally=_tally(claims.shown),
+        centre=centre_rows(runs, centres, baselines),
+        baselines=bool(baselines),
+        axes=[ablation_table(axis, own, centres, baselines) for axis, own in tables.items()],
+        pictures={kind: _of_kind(kind, pictures) for kind in ("ablation", *HEADINGS)},
+        bad=_unfinished(bad[:LISTED], centres, found.reasons),
+        n_bad=len(bad),
+        skipped=[str(error) for error in found.skipped[:LISTED]],
+        n_skipped=len(found.skipped),
+        config=_configuration(centres),
+        command=command,
+    )
+
+
+def _facts(found: table.Collection, runs: pd.DataFrame) -> dict[str, str]:
+    """The heading of the page; `runs` are those found, each once. What is empty is not shown."""
+    n_repeated = len(found.runs) - len(runs)
+    planned = max(found.sweep.planned, len(found.runs)) - n_repeated
+    counts = runs["status"].value_counts().to_dict()
+    ends = [f"{counts.get('completed', 0)} completed of {planned} planned"]
+    for status in TROUBLES:
+        if counts.get(status):
+            ends.append(f"{counts[status]} {status}")
+    versions = [f"{package} {' / '.join(known)}" for package, known in found.versions.items()]
+    n_skipped = len(found.skipped)
     return {
-        "title": sweep.name,
-        "facts": {
-            "runs": ", ".join([f"{counts.get('completed', 0)} completed of {planned} planned"]
-                              + [f"{counts[s]} {s}" for s in TROUBLES if counts.get(s)]),
-            "targets": ", ".join(sorted(map(str, set(runs["data.name"])))),
-            "seeds": table.printable(_ranges(runs["seed"])),
-            "training": f"{duration(float(runs['seconds'].sum()))} in all",
-            "versions": ", ".join(f"{k} {' / '.join(v)}" for k, v in found.versions.items()),
-            "repetitions": table.repetitions(found.runs),
-            "skipped": f"{len(found.skipped)} not read" if found.skipped else "",
-        },
-        "verdicts": shown,
-        "rule": RULE,
-        "hidden": hidden,
-        "tally": {k: v for k, v in tally.items() if v},
-        "badges": BADGES,
-        "centre": centre_results(runs, sweep.centres, by_draws),
-        "baselines": bool(by_draws),
-        "axes": [axis_section(axis, frame, sweep.centres, by_draws) for axis, frame in tables.items()],
-        "pictures": {kind: {n.removeprefix(kind + "_"): p for n, p in pictures.items() if n.startswith(kind + "_")}
-                     for kind in ("ablation", *HEADINGS)},
-        "bad": [{"job": r["job"], "status": r["status"], "target": r["data.name"], "seed": plain(r["seed"]),
-                 "differs": ", ".join(f"{c} = {table.printable(plain(r[c]), CELL)}" for c in d) or "centre",
-                 "at": plain(r["diverged_at"]) if r["diverged_at"] == r["diverged_at"] else "–",
-                 "reason": found.reasons.get(r["dir"]) or ("planned, no result" if r["status"] == "missing" else "–")}
-                for r, d in zip(rows_of(listed), differences(listed, sweep.centres), strict=True)],
-        "n_bad": len(bad),
-        "skipped": [str(error) for error in found.skipped[:LISTED]],
-        "n_skipped": len(found.skipped),
-        "config": [(k, table.printable(next(iter(v)), CELL) if len(v) == 1 else
-                    ", ".join(f"{t}: {table.printable(plain(c.get(k)), CELL)}" for t, c in sweep.centres.items()))
-                   for k, v in common.items() if k not in ("name", "data.name", "seed", "device")],
-        "command": command if command.isprintable() else table.printable(command, 4096),
-    }  # fmt: skip
+        "runs": ", ".join(ends),
+        "targets": ", ".join(sorted(map(str, set(runs["data.name"])))),
+        "seeds": table.printable(ranges(runs["seed"])),
+        "training": f"{duration(float(runs['seconds'].sum()))} in all",
+        "versions": ", ".join(versions),
+        "repetitions": table.repetitions(found.runs),
+        "skipped": f"{n_skipped} not read" if n_skipped else "",
+    }
 
 
-def _ranges(seeds: Iterable[Any]) -> str:
-    """Distinct whole numbers, runs of them as ranges: 0–2, 7."""
-    known = sorted({int(s) for s in seeds})
-    starts = [s for s in known if s - 1 not in known]
-    ends = [s for s in known if s + 1 not in known]
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True))
+def ranges(seeds: Iterable[Any]) -> str:
+    """Distinct whole numbers, runs of them as ranges.
+
+    >>> ranges([2, 0, 1, 7, 7])
+    '0–2, 7'
+    """
+    known = sorted({int(seed) for seed in seeds})
+    parts = []
+    for seed in known:
+        if seed - 1 not in known:
+            start = seed
+        if seed + 1 not in known:
+            parts.append(str(start) if start == seed else f"{start}–{seed}")
+    return ", ".join(parts)
+
+
+def _tally(claims: Sequence[ClaimVerdict]) -> dict[str, int]:
+    """How many claims have each verdict, in the order of BADGES."""
+    given = [claim.verdict for claim in claims]
+    return {verdict: given.count(verdict) for verdict in BADGES if verdict in given}
+
+
+def _of_kind(kind: str, pictures: Mapping[str, Path]) -> dict[str, Path]:
+    """The pictures of one kind, by the rest of their names."""
+    prefix = f"{kind}_"
+    found = {}
+    for name, path in pictures.items():
+        if name.startswith(prefix):
+            found[name.removeprefix(prefix)] = path
+    return found
+
+
+def _unfinished(
+    runs: pd.DataFrame,
+    centres: Centres,
+    reasons: Mapping[str, str],
+) -> list[UnfinishedRun]:
+    found = []
+    for row, differs in zip(rows_of(runs), differences(runs, centres), strict=True):
+        settings = []
+        for key in differs:
+            settings.append(f"{key} = {table.printable(plain(row[key]), CELL)}")
+        step = row["diverged_at"]
+        usual_reason = "planned, no result" if row["status"] == "missing" else "–"
+        found.append(
+            UnfinishedRun(
+                job=row["job"],
+                status=row["status"],
+                target=row["data.name"],
+                seed=plain(row["seed"]),
+                differs=", ".join(settings) or "centre",
+                at=plain(step) if step == step else "–",
+                reason=reasons.get(row["dir"]) or usual_reason,
+            )
+        )
+    return found
+
+
+def _configuration(centres: Centres) -> list[tuple[str, str]]:
+    """The centre of the study by key: one value, or one per target where they differ."""
+    keys: dict[str, None] = {}  # a set that keeps its order
+    for centre in centres.values():
+        keys |= dict.fromkeys(centre)
+    rows = []
+    for key in keys:
+        if key in OF_A_RUN:
+            continue
+        known = {str(centre.get(key)) for centre in centres.values()}
+        if len(known) == 1:
+            text = table.printable(known.pop(), CELL)
+        else:
+            own = []
+            for target, centre in centres.items():
+                own.append(f"{target}: {table.printable(plain(centre.get(key)), CELL)}")
+            text = ", ".join(own)
+        rows.append((key, text))
+    return rows
 
 
 CAPTIONS = {
@@ -287,4 +232,7 @@ BASELINES_NOTE = (
 
 
 def caption(kind: str, name: str) -> str:
-    return CAPTIONS["centre" if (kind, name) == ("convergence", "centre") else kind].format(name)
+    """What a picture shows, for the figure's caption and for readers who cannot see it."""
+    if kind == "convergence" and name == "centre":
+        return CAPTIONS["centre"]
+    return CAPTIONS[kind].format(name)

@@ -1,1 +1,1 @@
-"""Many runs: what a sweep's folder holds, which runs make a stack, and the processes that train them."""
+"""Many runs: which ones a sweep has, what its folder holds, and the processes that train them."""

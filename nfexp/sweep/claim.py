@@ -19,21 +19,25 @@ from nfexp.sweep.folder import locked
 
 
 class Refused(BaseException):
-    """A folder cannot be claimed; its cause says why. Of a callback's errors Hydra makes warnings, but not of this."""
+    """A folder cannot be claimed; its cause says why.
+
+    It is no Exception: Hydra makes mere warnings of those that a callback raises.
+    """
 
 
 def check_fresh(folder: Path) -> None:
-    """Raise if a folder already holds a run or a sweep: nothing that is finished is ever overwritten."""
+    """Raise if a folder holds a run or a sweep: nothing that is finished is ever overwritten."""
     for name in ("result.json", "sweep.json"):
         if (folder / name).exists():
             raise SpecError(str(folder), "a new or empty folder", Words(f"one that holds {name}"))
 
 
 def check_no_runs(folder: Path) -> None:
-    """Raise if there is a run below a folder: Hydra's own launchers would write over its configuration."""
+    """Raise if there is a run below a folder: Hydra's own launchers would write over its files."""
     found = next(folder.rglob("result.json"), None)
-    if found:
-        raise SpecError(str(folder), "a new or empty folder", Words(f"one that holds {found.relative_to(folder)}"))
+    if found is not None:
+        got = Words(f"one that holds {found.relative_to(folder)}")
+        raise SpecError(str(folder), "a new or empty folder", got)
 
 
 def named_folder(config: DictConfig, kind: str) -> Path:
@@ -47,29 +51,36 @@ def named_folder(config: DictConfig, kind: str) -> Path:
 def check_output_subdir(config: DictConfig) -> None:
     """Raise if `.hydra/`, whatever its name, would lie outside the folder of its run."""
     name = written(config.hydra)["output_subdir"]
-    if name is not None and (os.path.isabs(name) or os.pardir in Path(name).parts):
+    leads_out = name is not None and (os.path.isabs(name) or os.pardir in Path(name).parts)
+    if leads_out:
         raise SpecError("hydra.output_subdir", "a folder below that of the run, or null", name)
 
 
 def is_clock(pattern: str) -> bool:
+    """Whether a pattern of ``${now:…}`` names the second."""
     return "%S" in pattern
 
 
 def is_named_by_clock(config: DictConfig, kind: str) -> bool:
     """Whether a folder is named after the second, as both are unless the command says otherwise."""
     name = written(config.hydra[kind])["dir"]
-    return any(is_clock(pattern) for pattern in re.findall(r"\$\{now:([^}]*)\}", name))
+    patterns = re.findall(r"\$\{now:([^}]*)\}", name)
+    return any(is_clock(pattern) for pattern in patterns)
 
 
 def make_folder(config: DictConfig, kind: str) -> Path:
-    """Make the folder that is named after this second; where it is there, one with _1, _2, … after the second."""
-    folder = named_folder(config, kind)  # from here on Hydra remembers what ${now:…} gave
-    times = OmegaConf.get_cache(config)["now"]
+    """Make the folder named after this second; if there is one, that with _1, _2, … behind it.
+
+    ``${now:…}`` is read once and then remembered in a cache, which is changed here: so the folders
+    of the runs and the log get the new name as well.
+    """
+    folder = named_folder(config, kind)  # fills the cache
+    times = OmegaConf.get_cache(config)["now"]  # (pattern,) → text
     first = dict(times)
     number = 0
     while True:
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True)  # of two processes only one can make it
             return folder
         except FileExistsError:
             number += 1
@@ -81,15 +92,19 @@ def make_folder(config: DictConfig, kind: str) -> Path:
 
 @contextmanager
 def claimed(config: DictConfig, kind: str) -> Iterator[Path]:
-    """The folder of a run or a sweep, which no other process may write meanwhile; one named by the clock is new.
+    """In the body no other process may write the folder of this run or sweep, which is given.
+
+    One that is named by the clock is new.
 
     Raises
     ------
     SpecError
         If another process writes there.
     """
-    by_clock = is_named_by_clock(config, kind)
-    folder = make_folder(config, kind) if by_clock else named_folder(config, kind)
+    if is_named_by_clock(config, kind):
+        folder = make_folder(config, kind)
+    else:
+        folder = named_folder(config, kind)
     with locked(folder, "a sweep" if kind == "sweep" else "a folder"):
         yield folder
 
@@ -98,7 +113,7 @@ claims = ExitStack()  # the folders that Hydra itself is about to write to, unti
 
 
 class ClaimFolder(Callback):
-    """Has Hydra claim a folder before it writes there: that of a single run, or of another sweeper's jobs.
+    """Has Hydra claim a folder before it writes there: of a single run, or of another sweeper.
 
     The grids sweeper claims its own once it has checked the jobs.
     """
@@ -115,7 +130,8 @@ class ClaimFolder(Callback):
             check_output_subdir(config)
             folder = claims.enter_context(claimed(config, kind))
             check_fresh(folder)
-            if kind == "sweep" and config.hydra.runtime.choices.get("hydra/launcher") != "stack":
-                check_no_runs(folder)  # the stack launcher looks for itself, and takes its own up again
+            launcher = config.hydra.runtime.choices.get("hydra/launcher")
+            if kind == "sweep" and launcher != "stack":  # that looks for itself, and goes on
+                check_no_runs(folder)
         except (ValueError, OSError, OmegaConfBaseException) as error:
             raise Refused from error

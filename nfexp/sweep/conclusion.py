@@ -1,4 +1,4 @@
-"""How a sweep ends: its report, the count of what is in its folders, and what to do about what is missing."""
+"""How a sweep ends: its report, the count of its runs, and what to do about missing ones."""
 
 from __future__ import annotations
 
@@ -26,12 +26,17 @@ def report(folder: Path) -> None:
         reporting.main([str(folder)])
     except Exception:
         again = folder_command("nfexp-report", folder)
-        log.exception(f"the runs are safe, the report is not: make it again with {again}")
+        log.exception(f"the runs are safe, but the report failed: make it again with {again}")
 
 
 def report_on(folder: Path, places: Mapping[int, str]) -> dict[int, Outcome | None]:
-    """Report on the runs at `places` below the folder of a sweep, if there are any; gives what is there."""
-    ends = {number: outcome(folder / place) for number, place in places.items()}
+    """Report on a sweep if any of its runs has ended; gives the outcome of each, by number.
+
+    `places` holds the folder of each run, from that of the sweep.
+    """
+    ends = {}
+    for number, place in places.items():
+        ends[number] = outcome(folder / place)
     if any(ends.values()):
         begun = time.perf_counter()
         report(folder)
@@ -40,17 +45,23 @@ def report_on(folder: Path, places: Mapping[int, str]) -> dict[int, Outcome | No
     return ends
 
 
-def raise_unless_complete(folder: Path, places: Mapping[int, str], ends: Mapping[int, Outcome | None]) -> None:
+def raise_unless_complete(
+    folder: Path,
+    places: Mapping[int, str],
+    ends: Mapping[int, Outcome | None],
+) -> None:
     """Raise :class:`nfexp.record.RunFailed` if a run failed or has not finished."""
     for number, end in ends.items():
         if end is not None and end.status == "failed":
             where = folder / places[number]
-            raise RunFailed(f"{summarise(ends)}; the first that failed: {where}: {end.reason}")
+            first = f"the first that failed: {where}: {end.reason}"
+            raise RunFailed(f"{summarise(ends)}; {first}")
     if None in ends.values():
         raise RunFailed(f"{summarise(ends)}; {go_on(folder)}")
 
 
 def go_on(folder: Path) -> str:
+    """The advice to resume a sweep, with the command."""
     return f"go on with: {resume_command(folder)}"
 
 
@@ -60,5 +71,10 @@ def summarise(ends: Mapping[int, Outcome | None]) -> str:
     >>> summarise({0: None, 1: None})
     '2 runs: 2 not finished'
     """
-    counts = Counter("not finished" if end is None else end.status for end in ends.values())
-    return f"{len(ends)} runs: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+    counts: Counter[str] = Counter()
+    for end in ends.values():
+        counts["not finished" if end is None else end.status] += 1
+    words = []
+    for status, n in sorted(counts.items()):
+        words.append(f"{n} {status}")
+    return f"{len(ends)} runs: {', '.join(words)}"

@@ -1,10 +1,10 @@
-"""What a sweep's folder is to hold: its plan (`sweep.json`), what of it is done, and who may write there."""
+"""What a sweep's folder is to hold: its plan (`sweep.json`), what is done, who may write there."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,14 +20,20 @@ from nfexp.record import Outcome, code_version, outcome
 from nfexp.record import plan as plans
 from nfexp.record.plan import Plan
 from nfexp.spec import Spec, SpecError, Words, relevant
-from nfexp.sweep.worker import HOLDER, clear
+from nfexp.sweep.requests import Request
+from nfexp.sweep.stopping import HOLDER, this_process
+from nfexp.sweep.worker import clear
+
+# --- The lock --------------------------------------------------------------------------
+
+
+# At DEBUG, which hydra.verbose=true asks for, it would log every step of taking a lock.
+logging.getLogger("filelock").setLevel(logging.INFO)
 
 
 @contextmanager
 def locked(folder: Path, what: str = "a sweep") -> Iterator[None]:
-    """Be the one process that writes a sweep or a run; the lock ends with the process, however that ends.
-
-    Once a run is finished its lock file is removed: no process may write there any more.
+    """Be the one process that writes a sweep or a run; the lock ends with the process.
 
     Raises
     ------
@@ -35,28 +41,43 @@ def locked(folder: Path, what: str = "a sweep") -> Iterator[None]:
         If another process holds it; the message says which.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    there = Path(os.path.abspath(folder))  # one name within this process, wherever it works meanwhile
-    lock, holder = FileLock(there / ".lock", is_singleton=True), there / HOLDER
-    held = lock.is_locked  # by this process, further out
+    # An absolute name, for filelock gives one lock for one name within this process, and a run may
+    # change the working folder meanwhile.
+    place = Path(os.path.abspath(folder))
+    holder = place / HOLDER
+    lock = FileLock(place / ".lock", is_singleton=True)
+    held_already = lock.is_locked  # by this process, further out
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        name = "another process"
-        with suppress(OSError):
-            name = holder.read_text(encoding="utf-8").strip() or name
-        raise SpecError(str(folder), f"{what} that no process is writing", Words(f"one that {name} writes")) from None
+        raise _is_written(folder, what, holder) from None
     try:
         with replacing(holder) as path:
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            path.write_text(this_process(), encoding="utf-8")
         yield
     finally:
-        if not held:
+        if not held_already:
             with suppress(OSError):
                 holder.unlink()
-            if (there / "result.json").exists():
+            if (place / "result.json").exists():
+                # A finished run is never written again, so its lock file is not needed either. Any
+                # other must stay: who waits for a removed file and who makes a new one would both
+                # have the lock.
                 with suppress(OSError):
                     Path(lock.lock_file).unlink()
         lock.release()
+
+
+def _is_written(folder: Path, what: str, holder: Path) -> SpecError:
+    """The error that another process writes there, with its name where that can be read."""
+    name = ""
+    with suppress(OSError):
+        name = holder.read_text(encoding="utf-8").strip()
+    got = Words(f"one that {name or 'another process'} writes")
+    return SpecError(str(folder), f"{what} that no process is writing", got)
+
+
+# --- The plan --------------------------------------------------------------------------
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -73,144 +94,252 @@ def read_plan(folder: Path) -> Plan | None:
     return plan
 
 
+def stored_configs(plan: Plan) -> list[dict[str, Any]]:
+    """The whole configuration of every job of a plan, by key."""
+    configs = []
+    for job in plan.jobs:
+        centre = plan.centres[job["data.name"]]
+        configs.append(centre | job["config"] | {"seed": job["seed"]})
+    return configs
+
+
 def difference(old: Plan, specs: Sequence[Spec]) -> str:
-    """In what the jobs of a plan and other jobs differ, in words."""
-    there = [old.centres[j["data.name"]] | j["config"] | {"seed": j["seed"]} for j in old.jobs]
-    here = [relevant(spec) for spec in specs]
-
-    def told(rows: Sequence[Mapping[str, Any]], key: str) -> str:
-        values = sorted({json.dumps(row.get(key)) for row in rows})
-        return ", ".join(values[:4]) + (", …" if len(values) > 4 else "")
-
-    keys = [k for k in here[0] if {json.dumps(r.get(k)) for r in there} != {json.dumps(r[k]) for r in here}]
-    words = [f"{k} {told(here, k)} instead of {told(there, k)}" for k in keys[:3]] + ["…"] * (len(keys) > 3)
-    return "; ".join([f"{len(here)} runs instead of {len(there)}"] * (len(here) != len(there)) + words)
-
-
-Jobs = Mapping[str, tuple[Sequence[str], Spec]]  # run_id → overrides and spec
+    """In what the jobs of a plan and other jobs differ, in words; "" if in nothing."""
+    stored = stored_configs(old)
+    wanted = [relevant(spec) for spec in specs]
+    words = []
+    if len(wanted) != len(stored):
+        words.append(f"{len(wanted)} runs instead of {len(stored)}")
+    differing = [key for key in wanted[0] if _values(wanted, key) != _values(stored, key)]
+    for key in differing[:3]:
+        words.append(f"{key} {_spelled(wanted, key)} instead of {_spelled(stored, key)}")
+    if len(differing) > 3:
+        words.append("…")
+    return "; ".join(words)
 
 
-@dataclass(kw_only=True)
-class Step:
-    """One command's part of a sweep: its jobs by number, with the folder of each and what is there already."""
-
-    specs: dict[int, Spec]
-    overrides: dict[int, Sequence[str]]
-    folders: dict[int, str]
-    finished: dict[int, Outcome]
-    again: list[int]
-    mixed: bool
-
-    def ranges(self) -> list[range]:
-        """The numbers as runs of consecutive ones."""
-        found: list[range] = []
-        for k in sorted(self.specs):
-            if found and found[-1].stop == k:
-                found[-1] = range(found[-1].start, k + 1)
-            else:
-                found.append(range(k, k + 1))
-        return found
+def _values(configs: Sequence[Mapping[str, Any]], key: str) -> set[str]:
+    """The values of a key, each as JSON, for 1, 1.0 and true would be one in a set."""
+    return {json.dumps(config.get(key)) for config in configs}
 
 
-# Of what a sweep and its report leave beside the runs: sweep.json, multirun.yaml, runs.csv, report.md, report.html
+def _spelled(configs: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = sorted(_values(configs, key))
+    if len(values) > 4:
+        return ", ".join(values[:4]) + ", …"
+    return ", ".join(values)
+
+
+# --- The folders of jobs ---------------------------------------------------------------
+
+# Of what a sweep and its report leave beside the runs: sweep.json, multirun.yaml, runs.csv and so
+# on
 OWN_SUFFIXES = (".json", ".yaml", ".csv", ".md", ".html")
 
 
 def check_folders(folders: Mapping[int, str]) -> None:
-    """Raise unless every job has a folder of its own, below that of the sweep, where reports find it.
+    """Raise unless every job has a folder of its own, below that of the sweep, where reports look.
 
     `folders` holds paths from the folder of the sweep, by the number of the job.
     """
-    key = "hydra.sweep.subdir"
     owners: dict[tuple[str, ...], int] = {}
     for number, folder in folders.items():
         parts = Path(folder).parts
-        if not parts or parts[0] == os.pardir or os.path.isabs(folder):
-            raise SpecError(key, "a folder below that of the sweep", folder)
-        if any(part.startswith(".") for part in parts):
-            raise SpecError(key, "a folder that is not hidden, for reports pass over those", folder)
-        if Path(parts[0]).suffix in OWN_SUFFIXES:
-            raise SpecError(key, "a folder whose name is not that of a file of the sweep's own", folder)
+        _check_name(folder, parts)
         if parts in owners:
-            raise SpecError(key, "a folder of its own for each job",
-                            Words(f"{folder!r} for job {owners[parts]} and job {number}"))  # fmt: skip
+            raise _shared(f"{folder!r} for job {owners[parts]} and job {number}")
         owners[parts] = number
     for parts, number in owners.items():
         for length in range(1, len(parts)):
             outer = owners.get(parts[:length])
             if outer is not None:
-                raise SpecError(key, "a folder of its own for each job",
-                                Words(f"that of job {number} within that of job {outer}"))  # fmt: skip
+                raise _shared(f"that of job {number} within that of job {outer}")
+
+
+def _check_name(folder: str, parts: Sequence[str]) -> None:
+    key = "hydra.sweep.subdir"
+    if not parts or parts[0] == os.pardir or os.path.isabs(folder):
+        raise SpecError(key, "a folder below that of the sweep", folder)
+    if any(part.startswith(".") for part in parts):
+        raise SpecError(key, "a folder that is not hidden, for reports pass over those", folder)
+    if Path(parts[0]).suffix in OWN_SUFFIXES:
+        expected = "a folder whose name is not that of a file of the sweep's own"
+        raise SpecError(key, expected, folder)
+
+
+def _shared(got: str) -> SpecError:
+    return SpecError("hydra.sweep.subdir", "a folder of its own for each job", Words(got))
+
+
+# --- One command's part of a sweep -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NumberedJob:
+    """A run with its number in the sweep, and its folder, from that of the sweep."""
+
+    number: int
+    run_id: str
+    overrides: Sequence[str]
+    spec: Spec
+    folder: str
+
+
+def folders_of(jobs: Mapping[int, NumberedJob]) -> dict[int, str]:
+    return {number: job.folder for number, job in jobs.items()}
+
+
+@dataclass(kw_only=True)
+class Step:
+    """One command's part of a sweep: its jobs by number.
+
+    `finished` holds what is kept, `again` the numbers of finished jobs that are redone. `mixed`
+    says that the folder gets jobs its first command did not plan, or of another code version.
+    """
+
+    jobs: dict[int, NumberedJob]
+    finished: dict[int, Outcome]
+    again: list[int]
+    mixed: bool
+
+    def folders(self) -> dict[int, str]:
+        return folders_of(self.jobs)
+
+    def ranges(self) -> list[range]:
+        """The numbers as runs of consecutive ones, for a launcher counts on from a first one."""
+        found: list[range] = []
+        for number in sorted(self.jobs):
+            if found and found[-1].stop == number:
+                found[-1] = range(found[-1].start, number + 1)
+            else:
+                found.append(range(number, number + 1))
+        return found
 
 
 def settle(
     folder: Path,
     old: Plan | None,
-    jobs: Jobs,
+    requests: Mapping[str, Request],
     folder_of: Callable[[Sequence[str], int], str],
     *,
     mixed: bool,
     redo: str,
 ) -> Step:
-    """Give each job its number: that of the sweep the folder holds, or the next free one. Writes nothing.
+    """Give each job its number: the one it has in the folder, or the next free one.
+
+    Writes nothing. `requests` holds the runs by `run_id`.
 
     Raises
     ------
     SpecError
-        If the folder holds something else: a single run, other jobs, or (unless `mixed`) a sweep of other jobs or
-        finished runs of another code version.
+        If the folder holds something else: a single run, other jobs, or (unless `mixed`) a sweep
+        of other jobs or finished runs of another code version.
     """
-    where = str(folder)
     if (folder / "result.json").exists():
-        raise SpecError(where, "a new or empty folder, or that of an earlier sweep", Words("one that holds a run"))
-    numbers = {job["run_id"]: k for k, job in enumerate(old.jobs)} if old else {}
-    added = [identity for identity in jobs if identity not in numbers]
-    if old and not mixed and (added or len(jobs) < len(numbers)):
-        unlike = difference(old, [spec for _, spec in jobs.values()])
-        raise SpecError(where, "the runs of its sweep.json (or mixed=true)", Words(unlike or "a part of them"))
-    numbers |= {identity: len(numbers) + k for k, identity in enumerate(added)}
-    placed = sorted((numbers[identity], identity) for identity in jobs)
-    folders = {k: folder_of(jobs[identity][0], k) for k, identity in placed}
-    planned = {k: str(job["job"]) for k, job in enumerate(old.jobs)} if old else {}
-    check_folders(planned | folders)
-    for k, place in folders.items():
-        if planned.get(k, place) != place:
-            raise SpecError("hydra.sweep.subdir", f"{planned[k]!r}, where sweep.json has this run", place)
-    found = {k: (identity, outcome(folder / folders[k])) for k, identity in placed}
-    finished = {k: past for k, (_, past) in found.items() if past}
-    for k, (identity, past) in found.items():
-        if past and (old is None or past.run_id != identity):
-            raise SpecError(where, "a new or empty folder, or that of an earlier sweep",
-                            Words(f"one whose {folders[k]} holds another run"))  # fmt: skip
-    again = [k for k, past in finished.items() if past.status in REDO[redo]]
-    others = sorted({past.code for k, past in finished.items() if k not in again} - {code_version()})
-    if others and not mixed:
-        raise SpecError(where, f"runs of {code_version()} (or mixed=true)", Words(f"finished runs of {others[0]}"))
-    return Step(
-        specs={k: jobs[identity][1] for k, identity in placed},
-        overrides={k: jobs[identity][0] for k, identity in placed},
-        folders=folders,
-        finished={k: past for k, past in finished.items() if k not in again},
-        again=again,
-        mixed=bool(old and (added or others)),
-    )
+        raise _not_ours(folder, "one that holds a run")
+    numbers = _old_numbers(old)
+    added = [identity for identity in requests if identity not in numbers]
+    if old and not mixed and (added or len(requests) < len(numbers)):
+        unlike = difference(old, [request.spec for request in requests.values()])
+        expected = "the runs of its sweep.json (or mixed=true)"
+        raise SpecError(str(folder), expected, Words(unlike or "a part of them"))
+    for identity in added:
+        numbers[identity] = len(numbers)
+
+    jobs = {}
+    for identity in sorted(requests, key=numbers.__getitem__):
+        number = numbers[identity]
+        request = requests[identity]
+        place = folder_of(request.overrides, number)
+        jobs[number] = NumberedJob(number, identity, request.overrides, request.spec, place)
+    _check_places(old, jobs)
+
+    finished = _finished(folder, old, jobs)
+    again = [number for number, past in finished.items() if past.status in REDO[redo]]
+    for number in again:
+        del finished[number]
+    other_codes = _other_codes(finished)
+    if other_codes and not mixed:
+        expected = f"runs of {code_version()} (or mixed=true)"
+        raise SpecError(str(folder), expected, Words(f"finished runs of {other_codes[0]}"))
+    is_mixed = old is not None and bool(added or other_codes)
+    return Step(jobs=jobs, finished=finished, again=again, mixed=is_mixed)
 
 
-def begin(folder: Path, old: Plan | None, step: Step, plan: Plan) -> None:
-    """Write the plan (name, arguments and centres are given) with the jobs of this step, and clear what is redone.
+def _not_ours(folder: Path, got: str) -> SpecError:
+    expected = "a new or empty folder, or that of an earlier sweep"
+    return SpecError(str(folder), expected, Words(got))
 
-    So is what a killed command left behind.
+
+def _old_numbers(old: Plan | None) -> dict[str, int]:
+    """The number of each job of a plan, by `run_id`."""
+    if old is None:
+        return {}
+    return {job["run_id"]: number for number, job in enumerate(old.jobs)}
+
+
+def _check_places(old: Plan | None, jobs: Mapping[int, NumberedJob]) -> None:
+    """Raise unless the folders of these jobs and of those planned before go together."""
+    planned: dict[int, str] = {}
+    if old is not None:
+        for number, entry in enumerate(old.jobs):
+            planned[number] = str(entry["job"])
+    check_folders(planned | folders_of(jobs))
+    for number, job in jobs.items():
+        before = planned.get(number, job.folder)
+        if job.folder != before:
+            expected = f"{before!r}, where sweep.json has this run"
+            raise SpecError("hydra.sweep.subdir", expected, job.folder)
+
+
+def _finished(
+    folder: Path,
+    old: Plan | None,
+    jobs: Mapping[int, NumberedJob],
+) -> dict[int, Outcome]:
+    """How jobs ended that have finished, by number; raises if another run is in a job's folder."""
+    finished = {}
+    for number, job in jobs.items():
+        past = outcome(folder / job.folder)
+        if past is None:
+            continue
+        if old is None or past.run_id != job.run_id:
+            raise _not_ours(folder, f"one whose {job.folder} holds another run")
+        finished[number] = past
+    return finished
+
+
+def _other_codes(finished: Mapping[int, Outcome]) -> list[str]:
+    """The other versions of the code that finished runs are of."""
+    codes = set()
+    for past in finished.values():
+        codes.add(past.code)
+    return sorted(codes - {code_version()})
+
+
+def begin_sweep(folder: Path, old: Plan | None, step: Step, plan: Plan) -> None:
+    """Write the plan of a sweep, then clear what is redone and what a killed command left behind.
+
+    `plan` has its name, arguments and centres; the jobs of this step are put into it.
     """
-    plan.centres |= old.centres if old else {}
-    plan.jobs = list(old.jobs) if old else []
-    for k, spec in step.specs.items():
-        plan.jobs[k : k + 1] = [plan.entry(step.folders[k], spec, step.overrides[k])]
-    plan.mixed = list(old.mixed) if old else []
+    if old is not None:
+        plan.centres |= old.centres
+        plan.jobs = list(old.jobs)
+        plan.mixed = list(old.mixed)
+    for number, job in sorted(step.jobs.items()):
+        entry = plan.entry(job.folder, job.spec, job.overrides)
+        if number < len(plan.jobs):
+            plan.jobs[number] = entry
+        else:  # the numbers of new jobs follow without a gap
+            plan.jobs.append(entry)
     if step.mixed:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         plan.mixed.append({"created": now, "code": code_version(), "arguments": plan.arguments})
     plan.write(folder)
-    for part in (".", "figures", "tables", *(step.folders[k] for k in step.finished)):
-        clear(folder / part)
-    for k in step.again:
-        (folder / step.folders[k] / "result.json").unlink(missing_ok=True)
+
+    for name in (".", "figures", "tables"):
+        clear(folder / name)
+    for number in step.finished:
+        clear(folder / step.jobs[number].folder)
+    for number in step.again:
+        (folder / step.jobs[number].folder / "result.json").unlink(missing_ok=True)

@@ -1,10 +1,9 @@
-"""Which runs a sweep has: the grammar of `hydra.sweeper`, a union of grids, beside the command line."""
+"""Which runs a sweep has: the union of grids that `hydra.sweeper` and the command line describe."""
 
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,21 +11,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from nfexp.arguments import Argument, each, given, key_of_override
-from nfexp.spec import Spec, SpecError, Words, run_id
+from nfexp.spec import SpecError, Words
 
 Point = dict[str, Argument]  # key → the value it has there: one run, as overrides
 Choices = dict[str, list[Argument]]  # key → its values
-Values = Mapping[str, Any]  # the whole configuration of a point by key, and the option of each group
+Values = Mapping[str, Any]  # a point's whole configuration by key, and the option of each group
 
-SAYS_WHAT_IT_IS = ("experiment", "dry_run", "fail_fast", "mixed", "redo")  # keys of a sweep that it cannot sweep over
+# Keys that are of the sweep as a whole, so that it cannot sweep over them
+OF_THE_SWEEP = ("experiment", "dry_run", "fail_fast", "mixed", "redo")
 
 
-# --- What hydra.sweeper says, checked ---------------------------------------------------------------------------------
+# --- What hydra.sweeper says, checked --------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The keys of `hydra.sweeper` as plain containers; conf/hydra/sweeper/grids.yaml says what each means."""
+    """The keys of `hydra.sweeper`; conf/hydra/sweeper/grids.yaml says what each means."""
 
     params: Mapping[str, Any]
     zip: Mapping[str, Any]
@@ -37,26 +37,27 @@ class Options:
     resume: bool
 
 
-def checked(values: Mapping[str, Any]) -> Options:
-    """The options of a sweeper.
+def checked_options(values: Mapping[str, Any]) -> Options:
+    """The options of a sweeper, from plain containers.
 
     Raises
     ------
     SpecError
         For one of another kind, with its key.
     """
-    kinds: dict[str, tuple[tuple[type, ...], str]] = {
-        "params": ((dict,), "a group of keys"),
-        "zip": ((dict,), "keys with lists of values"),
-        "grids": ((dict, list), "grids by name, or a list of grids"),
-        "exclude": ((list,), "a list of {key: value}"),
-    }
-    plain: dict[str, Any] = {}
-    for key, (kind, words) in kinds.items():
+
+    def container(key: str, expected: str, kinds: tuple[type, ...]) -> Any:
         value = values[key]
-        if value is not None and not isinstance(value, kind):
-            raise SpecError(f"hydra.sweeper.{key}", words, value)
-        plain[key] = value or kind[0]()
+        if value is None:
+            return kinds[0]()
+        if not isinstance(value, kinds):
+            raise SpecError(f"hydra.sweeper.{key}", expected, value)
+        return value
+
+    params = container("params", "a group of keys", (dict,))
+    zip_ = container("zip", "keys with lists of values", (dict,))
+    grids = container("grids", "grids by name, or a list of grids", (dict, list))
+    exclude = container("exclude", "a list of {key: value}", (list,))
     repeats = values["repeats"]
     if not _is_count(repeats):
         raise SpecError("hydra.sweeper.repeats", "an integer >= 1", repeats)
@@ -66,25 +67,35 @@ def checked(values: Mapping[str, Any]) -> Options:
     resume = values["resume"]
     if not isinstance(resume, bool):
         raise SpecError("hydra.sweeper.resume", "true or false", resume)
-    return Options(**plain, repeats=repeats, sample=sample, resume=resume)
+    return Options(
+        params=params,
+        zip=zip_,
+        grids=grids,
+        exclude=exclude,
+        repeats=repeats,
+        sample=sample,
+        resume=resume,
+    )
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-# --- Values ---------------------------------------------------------------------------------------------------------
+# --- Values ----------------------------------------------------------------------------
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two values are one: numbers as numbers, but true is no 1."""
+    """Whether two values are equal: 1 and 1.0 are, but true is not 1, as it is in Python."""
     return isinstance(a, bool) == isinstance(b, bool) and a == b
 
 
 def matches(entry: Choices, values: Values) -> bool:
     """Whether each key of an entry has one of the values that the entry lists."""
     for key, listed in entry.items():
-        if key not in values or not any(_same(values[key], one.value) for one in listed):
+        if key not in values:
+            return False
+        if not any(_same(values[key], one.value) for one in listed):
             return False
     return True
 
@@ -99,14 +110,15 @@ def changes_no_number(key: str) -> bool:
     return key in ("record", "name", "device") or key.startswith("record.")
 
 
-# --- Points ---------------------------------------------------------------------------------------------------------
+# --- Points ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """What every grid is multiplied by: `params`, the rows of the sweeper's `zip`, the command line.
+    """What every grid is multiplied by: `params`, rows of the sweeper's `zip`, the command line.
 
-    `narrows` says whether the command line restricts the keys of grids and replaces those of `params`, or yields.
+    If the command line `narrows`, it restricts the keys of grids and replaces those of `params`;
+    otherwise they replace those of the command line.
     """
 
     params: Choices
@@ -123,6 +135,31 @@ class Common:
                 removed[key] = values[0]
         return removed
 
+    def around(self, own: Choices) -> Choices:
+        """The choices of a grid with those that it shares with all grids; its own come first."""
+        if self.narrows:
+            return self.params | self.command_line | own
+        return self.command_line | self.params | own
+
+    def narrowing(self, keys: Collection[str]) -> Choices:
+        """What the command line allows of the keys that a grid has itself."""
+        if not self.narrows:
+            return {}
+        allowed = {}
+        for key, values in self.command_line.items():
+            if key in keys and key not in self.removed:
+                allowed[key] = values
+        return allowed
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """An entry of `exclude`: its key in the configuration, how it is written, what it lists."""
+
+    where: str
+    written: Mapping[str, Any]
+    choices: Choices
+
 
 class Grids:
     """The points of a sweep, from its options and its command line.
@@ -137,7 +174,12 @@ class Grids:
         The whole configuration of a point, before it is checked.
     """
 
-    def __init__(self, options: Options, parser: OverridesParser, values_of: Callable[[Point], Values]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        parser: OverridesParser,
+        values_of: Callable[[Point], Values],
+    ) -> None:
         self.options = options
         self.parser = parser
         self.values_of = values_of
@@ -160,26 +202,25 @@ class Grids:
         for override in self.parser.parse_overrides(list(arguments)):
             key = key_of_override(override)
             if override.is_sweep_override():
-                if key in SAYS_WHAT_IT_IS:
-                    raise SpecError(key, "one value, for it says what the sweep is", override.input_line)
+                if key in OF_THE_SWEEP:
+                    expected = "one value, for it says what the sweep is"
+                    raise SpecError(key, expected, override.input_line)
                 if not override.is_discrete_sweep():
                     raise SpecError(key, "a list of values", override.input_line)
             value = override.value()
             if isinstance(value, dict):  # flow={n_flows:4} says what flow.n_flows=4 says
                 for leaf, one in value.items():
-                    self._check_leaf(key, leaf, one, override.input_line)
+                    _check_leaf(key, leaf, one, override.input_line)
                     choices[f"{key}.{leaf}"] = [given(f"{key}.{leaf}", one)]
             else:
                 choices[key] = list(each(override))
         return choices
 
-    def _check_leaf(self, key: str, leaf: object, value: Any, written: Any) -> None:
-        """Raise for what a dictionary on the command line cannot be taken apart into: plain values by key."""
-        if not isinstance(leaf, str) or not (value is None or isinstance(value, bool | int | float | str)):
-            raise SpecError(key, f"plain values by key, or {key}.KEY=VALUE for each", Words(written))
-
     def _choices(self, entries: Mapping[str, Any], where: str) -> Choices:
-        """The values of each key. A list holds them as they are; a text alone is read as on the command line."""
+        """The values of each key.
+
+        A list holds them as they are; a text alone is read as on the command line: "1,2".
+        """
         choices: Choices = {}
         for name, value in entries.items():
             listed = value if isinstance(value, list) else [value]
@@ -189,7 +230,7 @@ class Grids:
                 found = self._parsed(str(name), value, where)
             else:
                 found = [given(str(name), one) for one in listed]
-            key = found[0].key
+            key = found[0].key  # without the + of "+seed", say
             if key in choices:
                 raise SpecError(f"{where}.{key}", "each key once", Words(f"{name} as well"))
             choices[key] = found
@@ -200,7 +241,8 @@ class Grids:
         try:
             override = self.parser.parse_override(f"{name}={text}")
         except HydraException:
-            raise SpecError(f"{where}.{name}", "values as the command line spells them, or a list", text) from None
+            expected = "values as the command line spells them, or a list"
+            raise SpecError(f"{where}.{name}", expected, text) from None
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise SpecError(f"{where}.{name}", "a list of values", text)
         return list(each(override))
@@ -216,7 +258,10 @@ class Grids:
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{key}: {length}" for key, length in lengths.items())
             raise SpecError(where, "lists of one length", told)
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        rows = []
+        for row in zip(*columns.values(), strict=True):
+            rows.append(dict(zip(columns, row, strict=True)))
+        return rows
 
     def _union(self, common: Common) -> list[Point]:
         """The points of all grids; without grids, those of `params`, `zip` and the command line."""
@@ -231,28 +276,27 @@ class Grids:
         return points
 
     def _grid(self, grid: Any, where: str, common: Common) -> Iterator[Point]:
-        """The points of one grid, or of a list of grids: its own keys over `params`, its zip beside that of all.
+        """The points of one grid, or of a list of grids, that agree with the command line.
 
-        Of them only those that agree with the command line; what a run records is no such key, there it simply wins.
+        A grid's own keys replace those of `params`, and its zip stands beside that of the sweeper.
         """
         if isinstance(grid, list):
             for i, part in enumerate(grid):
                 yield from self._grid(part, f"{where}[{i}]", common)
             return
         own, rows = self._own(grid, where, common)
-        command_line, removed = common.command_line, common.removed
-        own = {key: values for key, values in own.items() if not (key in command_line and changes_no_number(key))}
-        shared = common.params | command_line if common.narrows else command_line | common.params
-        free = {key: values for key, values in (shared | own).items() if key not in rows[0]}
-        narrowing: Choices = {}
-        if common.narrows:
-            for key, values in command_line.items():
-                if key not in removed and (key in own or key in rows[0]):
-                    narrowing[key] = values
+        for key in common.command_line:
+            if changes_no_number(key):
+                own.pop(key, None)  # how a run is recorded narrows nothing: the command line wins
+        factors = common.around(own)
+        for key in rows[0]:
+            factors.pop(key, None)  # the rows have it
+        narrowing = common.narrowing(own.keys() | rows[0].keys())
         for row in rows:
-            for chosen in itertools.product(*free.values()):
-                point = dict(zip(free, chosen, strict=True)) | row | removed
-                if matches(narrowing, {key: point[key].value for key in narrowing}):
+            for chosen in itertools.product(*factors.values()):
+                point = dict(zip(factors, chosen, strict=True)) | row | common.removed
+                values = {key: point[key].value for key in narrowing}
+                if matches(narrowing, values):
                     yield point
 
     def _own(self, grid: Any, where: str, common: Common) -> tuple[Choices, list[Point]]:
@@ -260,26 +304,37 @@ class Grids:
         if not isinstance(grid, dict):
             raise SpecError(where, "a grid: keys with lists of values", grid)
         inner = self._rows(grid.get("zip"), f"{where}.zip")
-        own = self._choices({key: value for key, value in grid.items() if key != "zip"}, where)
+        keys = dict(grid)
+        keys.pop("zip", None)
+        own = self._choices(keys, where)
         if not own and inner == [{}] and "zip" in grid:
             raise SpecError(where, "a grid: keys with lists of values", "nothing")
         both = sorted(own.keys() & inner[0].keys())
         if both:
-            raise SpecError(f"{where}.{both[0]}", "a key in the grid or in its zip", Words("it in both"))
+            got = Words("it in both")
+            raise SpecError(f"{where}.{both[0]}", "a key in the grid or in its zip", got)
         taken = sorted(common.rows[0].keys() & (own.keys() | inner[0].keys()))
         if taken:
-            raise SpecError(f"hydra.sweeper.zip.{taken[0]}", "a key that no grid has", Words(f"one of {where}"))
-        return own, [outer_row | inner_row for outer_row in common.rows for inner_row in inner]
+            got = Words(f"one of {where}")
+            raise SpecError(f"hydra.sweeper.zip.{taken[0]}", "a key that no grid has", got)
+        rows = []
+        for outer_row in common.rows:
+            for inner_row in inner:
+                rows.append(outer_row | inner_row)
+        return own, rows
 
     def _check_one_seed(self, points: Sequence[Point]) -> None:
-        """Raise if `repeats` would count from several seeds: the seeds of two points would overlap."""
+        """Raise if `repeats` would count from several seeds: those of two points would overlap."""
         if self.options.repeats == 1:
             return
-        seeds = list(dict.fromkeys(str(self.values_of(point).get("seed")) for point in points))
+        every = [str(self.values_of(point).get("seed")) for point in points]
+        seeds = list(dict.fromkeys(every))  # each once, in order
         if len(seeds) > 1:
-            told = ", ".join(seeds[:4]) + (", …" if len(seeds) > 4 else "")
-            several = Words(f"{len(seeds)} seeds: {told}")
-            raise SpecError("hydra.sweeper.repeats", "1, or a sweep of one seed to count from", several)
+            told = ", ".join(seeds[:4])
+            if len(seeds) > 4:
+                told += ", …"
+            got = Words(f"{len(seeds)} seeds: {told}")
+            raise SpecError("hydra.sweeper.repeats", "1, or a sweep of one seed to count from", got)
 
     def _repeated(self, points: Sequence[Point]) -> list[Point]:
         """Each point with `repeats` seeds, counted from its own."""
@@ -288,84 +343,57 @@ class Grids:
         repeated: list[Point] = []
         for point in points:
             first = self.values_of(point).get("seed")
-            seeds = range(first, first + self.options.repeats) if type(first) is int else [first]
-            repeated += [point | {"seed": given("seed", seed)} for seed in seeds]
+            if type(first) is not int:  # true, or no number: the check of the spec will say so
+                repeated.append(point | {"seed": given("seed", first)})
+                continue
+            for seed in range(first, first + self.options.repeats):
+                repeated.append(point | {"seed": given("seed", seed)})
         return repeated
 
     def _without_excluded(self, points: Sequence[Point], common: Common) -> list[Point]:
-        """The points that no entry of `exclude` matches; raises if an entry matches none, for then it is a slip.
+        """The points that no entry of `exclude` matches.
 
-        An entry may match what only the command line leaves out: that of an experiment stays right in a part of it.
+        An entry that matches none is a slip, and raises. But it may match what only the command
+        line leaves out, so that the entry of an experiment stays right in a part of it.
         """
-        entries: dict[str, Choices] = {}
-        for i, entry in enumerate(self.options.exclude):
-            where = f"hydra.sweeper.exclude[{i}]"
-            if not isinstance(entry, dict) or not entry:
-                raise SpecError(where, "keys with values", entry)
-            entries[where] = self._choices(entry, where)
+        entries = self._exclude_entries()
         if not entries or not points:
             return list(points)
         values = [self.values_of(point) for point in points]
-        for i, (where, entry) in enumerate(entries.items()):
-            if not any(matches(entry, own) for own in values):
-                self._check_could_match(where, entry, values[0], common, self.options.exclude[i])
+        for entry in entries:
+            if not any(matches(entry.choices, own) for own in values):
+                self._check_could_match(entry, values[0], common)
         kept = []
         for point, own in zip(points, values, strict=True):
-            if not any(matches(entry, own) for entry in entries.values()):
+            if not any(matches(entry.choices, own) for entry in entries):
                 kept.append(point)
         return kept
 
-    def _check_could_match(self, where: str, entry: Choices, values: Values, common: Common, written: Any) -> None:
-        """Raise if an entry of `exclude` matches no point even where the command line narrows nothing."""
-        for key in entry:
+    def _exclude_entries(self) -> list[Excluded]:
+        entries = []
+        for i, written in enumerate(self.options.exclude):
+            where = f"hydra.sweeper.exclude[{i}]"
+            if not isinstance(written, dict) or not written:
+                raise SpecError(where, "keys with values", written)
+            entries.append(Excluded(where, written, self._choices(written, where)))
+        return entries
+
+    def _check_could_match(self, entry: Excluded, values: Values, common: Common) -> None:
+        """Raise if an entry of `exclude` matches nothing, whatever the command line narrows.
+
+        `values` are those of any point, whose keys are those of all.
+        """
+        for key in entry.choices:
             if key not in values:
-                raise SpecError(f"{where}.{key}", "a key of the configuration", Words("an unknown one"))
+                got = Words("an unknown one")
+                raise SpecError(f"{entry.where}.{key}", "a key of the configuration", got)
         wide = self._repeated(self._union(replace(common, narrows=False)))
-        if not any(matches(entry, self.values_of(point)) for point in wide):
-            raise SpecError(where, "values that a point of the sweep has", written)
+        if not any(matches(entry.choices, self.values_of(point)) for point in wide):
+            raise SpecError(entry.where, "values that a point of the sweep has", entry.written)
 
 
-# --- Jobs -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """The jobs of a sweep, by run_id, and a sentence on what was left out."""
-
-    jobs: dict[str, tuple[Sequence[str], Spec]]
-    dropped: str
-
-
-def choose(
-    overrides: Sequence[Sequence[str]], spec_of: Callable[[Sequence[str]], Spec], *, excluded: int, sample: int | None
-) -> Chosen:
-    """The distinct runs among many overrides, and of these `sample`, drawn at random.
-
-    Of two equal runs the one that records more is trained. Of the same grid a sample is always the same.
-    """
-    jobs: dict[str, tuple[Sequence[str], Spec]] = {}
-    for one in overrides:
-        spec = spec_of(one)
-        key = run_id(spec)
-        if key not in jobs or _records_more(spec, jobs[key][1]):
-            jobs[key] = (one, spec)
-    n_distinct = len(jobs)
-    if n_distinct == 0:
-        key = "exclude" if excluded else "grids"
-        none = "none left" if excluded else "none that agrees with the command line"
-        raise SpecError(f"hydra.sweeper.{key}", "at least one run", Words(none))
-    dropped = f"{len(overrides) - n_distinct} duplicates dropped"
-    if excluded:
-        dropped += f", {excluded} excluded"
-    if sample is not None and sample < n_distinct:
-        drawn = set(random.Random(0).sample(sorted(jobs), sample))
-        jobs = {key: job for key, job in jobs.items() if key in drawn}
-        dropped += f", drawn from {n_distinct}"
-    return Chosen(jobs=jobs, dropped=dropped)
-
-
-def _records_more(spec: Spec, other: Spec) -> bool:
-    """Whether a run keeps all that an equal one keeps for figures, and something else."""
-    mine: Iterable[int] = vars(spec.record).values()
-    theirs: Iterable[int] = vars(other.record).values()
-    return spec.record != other.record and all(a >= b for a, b in zip(mine, theirs, strict=True))
+def _check_leaf(key: str, leaf: object, value: Any, written: Any) -> None:
+    """Raise unless this entry of a dictionary on the command line is a plain value by its key."""
+    is_plain = value is None or isinstance(value, bool | int | float | str)
+    if not isinstance(leaf, str) or not is_plain:
+        raise SpecError(key, f"plain values by key, or {key}.KEY=VALUE for each", Words(written))

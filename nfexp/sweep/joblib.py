@@ -1,4 +1,4 @@
-"""Stacks through joblib: on loky's processes, a Dask cluster or a Ray cluster."""
+"""The executor `joblib`: stacks on loky's processes, a Dask cluster or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,189 +9,276 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from nfexp.spec import SpecError
-from nfexp.sweep.executors import log_here, unfinished
-from nfexp.sweep.planning import Machine, cores, threads_each
-from nfexp.sweep.pool import Pool, told, work_at
-from nfexp.sweep.worker import Job, following, leader
+from nfexp.sweep.executors import log_to_output, portable, unfinished, work_at
+from nfexp.sweep.planning import Machine, cores, pick, threads_each
+from nfexp.sweep.pool import Pool
+from nfexp.sweep.stopping import following, leader
+from nfexp.sweep.worker import Job
 
 log = logging.getLogger(__name__)
 
-_one = threading.Lock()  # a Dask worker with several threads: a stack takes over the process's log
+# A Dask worker may have several threads, but a stack takes over the log of its whole process.
+_one_at_a_time = threading.Lock()
+
+
+# --- In the process that trains --------------------------------------------------------
+
+
+class Ended(NamedTuple):
+    """How a call ended: the number of its stack, and the error it raised if it did.
+
+    Without a number the process died, or could not be started; the error says how.
+    """
+
+    number: int | None
+    error: Exception | None
 
 
 def train_stack(
-    place: int, threads: int, jobs: Sequence[Job], how: Mapping[str, Any], led_by: str
-) -> tuple[int | None, Exception | None]:
-    """Work a stack off; errors are handed back, so that only the death of a process breaks joblib's loop.
+    number: int,
+    threads: int,
+    jobs: Sequence[Job],
+    fail_fast: bool,
+    led_by: str,
+) -> Ended:
+    """Train a stack; return its error, for one that is raised ends joblib's whole loop.
 
-    Training ends with a checkpoint once the process `led_by` is gone, which these processes would outlive.
+    These processes may outlive the command. So training stops with a checkpoint once the process
+    `led_by` does not lead the sweep any more.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    with _one, following(jobs[0].root, led_by):
-        log_here()
+        # Ctrl-C reaches the whole process group; the parent decides what comes of it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with _one_at_a_time, following(jobs[0].root, led_by):
+        log_to_output()
         try:
-            work_at(place, threads, jobs, **how)
+            work_at(number, threads, jobs, fail_fast=fail_fast)
         except Exception as error:
-            return place, told(error)
-    return place, None
+            return Ended(number, portable(error))
+    return Ended(number, None)
 
 
-Start = Callable[[Callable[[], Any]], "Future[Any]"]  # has a cluster call something
+# --- Clusters --------------------------------------------------------------------------
 
 
-def _join_dask(opened: ExitStack, workers: int) -> tuple[int, Start]:
-    """Connect to the cluster of ``DASK_SCHEDULER_ADDRESS``, or start one here; its workers, and how it is used."""
+@dataclass(frozen=True)
+class Cluster:
+    """How many stacks a cluster trains at a time, and how it is given a function to call."""
+
+    size: int
+    submit: Callable[[Callable[[], Any]], Future[Any]]
+
+
+def _join_dask(opened: ExitStack, workers: int) -> Cluster:
+    """Connect to the cluster of ``DASK_SCHEDULER_ADDRESS``, or start one here."""
     import dask
 
-    dask.config.set({"logging.distributed": "warning"})  # read when it is imported
+    dask.config.set({"logging.distributed": "warning"})  # it is read when `distributed` is imported
     from distributed import Client, LocalCluster
 
     address = dask.config.get("scheduler-address", None)
-    where = address or opened.enter_context(
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-    )
+    where = address
+    if where is None:
+        local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        where = opened.enter_context(local)
     try:
         client = opened.enter_context(Client(where))
         client.wait_for_workers(1, timeout=60)
     except OSError:
-        raise SpecError("DASK_SCHEDULER_ADDRESS", "the address of a Dask scheduler with workers", address) from None
-    return len(client.nthreads()), client.get_executor(pure=False).submit
+        expected = "the address of a Dask scheduler with workers"
+        raise SpecError("DASK_SCHEDULER_ADDRESS", expected, address) from None
+    # A pure function is called once for equal arguments: what failed before would not be tried
+    # again.
+    return Cluster(len(client.nthreads()), client.get_executor(pure=False).submit)
 
 
-def _join_ray(opened: ExitStack, workers: int) -> tuple[int, Start]:
-    """Connect to the cluster of ``RAY_ADDRESS``, or start one here; its processors, and how it is used."""
+def _join_ray(opened: ExitStack, workers: int) -> Cluster:
+    """Connect to the cluster of ``RAY_ADDRESS``, or start one here."""
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(**({} if address else {"num_cpus": workers, "include_dashboard": False}))
+        if address:
+            ray.init()
+        else:
+            ray.init(num_cpus=workers, include_dashboard=False)
     except OSError:
         raise SpecError("RAY_ADDRESS", "the address of a Ray cluster", address) from None
     opened.callback(ray.shutdown)
-    remote = ray.remote(num_cpus=1)(lambda function: function())
-    return int(ray.cluster_resources()["CPU"]), lambda function: remote.remote(function).future()
+
+    def call(function: Callable[[], Any]) -> Any:
+        return function()
+
+    remote = ray.remote(num_cpus=1)(call)
+
+    def submit(function: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = remote.remote(function).future()
+        return future
+
+    return Cluster(int(ray.cluster_resources()["CPU"]), submit)
 
 
-JOIN: dict[str, Callable[[ExitStack, int], tuple[int, Start]]] = {"dask": _join_dask, "ray": _join_ray}
+JOIN: dict[str, Callable[[ExitStack, int], Cluster]] = {"dask": _join_dask, "ray": _join_ray}
 
 
-def joblib_backend(start: Start) -> Any:
-    """A backend of joblib's that hands tasks to a cluster; a task whose worker died gives None and the error.
+def joblib_backend(cluster: Cluster) -> Any:
+    """A backend of joblib's that hands tasks to a cluster, and tells of workers that died.
 
-    joblib's own for Dask waits for ever for such a task, Ray's gives back nothing before the end.
+    joblib's own backend for Dask waits for ever for such a task; Ray's gives back nothing before
+    the end.
     """
     from joblib.parallel import ParallelBackendBase
 
-    class Cluster(ParallelBackendBase):
+    class Backend(ParallelBackendBase):
         supports_retrieve_callback = True
 
         def effective_n_jobs(self, n_jobs: int) -> int:
             return n_jobs
 
         def submit(self, func: Callable[[], Any], callback: Callable[[Any], None]) -> Any:
-            future = start(func)
+            future = cluster.submit(func)
             future.add_done_callback(callback)
             return future
 
         def retrieve_result_callback(self, out: Any) -> Any:
-            return [(None, out.exception())] if out.exception() else out.result()
+            """The results of a task, which joblib makes of one call."""
+            error = out.exception()
+            return [Ended(None, error)] if error else out.result()
 
-    return Cluster()
+    return Backend()
+
+
+# --- The executor ----------------------------------------------------------------------
+
+
+@dataclass
+class _Batch:
+    """One call of :meth:`Joblib.run`: by number, stacks to begin and those begun but not done."""
+
+    todo: deque[tuple[int, list[int]]]
+    job_of: Callable[[int], Job]
+    workers: int
+    fail_fast: bool
+    begun: dict[int, list[int]] = field(default_factory=dict)
+
+    def jobs(self, stack: Sequence[int]) -> list[Job]:
+        return [self.job_of(i) for i in stack]
 
 
 class Joblib:
-    """Stacks through joblib, by one of its backends; what a process leaves that dies goes to the local pool."""
+    """Trains stacks by a backend of joblib's; those of a process that dies go on in the pool."""
 
     def __init__(self, backend: str, pool: Pool, workers: int | None) -> None:
-        self.backend, self.pool, self.workers = backend, pool, workers
+        self.backend = backend
+        self.pool = pool
+        self.workers = workers
         self.opened = ExitStack()
         weakref.finalize(self, self.opened.close)
 
     @cached_property
-    def cluster(self) -> tuple[int, Start]:
-        """The size of the cluster, which is joined here and left with :meth:`close`, and how it is used."""
+    def cluster(self) -> Cluster | None:
+        """The cluster, joined at the first use and left with :meth:`close`; None for loky."""
+        if self.backend not in JOIN:
+            return None
         return JOIN[self.backend](self.opened, self.workers or cores())
 
-    def machine(self, here: Callable[[], Machine]) -> Machine:
-        """The cluster, each worker taken to be a place of a machine such as this one."""
-        on = here()
-        if self.backend not in JOIN:
-            return on
-        size = max(1, self.cluster[0])
-        return replace(on, places=size, free=on.free * (size / on.places if on.device == "cpu" else 1))
+    def machine(self, look: Callable[[], Machine]) -> Machine:
+        """The cluster, each of its workers taken to be a place of a machine such as this one."""
+        here = look()
+        if self.cluster is None:
+            return here
+        size = max(1, self.cluster.size)
+        free = here.free_bytes
+        if here.device == "cpu":  # the memory of all cores; that of a GPU is counted for each
+            free *= size / here.places
+        return replace(here, places=size, free_bytes=free)
 
     def close(self) -> None:
         self.opened.close()
 
     def run(
-        self, stacks: Sequence[list[int]], job: Callable[[int], Job], *, workers: int, **how: Any
+        self,
+        stacks: Sequence[list[int]],
+        job_of: Callable[[int], Job],
+        *,
+        workers: int,
+        fail_fast: bool,
     ) -> Iterator[list[int]]:
-        """Have the stacks worked off, as :meth:`nfexp.sweep.pool.Pool.run` does.
+        """Train the stacks and yield positions of finished jobs, as the local pool does.
 
-        Stacks whose process died (by loky all that were in hand then) go on in the local pool, which finds the run
-        that did it; all others stay with the backend.
+        The stacks of a process that died (with loky all stacks in hand) go on in the local pool,
+        which finds the run that killed it. All others stay with the backend.
         """
-        todo = deque(enumerate(stacks))
-        begun: dict[int, tuple[list[int], list[Job]]] = {}
-        while todo:
-            results = self._results(todo, begun, job, workers, how)
+        batch = _Batch(deque(enumerate(stacks)), job_of, workers, fail_fast)
+        while batch.todo:
             broken: Exception | None = None
+            results = self._results(batch)
             try:
-                for place, error in results:
-                    if place is None:
+                for number, error in results:
+                    if number is None:
                         broken = error
-                    elif error:
+                    elif error is not None:
                         raise error
                     else:
-                        yield begun.pop(place)[0]
+                        yield batch.begun.pop(number)
             finally:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # joblib's, that not all results were taken
                     results.close()
-            if broken:
-                if not begun:  # it cannot even begin
-                    begun = {place: (task, [job(i) for i in task]) for place, task in todo}
-                    todo.clear()
-                left = [[task[k] for k in unfinished(jobs)] for task, jobs in begun.values()]
-                done = [i for task, _ in begun.values() for i in task if not any(i in part for part in left)]
-                begun = {}
-                if done:
-                    yield done
-                left = [part for part in left if part]
-                why = f"{type(broken).__name__}: {' '.join(str(broken).split())[:200]}"
-                log.warning(f"{self.backend} lost {len(left)} stacks ({why}); they go on here")
-                yield from self.pool.run(left, job, workers=min(workers, cores()), **how)
+            if broken is not None:
+                yield from self._go_on_here(batch, broken)
 
-    def _results(
-        self, todo: deque[tuple[int, list[int]]], begun: dict[int, tuple[list[int], list[Job]]],
-        job: Callable[[int], Job], workers: int, how: Mapping[str, Any],
-    ) -> Generator[tuple[int | None, Exception | None], None, None]:  # fmt: skip
-        """What :func:`train_stack` gives back, as it comes; None and the error if its process died.
-
-        Stacks move from `todo` to `begun` as they are handed out.
-        """
+    def _results(self, batch: _Batch) -> Generator[Ended, None, None]:
+        """What :func:`train_stack` returns, as it comes; stacks that are taken go to `begun`."""
         from joblib import Parallel, delayed, parallel_config
 
-        def tasks() -> Iterator[Any]:
-            while todo:
-                place, task = todo.popleft()
-                begun[place] = task, [job(i) for i in task]
-                jobs = begun[place][1]
-                yield delayed(train_stack)(place, threads_each(workers), jobs, how, leader(jobs[0].root or ""))
+        def calls() -> Iterator[Any]:
+            threads = threads_each(batch.workers)
+            while batch.todo:
+                number, stack = batch.todo.popleft()
+                batch.begun[number] = stack
+                jobs = batch.jobs(stack)
+                led_by = leader(jobs[0].root or "")
+                yield delayed(train_stack)(number, threads, jobs, batch.fail_fast, led_by)
 
-        how_many = {"n_jobs": max(2, workers), "pre_dispatch": workers}  # by one job joblib means this very process
-        with parallel_config(backend=joblib_backend(self.cluster[1]) if self.backend in JOIN else self.backend):
-            parallel = Parallel(**how_many, batch_size=1, return_as="generator_unordered")
+        backend = self.backend if self.cluster is None else joblib_backend(self.cluster)
+        with parallel_config(backend=backend):
+            parallel = Parallel(
+                n_jobs=max(2, batch.workers),  # by one job joblib means this very process
+                pre_dispatch=batch.workers,
+                batch_size=1,
+                return_as="generator_unordered",
+            )
         try:
-            yield from parallel(tasks())
-        except Exception as error:
-            yield None, error
+            yield from parallel(calls())
+        except Exception as error:  # loky's, when a process dies
+            yield Ended(None, error)
+
+    def _go_on_here(self, batch: _Batch, broken: Exception) -> Iterator[list[int]]:
+        """Train in the local pool what a broken backend has begun, or all if it cannot begin."""
+        if not batch.begun:
+            batch.begun.update(batch.todo)
+            batch.todo.clear()
+        done = []
+        left = []
+        for stack in batch.begun.values():
+            part = pick(stack, unfinished(batch.jobs(stack)))
+            done += [i for i in stack if i not in part]
+            if part:
+                left.append(part)
+        batch.begun = {}
+        if done:
+            yield done
+        text = " ".join(str(broken).split())[:200]
+        why = f"{type(broken).__name__}: {text}"
+        log.warning(f"{self.backend} lost {len(left)} stacks ({why}); they go on here")
+        workers = min(batch.workers, cores())
+        yield from self.pool.run(left, batch.job_of, workers=workers, fail_fast=batch.fail_fast)

@@ -2,103 +2,104 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from nfexp.flows.cost import member_bytes, training_cost
 from nfexp.spec import Spec, stack_key
 from nfexp.surroundings import users_threads
 
-SHARE = 0.8  # of the memory that is free, unless a budget is given
+SHARE = 0.8  # of the free memory, which sweeps take unless a budget is given
 LARGEST = {"cpu": 32, "cuda": 512}  # runs per stack; beyond that a stack gains nothing
-FEW, CROWDED = 4, 256e6  # on the CPU, more than a few large runs that take these bytes together slow each other down
+# On the CPU more than FEW runs that together take more bytes than CROWDED slow each other down.
+FEW = 4
+CROWDED = 256e6
+
+
+T = TypeVar("T")
+
+
+# --- The machine -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What there is to train on: `places` (cores or GPUs), and the memory that is free: of all cores, or of one GPU."""
+    """What there is to train on."""
 
-    device: str
-    places: int
-    free: float  # bytes
+    device: str  # "cpu" or "cuda"
+    places: int  # cores, or GPUs
+    free_bytes: float  # free memory: of the whole machine, or of one GPU
+
+
+def _numbers_in(path: str) -> dict[str, float]:
+    """The lines "name number …" of a file of the kernel's."""
+    numbers = {}
+    for line in Path(path).read_text().splitlines():
+        name, number, *_ = line.split()
+        numbers[name] = float(number)
+    return numbers
 
 
 def _free_bytes() -> float:
-    """Memory this process may still take: what the system has available, within the limit of its control group."""
-    free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if hasattr(os, "sysconf") else 8e9
-
-    def numbers(path: str) -> dict[str, float]:
-        return {line.split()[0]: float(line.split()[1]) for line in Path(path).read_text().splitlines()}
-
+    """Memory this process may still take: what is available, within its control group's limit."""
+    free = 8e9
+    if hasattr(os, "sysconf"):
+        free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    # What only Linux has comes on top; a container may hide any of these files, or write "max" for
+    # a number.
     with suppress(OSError, ValueError, LookupError):
-        free = 1024 * numbers("/proc/meminfo")["MemAvailable:"]
+        free = 1024 * _numbers_in("/proc/meminfo")["MemAvailable:"]
     with suppress(OSError, ValueError, LookupError):
         group = Path("/sys/fs/cgroup")
-        limit, used = (float((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used + numbers("/sys/fs/cgroup/memory.stat")["inactive_file"])
+        limit = float((group / "memory.max").read_text())
+        used = float((group / "memory.current").read_text())
+        # What files are cached in counts as used, but is given back when it is needed.
+        cached = _numbers_in("/sys/fs/cgroup/memory.stat")["inactive_file"]
+        free = min(free, limit - used + cached)
     return free
 
 
 def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def threads_each(workers: int) -> int:
-    """Threads of each worker: as the user says, or so that together they have the cores."""
+    """Threads of each worker: as the user says, or so that all workers together have the cores."""
     return users_threads() or max(1, cores() // workers)
 
 
 def machine(devices: Sequence[str]) -> Machine:
     """The machine as runs on these devices (`auto`, `cpu`, `cuda`) see it."""
-    if set(devices) != {"cpu"}:
+    if set(devices) != {"cpu"}:  # only torch knows of GPUs, and it is slow to import
         import torch
 
         from nfexp.run import resolve_device
 
-        if any(resolve_device(d).type == "cuda" for d in devices):
+        if any(resolve_device(name).type == "cuda" for name in devices):
             count = torch.cuda.device_count()
-            return Machine(device="cuda", places=count, free=min(torch.cuda.mem_get_info(k)[0] for k in range(count)))
-    return Machine(device="cpu", places=cores(), free=_free_bytes())
+            free = min(torch.cuda.mem_get_info(k)[0] for k in range(count))
+            return Machine(device="cuda", places=count, free_bytes=free)
+    return Machine(device="cpu", places=cores(), free_bytes=_free_bytes())
 
 
 def budget(on: Machine, workers: int, memory: float | None) -> float:
     """Bytes that one worker may use: `memory` in GB, or its share of what is free."""
-    return 1e9 * memory if memory else SHARE * on.free / (workers if on.device == "cpu" else -(-workers // on.places))
-
-
-def plan(
-    specs: Sequence[Spec], *, workers: int = 1, max_stack: int | None = None, room: float = float("inf"),
-    device: str = "cpu",
-) -> list[list[int]]:  # fmt: skip
-    """Group positions by `stack_key` and split groups evenly: a share per worker, at most `max_stack` runs each.
-
-    Without `max_stack` a stack holds what its device is still quicker with, at most what fits into `room` bytes. The
-    most expensive stack comes first, so that workers finish together.
-    """
-
-    def fitting(group: Sequence[int]) -> int:
-        each = max(member_bytes(specs[i]) for i in group)
-        most = max(FEW, CROWDED / each) if device == "cpu" else LARGEST[device]
-        return max(1, int(min(LARGEST[device], most, room / each)))
-
-    groups: dict[object, list[int]] = {}
-    for i, spec in enumerate(specs):
-        groups.setdefault(stack_key(spec), []).append(i)
-    total = sum(map(training_cost, specs))
-    stacks = []
-    for group in groups.values():
-        fits = max_stack or fitting(group)
-        share = sum(training_cost(specs[i]) for i in group) / total
-        parts = min(len(group), max(-(-len(group) // fits), round(share * workers)))
-        stacks += [group[len(group) * k // parts : len(group) * (k + 1) // parts] for k in range(parts)]
-    return sorted(stacks, key=lambda stack: -sum(training_cost(specs[i]) for i in stack))
+    if memory:
+        return 1e9 * memory
+    sharing = workers if on.device == "cpu" else math.ceil(workers / on.places)
+    return SHARE * on.free_bytes / sharing
 
 
 def training_rate(spec: Spec, workers: int) -> float:
-    """What so many workers together do of :func:`nfexp.flows.cost.training_cost` in a second, by a real training."""
+    """The :func:`training_cost` that so many workers do in a second, measured by training."""
     import torch
 
     from nfexp import run
@@ -106,3 +107,73 @@ def training_rate(spec: Spec, workers: int) -> float:
     run.reuse_freed_memory()
     torch.set_num_threads(threads_each(workers))
     return workers * run.training_rate(spec)
+
+
+# --- Stacks ----------------------------------------------------------------------------
+
+
+def pick(items: Sequence[T], positions: Iterable[int]) -> list[T]:
+    """The items at these positions.
+
+    >>> pick("abc", [2, 0])
+    ['c', 'a']
+    """
+    return [items[i] for i in positions]
+
+
+def total_cost(specs: Sequence[Spec]) -> float:
+    """Estimated work of training all these runs, in floating-point operations."""
+    return sum(training_cost(spec) for spec in specs)
+
+
+def plan_stacks(
+    specs: Sequence[Spec],
+    *,
+    workers: int = 1,
+    max_stack: int | None = None,
+    room: float = math.inf,
+    device: str = "cpu",
+) -> list[list[int]]:
+    """Positions of the runs that train together, the most expensive stack first.
+
+    Runs of one `stack_key` are split evenly: into as many stacks as give each worker its share,
+    and into stacks of at most `max_stack` runs. Without `max_stack` a stack holds at most what the
+    device is still quicker with and what fits into `room` bytes. The expensive ones come first so
+    that workers finish together.
+    """
+    groups: dict[object, list[int]] = {}
+    for i, spec in enumerate(specs):
+        groups.setdefault(stack_key(spec), []).append(i)
+    costs = [training_cost(spec) for spec in specs]
+    total = sum(costs)
+
+    stacks: list[list[int]] = []
+    for group in groups.values():
+        largest = max_stack or _largest_stack(pick(specs, group), room, device)
+        share = sum(pick(costs, group)) / total
+        n_stacks = max(math.ceil(len(group) / largest), round(share * workers))
+        stacks += _split_evenly(group, min(n_stacks, len(group)))
+
+    def cost_of(stack: list[int]) -> float:
+        return sum(pick(costs, stack))
+
+    return sorted(stacks, key=cost_of, reverse=True)
+
+
+def _largest_stack(specs: Sequence[Spec], room: float, device: str) -> int:
+    """How many such runs a stack may hold: at least one, whatever its estimated memory."""
+    each = max(member_bytes(spec) for spec in specs)
+    fits = room / each
+    quickest: float = LARGEST[device]
+    if device == "cpu":
+        quickest = min(quickest, max(FEW, CROWDED / each))
+    return max(1, int(min(quickest, fits)))
+
+
+def _split_evenly(group: list[int], n_parts: int) -> list[list[int]]:
+    parts = []
+    for k in range(n_parts):
+        start = len(group) * k // n_parts
+        stop = len(group) * (k + 1) // n_parts
+        parts.append(group[start:stop])
+    return parts

@@ -1,4 +1,4 @@
-"""Many stacks, in worker processes of this machine."""
+"""The executor `local`: worker processes of this machine, each with one stack at a time."""
 
 from __future__ import annotations
 
@@ -9,99 +9,31 @@ import signal
 import sys
 import tempfile
 import threading
-import traceback
 import types
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from nfexp.record import outcome
-from nfexp.surroundings import environment, settle_streams, socket_folder
-from nfexp.sweep.planning import Machine, threads_each
-from nfexp.sweep.worker import Job, stopping, work
-from nfexp.sweep.worker import stop as stop_here
+from nfexp.surroundings import environment, socket_folder
+from nfexp.sweep.executors import Retries, Task, log_to_output, portable, unfinished, work_at
+from nfexp.sweep.planning import Machine, pick, threads_each
+from nfexp.sweep.stopping import ask_to_stop, is_asked_to_stop
+from nfexp.sweep.worker import Job, give_up
 
 log = logging.getLogger(__name__)
 
-TRIES = 2  # deaths of a process before a run that was alone with it is given up
 
-
-def _follow(parent: Any) -> None:
-    connection.wait([parent])
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def told(error: Exception) -> Exception:
-    """An exception that survives the pipe, with the traceback as a note."""
-    if not isinstance(error, OSError):
-        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        error = (ValueError if isinstance(error, ValueError) else RuntimeError)(text)
-    error.add_note(traceback.format_exc())
-    return error
-
-
-def _serve(pipe: connection.Connection) -> None:
-    """Life of a worker: call what comes, until the pipe ends, a SIGTERM comes or the parent dies.
-
-    What is in hand then is finished, but for training, which asks :func:`stopping`.
-    """
-    busy = False
-
-    def stop(*_: object) -> None:
-        stop_here()
-        if not busy:
-            raise SystemExit
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, stop)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
-    settle_streams()
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
-    with suppress(EOFError, BrokenPipeError):
-        while not stopping():
-            function, args, keywords = pipe.recv()
-            busy = True
-            try:
-                answer = True, function(*args, **keywords)
-            except Exception as error:
-                if stopping():
-                    return
-                answer = False, told(error)
-            busy = False
-            pipe.send(answer)
-
-
-def work_at(place: int, threads: int, jobs: Sequence[Job], **how: Any) -> None:
-    """:func:`work` with this many threads, on the GPU with this number where there are any."""
-    import torch
-
-    torch.set_num_threads(threads)
-    if any(job.spec.device != "cpu" for job in jobs) and torch.cuda.is_available():
-        torch.cuda.set_device(place % torch.cuda.device_count())
-    work(jobs, **how)
+# --- Ctrl-C ----------------------------------------------------------------------------
 
 
 @contextmanager
-def _without_main() -> Iterator[None]:
-    """What starts here does not run the main module of this program again: workers need nothing of it."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextmanager
-def _on_interrupt(handler: Any) -> Iterator[None]:
-    """Handle Ctrl-C so, where this is the main thread."""
+def _on_ctrl_c(handler: Any) -> Iterator[None]:
+    """Handle SIGINT like this while the body runs; Python allows that in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -112,21 +44,110 @@ def _on_interrupt(handler: Any) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _load_ahead(context: Any) -> None:
-    """Start the server that workers are forked from: deaf to Ctrl-C, and loading torch while we go on."""
+@contextmanager
+def _ctrl_c_as_message() -> Iterator[connection.Connection]:
+    """A connection that can be read once Ctrl-C was pressed; a second one raises an error.
+
+    So the first Ctrl-C interrupts no step of the body: it is waited for beside the answers of the
+    workers.
+    """
+    heard, say = multiprocessing.Pipe(duplex=False)
+
+    def note(*_: object) -> None:
+        if heard.poll():
+            raise KeyboardInterrupt
+        say.send(None)
+
+    with heard, say, _on_ctrl_c(note):
+        yield heard
+
+
+# --- In a worker -----------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """What comes back of a call: what it returned, or (`good` is False) the exception it raised."""
+
+    good: bool
+    value: Any
+
+
+def _end_with(parent: Any) -> None:
+    """Wait for the end of the parent, then tell this process to end as well."""
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _serve(pipe: connection.Connection) -> None:
+    """Life of a worker: call what comes, until the pipe closes, a SIGTERM comes or the parent dies.
+
+    A call that is running then is finished, but training stops: it asks :func:`is_asked_to_stop`.
+    """
+    busy = False
+
+    def on_sigterm(*_: object) -> None:
+        ask_to_stop()
+        if not busy:  # it waits for a call: nothing will look at the flag
+            raise SystemExit
+
+    # Ctrl-C reaches the whole process group; the parent decides what comes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    log_to_output()
+    with suppress(EOFError, BrokenPipeError):
+        while not is_asked_to_stop():
+            function, args, keywords = pipe.recv()
+            busy = True
+            try:
+                answer = Answer(True, function(*args, **keywords))
+            except Exception as error:
+                if is_asked_to_stop():
+                    return
+                answer = Answer(False, portable(error))
+            busy = False
+            pipe.send(answer)
+
+
+# --- Starting processes ----------------------------------------------------------------
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the main module from processes that start, which would run it again for nothing."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _start_server(context: Any) -> None:
+    """Start the process that workers are forked from. It loads torch meanwhile, and ignores Ctrl-C.
+
+    Forking this process itself is no way: its threads would not be copied, but the locks they hold
+    would.
+    """
     from multiprocessing import forkserver
 
-    places = [str(Path(__file__).parents[2])]
+    search_path = [str(Path(__file__).parents[2])]  # where this package lies
     if os.environ.get("PYTHONPATH"):
-        places.append(os.environ["PYTHONPATH"])
+        search_path.append(os.environ["PYTHONPATH"])
     context.set_forkserver_preload(["nfexp.run"])
-    own = environment(PYTHONPATH=os.pathsep.join(places), PYTHONSAFEPATH="1")
-    with own, _on_interrupt(signal.SIG_IGN), _without_main():
+    # The server inherits what holds now: the environment, the handler of SIGINT, the main module.
+    variables = environment(PYTHONPATH=os.pathsep.join(search_path), PYTHONSAFEPATH="1")
+    with variables, _on_ctrl_c(signal.SIG_IGN), _without_main():
         forkserver.ensure_running()
 
 
 def _make_room_for_sockets() -> bool:
-    """Have multiprocessing keep its sockets where their names fit, however deep TMPDIR is; whether that can be done."""
+    """Have multiprocessing keep its sockets where their names fit, however long TMPDIR is.
+
+    The address of a socket has about 100 characters at most. False if there is no such folder.
+    """
     from multiprocessing import util
 
     folder = socket_folder()
@@ -135,44 +156,35 @@ def _make_room_for_sockets() -> bool:
     before = tempfile.tempdir
     tempfile.tempdir = folder
     try:
-        util.get_temp_dir()  # made once, for the life of this process
+        util.get_temp_dir()  # makes the folder now, and keeps to it for the life of this process
     finally:
         tempfile.tempdir = before
     return True
 
 
-def after_death(
-    task: Sequence[int], left: list[int], deaths: Counter[int], how: str
-) -> list[tuple[list[int], str | None]]:
-    """What to do with the jobs that a dead process left: halves to try again, or a run given up, with the reason.
-
-    `deaths` counts how often each job was in a process that died.
-    """
-    deaths.update(left)
-    if len(task) == len(left) == 1 and deaths[left[0]] >= TRIES:
-        return [(left, how)]
-    half = (len(left) + 1) // 2
-    return [(part, None) for part in (left[:half], left[half:]) if part]
+# --- In the parent ---------------------------------------------------------------------
 
 
 @dataclass
 class _Worker:
+    """A worker as its parent sees it; `task` is what it is working on."""
+
     place: int
     process: Any
     pipe: connection.Connection
-    task: list[int] = field(default_factory=list)  # positions of the jobs in its hands
-    lost: str | None = None
+    task: Task | None = None
 
     def send(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> None:
-        with suppress(OSError):  # a dead worker shows when it is read
+        with suppress(OSError):  # that a worker is dead shows when its answer is read
             self.pipe.send((function, args, keywords))
 
-    def answer(self) -> tuple[bool, Any] | None:
-        """Whether the call went well, with what it returned or raised; None from a worker that has died."""
+    def answer(self) -> Answer | None:
+        """The answer to a call; None if the worker has died."""
         try:
-            return self.pipe.recv()
+            answer: Answer = self.pipe.recv()
         except (EOFError, OSError):
             return None
+        return answer
 
 
 def _kill(workers: list[_Worker]) -> None:
@@ -183,113 +195,85 @@ def _kill(workers: list[_Worker]) -> None:
     workers.clear()
 
 
-class Pool:
-    """Worker processes that live as long as this object, each with one stack at a time.
+@dataclass
+class _Batch:
+    """One call of :meth:`Pool.run`: what waits for a worker, and what every task is given."""
 
-    They are forked from a server that has torch loaded, or spawned where there is none; loading begins here and now,
-    and nothing waits for it before the first call.
+    queue: deque[Task]
+    job_of: Callable[[int], Job]
+    threads: int
+    fail_fast: bool
+    retries: Retries = field(default_factory=Retries)
+
+    def jobs(self, task: Task) -> list[Job]:
+        return [self.job_of(i) for i in task.positions]
+
+
+class Pool:
+    """Worker processes that live as long as this object.
+
+    They are forked from a server that has torch loaded, or spawned where there is none. The server
+    starts at once, and nothing waits for it before the first call.
     """
 
     def __init__(self) -> None:
-        forks = "forkserver" in multiprocessing.get_all_start_methods() and _make_room_for_sockets()
-        self.context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+        has_server = "forkserver" in multiprocessing.get_all_start_methods()
+        can_fork = has_server and _make_room_for_sockets()
+        self.context: Any = multiprocessing.get_context("forkserver" if can_fork else "spawn")
         self.workers: list[_Worker] = []
-        if forks:
-            _load_ahead(self.context)
+        if can_fork:
+            _start_server(self.context)
         weakref.finalize(self, _kill, self.workers)
 
-    def _start(self, place: int) -> _Worker:
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_serve, args=(theirs,), daemon=True, name=f"nfexp-{place}")
-        with _without_main():
-            process.start()
-        theirs.close()
-        return _Worker(place, process, ours)
+    def machine(self, look: Callable[[], Machine]) -> Machine:
+        """This machine, as `look` finds it."""
+        return look()
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What a worker returns, or raises, for a call."""
-        if not self.workers:
-            self.workers.append(self._start(0))
+        """Call a function in a worker; return what it returns, raise what it raises."""
+        self._have_workers(1)
         worker = self.workers[0]
         worker.send(function, *args)
-        good, value = worker.answer() or (False, RuntimeError(f"a worker process ended in {function.__name__}"))
-        if not good:
-            raise value
-        return value
+        answer = worker.answer()
+        if answer is None:
+            raise RuntimeError(f"a worker process ended in {function.__name__}")
+        if not answer.good:
+            raise answer.value
+        return answer.value
 
     def run(
-        self, stacks: Sequence[list[int]], job: Callable[[int], Job], *, workers: int, **how: Any
+        self,
+        stacks: Sequence[list[int]],
+        job_of: Callable[[int], Job],
+        *,
+        workers: int,
+        fail_fast: bool,
     ) -> Iterator[list[int]]:
-        """Have the stacks (lists of positions) worked off; yield the positions of finished jobs as they come.
+        """Train the stacks (lists of positions); yield the positions of finished jobs as they come.
 
-        A worker that dies is replaced, and its unfinished jobs are tried again in halves, at last alone; a run that
-        kills its process alone is recorded as failed. Leaving the iteration early, or a first Ctrl-C (which then
-        raises KeyboardInterrupt), lets the workers finish what they are writing; a second stops at once.
+        A worker that dies is replaced, and its unfinished jobs are tried again in halves, at last
+        alone. A run that kills its process alone is recorded as failed. Leaving the iteration
+        early, or a first Ctrl-C (which raises KeyboardInterrupt), lets the workers finish what
+        they are writing; a second stops at once.
 
         Raises
         ------
         OSError
             If a directory cannot be written.
         """
-        queue: deque[tuple[list[int], str | None]] = deque((stack, None) for stack in stacks)
-        deaths: Counter[int] = Counter()
-        heard, ctrl_c = multiprocessing.Pipe(duplex=False)
-
-        def note(*_: object) -> None:
-            if heard.poll():
-                raise KeyboardInterrupt
-            ctrl_c.send(None)
-
+        queue = deque(Task(stack) for stack in stacks)
+        batch = _Batch(queue, job_of, threads_each(workers), fail_fast)
         finished = False
         try:
-            while len(self.workers) < workers:
-                self.workers.append(self._start(len(self.workers)))
-            with _on_interrupt(note):
-                while queue or any(worker.task for worker in self.workers):
-                    for worker in self.workers[:workers]:
-                        if queue and not worker.task:
-                            worker.task, worker.lost = queue.popleft()
-                            jobs = [job(i) for i in worker.task]
-                            worker.send(work_at, worker.place, threads_each(workers), jobs, lost=worker.lost, **how)
-                    busy: dict[Any, _Worker] = {worker.pipe: worker for worker in self.workers if worker.task}
-                    ready = connection.wait([heard, *busy])
-                    if heard in ready:
-                        raise KeyboardInterrupt
-                    for worker in (busy[pipe] for pipe in ready):
-                        answer = worker.answer()
-                        if answer is None:
-                            if done := self._replace(worker, job, queue, deaths):
-                                yield done
-                        elif answer[0]:
-                            done, worker.task = worker.task, []
-                            yield done
-                        else:
-                            raise answer[1]
+            self._have_workers(workers)
+            # While this generator is suspended, Ctrl-C is only noted: the caller is not
+            # interrupted either.
+            with _ctrl_c_as_message() as ctrl_c:
+                yield from self._run(batch, workers, ctrl_c)
             finished = True
         finally:
             if not finished:
                 self.close()
-
-    def _replace(
-        self, worker: _Worker, job: Callable[[int], Job], queue: deque[tuple[list[int], str | None]],
-        deaths: Counter[int],
-    ) -> list[int]:  # fmt: skip
-        """Put what a dead worker left at the head of the queue and start another; positions of what it finished."""
-        worker.process.join()
-        code = worker.process.exitcode
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        if worker.lost:
-            raise RuntimeError(f"worker processes are {how} whatever they do")
-        left = [i for i in worker.task if outcome(job(i).folder) is None]
-        log.warning(f"a worker was {how}; {len(left)} unfinished runs of its stack are tried again")
-        queue.extendleft(reversed(after_death(worker.task, left, deaths, f"its process was {how}")))
-        worker.pipe.close()
-        self.workers[self.workers.index(worker)] = self._start(worker.place)
-        return [i for i in worker.task if i not in left]
-
-    def machine(self, here: Callable[[], Machine]) -> Machine:
-        """This one."""
-        return here()
 
     def close(self) -> None:
         """End the workers, each after what it is writing."""
@@ -298,5 +282,85 @@ class Pool:
                 worker.process.terminate()
             for worker in self.workers:
                 worker.process.join()
-        finally:
+        finally:  # a second Ctrl-C comes here while a worker is waited for
             _kill(self.workers)
+
+    def _have_workers(self, number: int) -> None:
+        """Start workers until there are so many."""
+        while len(self.workers) < number:
+            self.workers.append(self._start(len(self.workers)))
+
+    def _start(self, place: int) -> _Worker:
+        ours, theirs = self.context.Pipe()
+        name = f"nfexp-{place}"
+        process = self.context.Process(target=_serve, args=(theirs,), daemon=True, name=name)
+        with _without_main():
+            process.start()
+        theirs.close()  # or the pipe would stay open when the worker dies
+        return _Worker(place, process, ours)
+
+    def _run(
+        self,
+        batch: _Batch,
+        n_workers: int,
+        ctrl_c: connection.Connection,
+    ) -> Iterator[list[int]]:
+        """Hand out tasks and take answers until no task is left; yield as :meth:`run` does."""
+        while True:
+            busy = []
+            for worker in self.workers[:n_workers]:
+                if worker.task is None and batch.queue:
+                    self._hand_out(batch, worker, batch.queue.popleft())
+                if worker.task is not None:
+                    busy.append(worker)
+            if not busy:
+                return
+            pipes = [worker.pipe for worker in busy]
+            ready = connection.wait([ctrl_c, *pipes])
+            if ctrl_c in ready:
+                raise KeyboardInterrupt
+            for worker in busy:
+                if worker.pipe in ready:
+                    done = self._collect(batch, worker)
+                    if done:
+                        yield done
+
+    def _hand_out(self, batch: _Batch, worker: _Worker, task: Task) -> None:
+        worker.task = task
+        jobs = batch.jobs(task)
+        if task.lost is None:
+            worker.send(work_at, worker.place, batch.threads, jobs, fail_fast=batch.fail_fast)
+        else:
+            worker.send(give_up, jobs, task.lost)
+
+    def _collect(self, batch: _Batch, worker: _Worker) -> list[int]:
+        """Take the answer of a worker, or its death; positions of the jobs that are done."""
+        task = worker.task
+        assert task is not None  # only a busy worker is asked
+        answer = worker.answer()
+        if answer is None:
+            return self._replace(batch, worker, task)
+        if not answer.good:
+            raise answer.value
+        worker.task = None
+        return task.positions
+
+    def _replace(self, batch: _Batch, worker: _Worker, task: Task) -> list[int]:
+        """Put what a dead worker left first in the queue, start another; gives what it finished."""
+        worker.process.join()
+        code = worker.process.exitcode
+        if code < 0:
+            end = f"killed by {signal.Signals(-code).name}"
+        else:
+            end = f"ended with exit code {code}"
+        if task.lost is not None:  # it had nothing to train, and died all the same
+            raise RuntimeError(f"worker processes are {end} whatever they do")
+
+        jobs = batch.jobs(task)
+        left = pick(task.positions, unfinished(jobs))
+        log.warning(f"a worker was {end}; {len(left)} unfinished runs of its stack are tried again")
+        tasks = batch.retries.after_death(task.positions, left, f"its process was {end}")
+        batch.queue.extendleft(reversed(tasks))  # extendleft turns the order round
+        worker.pipe.close()
+        self.workers[self.workers.index(worker)] = self._start(worker.place)
+        return [i for i in task.positions if i not in left]

@@ -1,4 +1,4 @@
-"""Train many runs as stacks: which of them train together, who executes them, and what came of each."""
+"""Train many runs as stacks: which train together, by which executor, what came of each."""
 
 from __future__ import annotations
 
@@ -11,35 +11,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nfexp.flows.cost import training_cost
 from nfexp.record import Outcome, outcome
 from nfexp.spec import Spec, SpecError, Words, run_id
 from nfexp.sweep import executors
 from nfexp.sweep.dry_run import Stacks
 from nfexp.sweep.folder import locked
 from nfexp.sweep.joblib import Joblib
-from nfexp.sweep.planning import Machine, budget, machine, plan
+from nfexp.sweep.planning import Machine, budget, machine, pick, plan_stacks, total_cost
 from nfexp.sweep.pool import Pool
 from nfexp.sweep.slurm import Resources, Slurm, resources
 from nfexp.sweep.worker import Job
 
 log = logging.getLogger(__name__)
 
-JobOf = Callable[[int], Job]  # by its position
-
 
 class Executor(Protocol):
     """Trains stacks somewhere; what came of them stands in the directories of their runs."""
 
-    def machine(self, here: Callable[[], Machine]) -> Machine:
-        """The machine that one stack finds there; `here` looks at this one."""
+    def machine(self, look: Callable[[], Machine]) -> Machine:
+        """The machine that one stack finds there; `look` looks at this one."""
         ...
 
-    def run(self, stacks: Sequence[list[int]], job: JobOf, *, workers: int, fail_fast: bool) -> Iterator[list[int]]:
-        """Yield the positions of jobs as they are done with."""
+    def run(
+        self,
+        stacks: Sequence[list[int]],
+        job_of: Callable[[int], Job],
+        *,
+        workers: int,
+        fail_fast: bool,
+    ) -> Iterator[list[int]]:
+        """Train the stacks (lists of positions); yield positions of jobs that are done with."""
         ...
 
     def close(self) -> None: ...
+
+
+# --- What hydra.launcher says, checked -------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,7 @@ class Options:
     slurm: Resources
 
 
-def checked(values: Mapping[str, Any]) -> Options:
+def checked_options(values: Mapping[str, Any]) -> Options:
     """The options of a launcher.
 
     Raises
@@ -65,7 +72,8 @@ def checked(values: Mapping[str, Any]) -> Options:
     """
     for key in ("max_stack", "workers"):
         value = values[key]
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if value is not None and not is_count:
             raise SpecError(f"hydra.launcher.{key}", "an integer >= 1 or null", value)
     memory = values["memory"]
     if memory is not None and (not isinstance(memory, int | float) or not 0 < memory < math.inf):
@@ -74,8 +82,43 @@ def checked(values: Mapping[str, Any]) -> Options:
     return Options(**{**values, "slurm": resources(values["slurm"])})
 
 
+# --- The stacks of a sweep -------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """The runs that a launcher is given: their specs, and how to find each one's folder and job.
+
+    `on_end` is told of each run that is done with, and of its outcome if it left one.
+    """
+
+    specs: Sequence[Spec]
+    folders: Sequence[str]
+    job_of: Callable[[int], Job]
+    on_end: Callable[[int, Outcome | None], None]
+
+    def outcomes(self, positions: Sequence[int]) -> dict[int, Outcome]:
+        """The outcomes in the directories of these runs, by position, where there are any.
+
+        Raises
+        ------
+        SpecError
+            If a directory holds another run.
+        """
+        ends = {}
+        for i in positions:
+            end = outcome(self.folders[i])
+            if end is None:
+                continue
+            if end.run_id != run_id(self.specs[i]):
+                got = Words("one that holds another run")
+                raise SpecError(self.folders[i], "a new or empty folder", got)
+            ends[i] = end
+        return ends
+
+
 class Stacking:
-    """The stacks of one sweep and the processes that train them; they start at the first use.
+    """The stacks of one sweep and the processes that train them, which start at the first use.
 
     Parameters
     ----------
@@ -131,88 +174,79 @@ class Stacking:
         options = self.options
         devices = sorted({spec.device for spec in specs})
 
-        def here() -> Machine:
+        def look() -> Machine:
             if devices == ["cpu"]:
                 return machine(devices)
-            found: Machine = self.call(machine, devices)  # asks torch for GPUs
+            found: Machine = self.call(machine, devices)  # it asks torch for GPUs
             return found
 
-        on = self.executor.machine(here)
+        on = self.executor.machine(look)
         workers = options.workers or min(on.places, len(specs))
         room = budget(on, workers, options.memory)
-        positions = plan(specs, workers=workers, max_stack=options.max_stack, room=room, device=on.device)
-        at_once = options.workers or (len(positions) if options.executor == "slurm" else workers)
+        positions = plan_stacks(
+            specs,
+            workers=workers,
+            max_stack=options.max_stack,
+            room=room,
+            device=on.device,
+        )
+        at_once = workers
+        if options.executor == "slurm" and options.workers is None:
+            at_once = len(positions)  # SLURM finds a place for each
         return Stacks(positions=positions, at_once=min(at_once, len(positions)), room=room)
 
-    def train(
-        self,
-        specs: Sequence[Spec],
-        folders: Sequence[str],
-        job_of: JobOf,
-        *,
-        fail_fast: bool,
-        on_end: Callable[[int, Outcome | None], None],
-    ) -> dict[int, Outcome]:
-        """Train what has no finished record; gives the outcomes by position, and tells `on_end` of each new one."""
+    def train(self, runs: Runs, *, fail_fast: bool) -> dict[int, Outcome]:
+        """Train the runs that have no finished record; gives the outcomes of all, by position."""
         with locked(self.folder):
-            ends = self._outcomes(specs, folders, range(len(specs)))
-            rest = [i for i in range(len(specs)) if i not in ends]
+            ends = runs.outcomes(range(len(runs.specs)))
+            rest = [i for i in range(len(runs.specs)) if i not in ends]
             if rest:
-                self._train_rest(specs, folders, job_of, rest, ends, fail_fast=fail_fast, on_end=on_end)
+                self._train_rest(runs, rest, ends, fail_fast=fail_fast)
         return ends
 
     def _train_rest(
         self,
-        specs: Sequence[Spec],
-        folders: Sequence[str],
-        job_of: JobOf,
+        runs: Runs,
         rest: Sequence[int],
         ends: dict[int, Outcome],
         *,
         fail_fast: bool,
-        on_end: Callable[[int, Outcome | None], None],
     ) -> None:
-        found = self.stacks([specs[i] for i in rest])
-        stacks = [[rest[i] for i in stack] for stack in found.positions]
+        """Train the runs at the positions `rest` and put their outcomes into `ends`."""
+        found = self.stacks(pick(runs.specs, rest))
+        stacks = [pick(rest, positions) for positions in found.positions]
         finished = f"; {len(ends)} more are finished" if ends else ""
         log.info(f"{len(rest)} runs in {len(stacks)} stacks, {found.at_once} at a time{finished}")
-        progress = Progress([specs[i] for i in rest])
-        working = self.executor.run(stacks, job_of, workers=found.at_once, fail_fast=fail_fast)
-        for part in working:
-            new = self._outcomes(specs, folders, part)
+
+        progress = Progress(pick(runs.specs, rest))
+        working = self.executor.run(stacks, runs.job_of, workers=found.at_once, fail_fast=fail_fast)
+        for done in working:
+            new = runs.outcomes(done)
             ends |= new
-            for i in part:
-                on_end(i, new.get(i))
-            progress.add([specs[i] for i in part])
-            log.info(progress.line(list(ends.values()), len(specs)))
+            for i in done:
+                runs.on_end(i, new.get(i))
+            progress.add(pick(runs.specs, done))
+            log.info(progress.line(list(ends.values()), len(runs.specs)))
             if fail_fast and any(end.status == "failed" for end in new.values()):
                 break
+        # Left early, an executor's generator must be closed now: so it cancels what is queued.
         if hasattr(working, "close"):
-            working.close()  # a generator: what is queued is cancelled
+            working.close()
 
-    def _outcomes(self, specs: Sequence[Spec], folders: Sequence[str], some: Sequence[int]) -> dict[int, Outcome]:
-        """The outcomes that stand in the directories of some of the runs."""
-        ends = {}
-        for i in some:
-            end = outcome(folders[i])
-            if end is None:
-                continue
-            if end.run_id != run_id(specs[i]):
-                raise SpecError(folders[i], "a new or empty folder", Words("one that holds another run"))
-            ends[i] = end
-        return ends
+
+# --- Progress --------------------------------------------------------------------------
 
 
 class Progress:
-    """How far a sweep is, by the cost of what is done."""
+    """How far a sweep is, by the estimated cost of what is done."""
 
     def __init__(self, specs: Sequence[Spec]) -> None:
-        self.total = sum(training_cost(spec) for spec in specs)
+        self.total = total_cost(specs)
         self.done = 0.0
         self.begun = time.perf_counter()
 
     def add(self, specs: Sequence[Spec]) -> None:
-        self.done += sum(training_cost(spec) for spec in specs)
+        self.done += total_cost(specs)
 
     def line(self, ends: Sequence[Outcome], n_runs: int) -> str:
         counts = Counter(end.status for end in ends)

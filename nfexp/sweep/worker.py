@@ -1,7 +1,8 @@
-"""The unit of work is a stack: train it, write each run's directory, survive what goes wrong. Knows nothing of Hydra.
+"""One stack in this process: train it, write each run's directory, survive what goes wrong.
 
-Here is one stack in this process; `planning` says which runs make a stack, `pool` has many worked off in processes.
-The side that hands out work needs no torch: only the processes that train import it.
+`planning` says which runs make a stack, and the executors (`pool`, `slurm`, `joblib`) call
+:func:`work` in other processes. Only a process that trains imports torch; the one that hands out
+work does not.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ import logging
 import logging.config
 import os
 import re
-import socket
-import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfexp.files import replacing
 from nfexp.record import code_version, outcome, write_run
 from nfexp.spec import Spec
 from nfexp.surroundings import settle_logs
+from nfexp.sweep.stopping import is_asked_to_stop
 
 if TYPE_CHECKING:
     from nfexp.run import Result
@@ -34,115 +34,99 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run and its directory: what to train, where it goes, and what else lies there."""
+    """A run and its directory: what to train, where it goes, and what else is written there."""
 
     spec: Spec
     folder: str
     files: Mapping[str, str] = field(default_factory=dict)  # path below the folder → text
     logging: Mapping[str, Any] | None = None  # as logging.config.dictConfig takes it
-    root: str | None = None  # the folder of its sweep: once that is gone, nothing is written or trained
+    root: str | None = None  # folder of the sweep; once it is gone, nothing is trained or written
 
 
-_stop = threading.Event()
+class Trained(NamedTuple):
+    """The result of a run by its position in the stack; the traceback if training it raised."""
+
+    position: int
+    result: Result
+    trouble: str | None
 
 
-def stop() -> None:
-    """Tell this process to stop: what trains leaves checkpoints and raises :class:`nfexp.run.Interrupted`."""
-    _stop.set()
-
-
-def stopping() -> bool:
-    """Whether this process has been told to stop: by a signal, or by the death of its parent."""
-    return _stop.is_set()
-
-
-HOLDER = ".lock-holder"  # in the folder of a sweep: which process leads it
-LOOK_SECONDS = 1.0  # between two looks at it
-
-
-def leader(root: str | os.PathLike[str]) -> str:
-    """The process that leads the sweep in a folder, "process 4711 on host"; "" if none does.
-
-    One that was killed still stands there: it counts as gone where it can be looked for, on its own host.
-
-    >>> leader("/nowhere")
-    ''
-    """
-    with suppress(OSError, ValueError):
-        name = (Path(root) / HOLDER).read_text(encoding="utf-8").strip()
-        _, pid, _, host = name.split(" ")
-        if host == socket.gethostname():
-            with suppress(PermissionError):  # somebody else's, but there
-                os.kill(int(pid), 0)
-        return name
-    return ""
-
-
-@contextmanager
-def following(root: str | None, led_by: str) -> Iterator[None]:
-    """Tell this process to stop, for a while, once the sweep is no longer led by this process."""
-    done = threading.Event()
-
-    def look(folder: str) -> None:
-        while not done.wait(LOOK_SECONDS):
-            if leader(folder) != led_by:
-                stop()
-                return
-
-    looking = threading.Thread(target=look, args=(root,), daemon=True)
-    if root is not None and led_by:
-        looking.start()
-    try:
-        yield
-    finally:
-        done.set()
-        if looking.ident:
-            looking.join()
-        _stop.clear()  # a cluster's process lives on
+# --- The folders of runs ---------------------------------------------------------------
 
 
 def check_there(root: str | None) -> None:
-    """Raise FileNotFoundError if the folder of a sweep is gone: it is not made anew, for its plan would be missing."""
+    """Raise FileNotFoundError if the folder of a sweep is gone.
+
+    A run does not make it again: the plan of the sweep would be missing from it.
+    """
     if root is not None and not os.path.isdir(root):
         raise FileNotFoundError(errno.ENOENT, "a folder that was removed", root)
 
 
-TEMPORARY = re.compile(r"\..*(\.(csv|npz|safetensors|json|yaml|html|md|tex|png|pdf)|holder|cache)\.\w{8}")
+# The names that nfexp.files.replacing gives while it writes: .NAME.SUFFIX and eight random
+# characters
+SUFFIXES = "csv|npz|safetensors|json|yaml|html|md|tex|png|pdf"
+TEMPORARY = re.compile(rf"\..*(\.({SUFFIXES})|holder|cache)\.\w{{8}}")
 
 
 def clear(folder: Path) -> None:
-    """Remove what a killed process may have left: temporary files, and the checkpoint of a run that is finished.
+    """Remove what a killed process may have left: temporary files, a finished run's checkpoint.
 
-    >>> [bool(TEMPORARY.fullmatch(name)) for name in (".result.json.a1_b2c3d", ".runs.cache", ".my.settings")]
-    [True, False, False]
+    >>> bool(TEMPORARY.fullmatch(".result.json.a1_b2c3d")), bool(TEMPORARY.fullmatch(".runs.cache"))
+    (True, False)
     """
     with suppress(FileNotFoundError, NotADirectoryError):
-        there = os.listdir(folder)
-        for name in there:
-            if TEMPORARY.fullmatch(name) or ("result.json" in there and name == "checkpoint.safetensors"):
+        names = os.listdir(folder)
+        is_finished = "result.json" in names
+        for name in names:
+            is_old_checkpoint = is_finished and name == "checkpoint.safetensors"
+            if is_old_checkpoint or TEMPORARY.fullmatch(name):
                 (folder / name).unlink(missing_ok=True)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller stack may do what raised this.
+def _clear_before(job: Job) -> None:
+    """Clear the folder of a job, and those below it that its files go to."""
+    folders = {Path(job.folder)}
+    for name in job.files:
+        folders.add(Path(job.folder, name).parent)
+    for folder in folders:
+        clear(folder)
 
-    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
-    (True, True)
+
+# --- Training --------------------------------------------------------------------------
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this error says that memory ran out, so that a smaller stack may succeed.
+
+    >>> out_of_memory(MemoryError())
+    True
+    >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    True
     """
     import torch
 
-    told = isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "Allocator" in str(error))
-    return told or isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    # On the CPU torch raises a plain RuntimeError, which only its text tells from others.
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    return "can't allocate memory" in text or "Allocator" in text
 
 
 def train(
-    specs: Sequence[Spec], folders: Sequence[str | os.PathLike[str]], *, root: str | None = None
-) -> Iterator[tuple[int, Result, str | None]]:
-    """Train a stack; yield position, result and, of a run that raised, its traceback.
+    specs: Sequence[Spec],
+    folders: Sequence[str | os.PathLike[str]],
+    *,
+    root: str | None = None,
+) -> Iterator[Trained]:
+    """Train a stack and yield a :class:`Trained` for each run.
 
-    A stack that runs out of memory is halved; one that raises anything else is trained again one run at a time, so
-    that only the culprit fails. Checkpoints lie in `folders`, one per run, as long as `root` is there; a run that
-    raises alone, carried on from one, is begun again.
+    A stack that runs out of memory is halved. One that raises anything else is trained again one
+    run at a time, so that only the culprit fails. A run that raises alone after it was carried on
+    from a checkpoint is begun again without it. Checkpoints lie in `folders`, one per run, as long
+    as `root` is there.
 
     Raises
     ------
@@ -156,76 +140,121 @@ def train(
 
     def stop() -> bool:
         check_there(root)
-        return stopping()
+        return is_asked_to_stop()
 
     run.reuse_freed_memory()
     pending = deque([list(range(len(specs)))])
     while pending:
         part = pending.popleft()
-        places = [Path(folders[i]) for i in part]
-        checkpoints = [place / CHECKPOINT for place in places]
-        carried_on = [path for path in checkpoints if path.exists()]
+        places = []
+        carried_on = []  # looked for now, for training writes checkpoints of its own
+        for i in part:
+            place = Path(folders[i])
+            places.append(place)
+            if (place / CHECKPOINT).exists():
+                carried_on.append(place / CHECKPOINT)
         trouble = None
         try:
-            results = run.run_stack([specs[i] for i in part], folders=places, code=code_version(), stop=stop)
-        except (run.Interrupted, OSError):  # told to stop; a checkpoint that cannot be written
+            some = [specs[i] for i in part]
+            results = run.run_stack(some, folders=places, code=code_version(), stop=stop)
+        except (run.Interrupted, OSError):  # told to stop, or a checkpoint cannot be written
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            trouble = traceback.format_exc()
             if len(part) > 1:
                 size = (len(part) + 1) // 2 if out_of_memory(error) else 1
-                log.warning(f"a stack of {len(part)} raised {reason}; it goes on in stacks of {size}")
-                pending.extendleft(reversed([part[k : k + size] for k in range(0, len(part), size)]))
+                what = f"a stack of {len(part)} raised {reason}"
+                log.warning(f"{what}; it goes on in stacks of {size}")
+                smaller = [part[k : k + size] for k in range(0, len(part), size)]
+                pending.extendleft(reversed(smaller))  # extendleft turns the order round
                 continue
             if carried_on:
-                log.warning(f"a run carried on from {carried_on[0]} raised {reason}; it is begun again")
+                what = f"a run carried on from {carried_on[0]} raised {reason}"
+                log.warning(f"{what}; it is begun again")
                 carried_on[0].unlink()
                 pending.appendleft(part)
                 continue
+            trouble = traceback.format_exc()
             results = [run.Result(spec=specs[part[0]], status="failed", reason=reason)]
-        yield from ((i, result, trouble) for i, result in zip(part, results, strict=True))
+        for i, result in zip(part, results, strict=True):
+            yield Trained(i, result, trouble)
+
+
+def check_all(specs: Sequence[Spec]) -> None:
+    """Raise for the first run that could not be set up, before anything is trained or written."""
+    from nfexp.run import check
+
+    distinct: dict[tuple[object, ...], Spec] = {}
+    for spec in specs:  # of many runs few differ in what the check looks at
+        if spec.data.kind == "density":
+            distinct[spec.data.name, spec.data.noise, spec.data.text, spec.device] = spec
+        else:
+            distinct[spec.data, spec.seed, spec.device] = spec  # each seed has a split of its own
+    for spec in distinct.values():
+        check(spec)
+
+
+# --- Records ---------------------------------------------------------------------------
 
 
 @contextmanager
-def _logged(config: Mapping[str, Any] | None) -> Iterator[None]:
-    """Log as `config` says, then again as before."""
+def _logging_as(config: Mapping[str, Any] | None) -> Iterator[None]:
+    """Log as `config` says while the body runs, then as before."""
     root = logging.getLogger()
-    before, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    level = root.level
     if config is not None:
         logging.config.dictConfig(dict(config))
     try:
         yield
     finally:
-        for handler in set(root.handlers) - set(before):
+        for handler in set(root.handlers) - set(handlers):
             handler.close()
-        root.handlers[:] = before
+        root.handlers[:] = handlers
         root.setLevel(level)
 
 
 def keep(folder: Path, result: Result, trouble: str | None = None) -> None:
-    """Write the record of a run, and into its log how it ended."""
+    """Write into the log of a run how it ended, then its record."""
     settle_logs()
-    m = result.metrics
     if result.status == "completed":
-        what = f"{result.spec.data.name} seed {result.spec.seed}: test NLL {m['test_nll']:.4f}"
-        if m["true_nll"] is None:  # a table, whose density nobody knows
-            log.info(f"{what} ± {m['test_nll_se']:.4f} nats ({folder})")
+        spec = result.spec
+        metrics = result.metrics
+        reached = f"{spec.data.name} seed {spec.seed}: test NLL {metrics['test_nll']:.4f}"
+        if metrics["true_nll"] is None:  # a table, whose density nobody knows
+            reached += f" ± {metrics['test_nll_se']:.4f}"
         else:
-            log.info(f"{what}, truth {m['true_nll']:.4f}, KL {m['kl']:.4f} ± {m['kl_se']:.4f} nats ({folder})")
+            reached += f", truth {metrics['true_nll']:.4f}"
+            reached += f", KL {metrics['kl']:.4f} ± {metrics['kl_se']:.4f}"
+        log.info(f"{reached} nats ({folder})")
     else:
-        log.log(
-            logging.WARNING if result.status == "diverged" else logging.ERROR,
-            f"{result.status}: {result.reason} ({folder})" + (f"\n{trouble}" if trouble else ""),
-        )
+        level = logging.WARNING if result.status == "diverged" else logging.ERROR
+        message = f"{result.status}: {result.reason} ({folder})"
+        if trouble:
+            message += f"\n{trouble}"
+        log.log(level, message)
     write_run(folder, result)
 
 
-def work(jobs: Sequence[Job], *, lost: str | None = None, fail_fast: bool = False) -> None:
-    """Train the jobs as one stack and write their directories; those that are finished already are left alone.
+def _write(job: Job, result: Result, trouble: str | None) -> None:
+    """Write the directory of a run: the files of the job, its log, its record."""
+    folder = Path(job.folder)
+    check_there(job.root)
+    if outcome(folder) is not None:  # another process has finished it meanwhile
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in job.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / name, sync=False) as path:
+            path.write_text(text, encoding="utf-8")
+    with _logging_as(job.logging):
+        keep(folder, result, trouble)
 
-    With `lost` nothing is trained: the jobs are recorded as failed for that reason. With `fail_fast` the first run
-    that fails ends the work.
+
+def work(jobs: Sequence[Job], *, fail_fast: bool = False) -> None:
+    """Train the jobs as one stack and write their directories; finished ones are left alone.
+
+    With `fail_fast` the first run that fails ends the work.
 
     Raises
     ------
@@ -234,45 +263,25 @@ def work(jobs: Sequence[Job], *, lost: str | None = None, fail_fast: bool = Fals
     nfexp.run.Interrupted
         If this process is told to stop.
     """
-    jobs = [job for job in jobs if outcome(job.folder) is None]
-    if not jobs:
+    todo = [job for job in jobs if outcome(job.folder) is None]
+    if not todo:
         return
-    if lost is None:
-        check_there(jobs[0].root)
-        for folder in {Path(job.folder, name).parent for job in jobs for name in ("result.json", *job.files)}:
-            clear(folder)
-        results = train([job.spec for job in jobs], [job.folder for job in jobs], root=jobs[0].root)
-    else:
-        from nfexp.run import Result
-
-        results = ((i, Result(spec=job.spec, status="failed", reason=lost), None) for i, job in enumerate(jobs))
-    for i, result, trouble in results:
-        folder = Path(jobs[i].folder)
-        check_there(jobs[i].root)
-        if outcome(folder) is not None:  # another process finished it meanwhile
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in jobs[i].files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / name, sync=False) as path:
-                path.write_text(text, encoding="utf-8")
-        with _logged(jobs[i].logging):
-            keep(folder, result, trouble)
+    root = todo[0].root
+    check_there(root)
+    for job in todo:
+        _clear_before(job)
+    specs = [job.spec for job in todo]
+    folders = [job.folder for job in todo]
+    for position, result, trouble in train(specs, folders, root=root):
+        _write(todo[position], result, trouble)
         if fail_fast and result.status == "failed":
             return
 
 
-def check_all(specs: Sequence[Spec]) -> None:
-    """Raise for the first run that could not be set up, before anything is trained or written."""
-    from nfexp.run import check
+def give_up(jobs: Sequence[Job], reason: str) -> None:
+    """Record the unfinished ones of the jobs as failed for this reason, without training them."""
+    from nfexp.run import Result
 
-    distinct: dict[tuple[object, ...], Spec] = {}
-    for spec in specs:
-        data = spec.data
-        if data.kind == "density":
-            what: tuple[object, ...] = (data.name, data.noise, data.text)
-        else:
-            what = (data, spec.seed)  # each seed has a split of its own
-        distinct[*what, spec.device] = spec
-    for spec in distinct.values():
-        check(spec)
+    for job in jobs:
+        if outcome(job.folder) is None:
+            _write(job, Result(spec=job.spec, status="failed", reason=reason), None)

@@ -1,8 +1,10 @@
-"""The sweep at a glance: per target its draws, the flow's samples, the learned density, and the KL over seeds."""
+"""The sweep at a glance: draws, samples, learned density and KL of each target."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,80 +12,142 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from nfexp.report.figures.clouds import BLUE, INK, Arrays, density_image, square
-from nfexp.report.figures.curves import TROUBLE, literal, scale_values, troubles
+from nfexp.analysis.table.records import rows_of
+from nfexp.report.figures.clouds import make_square
+from nfexp.report.figures.panels import BLUE, INK, TROUBLE, literal
+from nfexp.report.figures.scales import scale_values
+from nfexp.report.planar import Arrays, density_on_grid, image_extent
+from nfexp.report.words import troubles
 
-SIDE, GAP, LEFT, RIGHT = 1.55, 0.1, 0.66, 0.12  # inches
-TOP, STRIP, BELOW = 0.62, 1.15, 0.62
+SIDE = 1.55  # inches, of a panel
+GAP = 0.1  # inches, between two of them
+# inches around all panels
+LEFT = 0.66
+RIGHT = 0.12
+TOP = 0.62
+BELOW = 0.62
+ROWS = ("target draws", "flow samples", "learned density")
+STRIP = 1.15  # inches, the height of the strip of KL
 SHADES = LinearSegmentedColormap.from_list("density", ["white", "#7DB7DC", BLUE, "#00263C"])
 
 
-def draw_summary(arrays: Mapping[str, Arrays], seeds: pd.DataFrame, means: pd.DataFrame, title: str) -> Figure:
-    """One column per target: target draws, as many flow samples, the learned density, and the KL of all seeds.
+@dataclass(frozen=True)
+class Page:
+    """The figure, with places in inches from its upper left corner."""
+
+    figure: Figure
+    width: float
+    height: float
+
+    def axes(self, left: float, top: float, across: float, down: float) -> Axes:
+        """Axes of `across` times `down` inches."""
+        place = (
+            left / self.width,
+            1 - (top + down) / self.height,  # matplotlib counts from below
+            across / self.width,
+            down / self.height,
+        )
+        return self.figure.add_axes(place)
+
+    def label(self, axes: Axes, text: str) -> None:
+        """The label of a y axis; all of them stand in one line."""
+        place = axes.get_position()
+        middle = (place.y0 + place.y1) / 2
+        axes.set_ylabel(text)
+        axes.yaxis.set_label_coords(0.2 / self.width, middle, transform=self.figure.transFigure)
+
+
+def draw_summary(
+    arrays: Mapping[str, Arrays],
+    seeds: pd.DataFrame,
+    means: pd.DataFrame,
+    title: str,
+) -> Figure:
+    """One column per target: target draws, as many flow samples, learned density, KL of all seeds.
 
     Parameters
     ----------
     arrays
         By target, what one run at the centre of the study stored.
     seeds, means
-        From :func:`nfexp.report.figures.frames.centre_scores`, of these targets.
+        From :func:`nfexp.report.selection.centre_scores`, of these targets.
     """
     n = len(arrays)
     width = LEFT + n * SIDE + (n - 1) * GAP + RIGHT
     height = TOP + 3 * SIDE + 2 * GAP + 0.3 + STRIP + BELOW
-    figure = Figure(figsize=(width, height))
-
-    def place(left: float, top: float, across: float, down: float) -> Axes:
-        return figure.add_axes((left / width, 1 - (top + down) / height, across / width, down / height))
-
-    def label(axes: Axes, text: str) -> None:
-        box = axes.get_position()
-        axes.set_ylabel(text)
-        axes.yaxis.set_label_coords(0.2 / width, (box.y0 + box.y1) / 2, transform=figure.transFigure)
-
+    page = Page(Figure(figsize=(width, height)), width, height)
     for i, (target, own) in enumerate(arrays.items()):
-        x0, x1, y0, y1 = map(float, own["grid_extent"])
-        density, edges = density_image(own, "q")
-        top = float(np.nanpercentile(density, 99.9))
-        for j, name in enumerate(("target draws", "flow samples", "learned density")):
-            axes = place(LEFT + i * (SIDE + GAP), TOP + j * (SIDE + GAP), SIDE, SIDE)
-            if j < 2:
-                points = own["best" if j else "target"][: min(len(own["best"]), len(own["target"]))]
-                axes.scatter(points[:, 0], points[:, 1], s=2.5, alpha=0.5, linewidths=0, color=BLUE if j else INK)
-            else:
-                axes.imshow(density, extent=edges, vmin=0, vmax=top or 1.0, cmap=SHADES)
-            square(axes, (x0, x1, y0, y1))
-            axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
-            if not i:
-                label(axes, name)
-            if not j:
-                axes.set_title(literal(target), y=1)
-    axes = place(LEFT, height - BELOW - STRIP, width - LEFT - RIGHT, STRIP)
+        column = _draw_column(page, i, own)
+        column[0].set_title(literal(target), y=1)
+        if i == 0:
+            for axes, name in zip(column, ROWS, strict=True):
+                page.label(axes, name)
+    strip = page.axes(LEFT, height - BELOW - STRIP, width - LEFT - RIGHT, STRIP)
+    _draw_scores(strip, list(arrays), seeds, means)
+    page.label(strip, "KL, nats")
+    page.figure.suptitle(literal(title, 24 * n), y=1 - 0.12 / height, va="top")
+    return page.figure
+
+
+def _draw_column(page: Page, number: int, arrays: Arrays) -> list[Axes]:
+    """The three panels of one target, from above."""
+    x0, x1, y0, y1 = map(float, arrays["grid_extent"])
+    column = []
+    for row in range(3):
+        left = LEFT + number * (SIDE + GAP)
+        top = TOP + row * (SIDE + GAP)
+        axes = page.axes(left, top, SIDE, SIDE)
+        column.append(axes)
+    n_points = min(len(arrays["best"]), len(arrays["target"]))
+    look: dict[str, Any] = {"s": 2.5, "alpha": 0.5, "linewidths": 0}
+    for axes, name, colour in zip(column, ("target", "best"), (INK, BLUE), strict=False):
+        points = arrays[name][:n_points]
+        axes.scatter(points[:, 0], points[:, 1], color=colour, **look)
+    density = density_on_grid(arrays, "grid_log_q")
+    brightest = float(np.nanpercentile(density, 99.9)) or 1.0
+    extent = image_extent(arrays, "grid_log_q")
+    column[2].imshow(density, extent=extent, vmin=0, vmax=brightest, cmap=SHADES)
+    for axes in column:
+        make_square(axes, (x0, x1, y0, y1))
+        axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
+    return column
+
+
+def _draw_scores(axes: Axes, targets: list[str], seeds: pd.DataFrame, means: pd.DataFrame) -> None:
+    """The KL of every seed, their mean and its interval, below the column of each target."""
     half = SIDE / 2 / (SIDE + GAP)  # the middle of each column above is at a whole number
-    axes.set_xlim(-half, n - 1 + half)
-    shown = means.set_index("data.name").loc[list(arrays)]
-    seeds = seeds[seeds["data.name"].isin(shown.index)]
-    cap = scale_values(axes, shown["kl_mean"], [*shown["kl_low"], *shown["kl_high"], *seeds["kl"]])
-    at = {target: i for i, target in enumerate(shown.index)}
-    axes.plot([at[t] - 0.05 for t in seeds["data.name"]], seeds["kl"], ".", color="#999999", alpha=0.7, zorder=2)
-    mean, low, high = (shown[f"kl_{k}"].to_numpy(float) for k in ("mean", "low", "high"))
+    axes.set_xlim(-half, len(targets) - 1 + half)
+    shown = means.set_index("data.name").loc[targets]
+    seeds = seeds[seeds["data.name"].isin(targets)]
+    ends = [*shown["kl_low"], *shown["kl_high"], *seeds["kl"]]
+    cap = scale_values(axes, shown["kl_mean"], ends)
+    places = [targets.index(target) - 0.05 for target in seeds["data.name"]]
+    axes.plot(places, seeds["kl"], ".", color="#999999", alpha=0.7, zorder=2)
+    mean = shown["kl_mean"].to_numpy(float)
+    low = shown["kl_low"].to_numpy(float)
+    high = shown["kl_high"].to_numpy(float)
     inside = mean <= cap
-    axes.errorbar(np.flatnonzero(inside) + 0.05, mean[inside], [(mean - low)[inside], (high - mean)[inside]],
-                  fmt="o", color=BLUE, elinewidth=1.4, zorder=3)  # fmt: skip
-    axes.plot(np.flatnonzero(~inside), np.ones((~inside).sum()), "^", color=TROUBLE, clip_on=False,
-              transform=axes.get_xaxis_transform())  # fmt: skip
-    axes.set_xticks(range(n), [_score(row) for _, row in shown.iterrows()], linespacing=1.3)
+    bars = [(mean - low)[inside], (high - mean)[inside]]
+    look: dict[str, Any] = {"fmt": "o", "color": BLUE, "elinewidth": 1.4, "zorder": 3}
+    axes.errorbar(np.flatnonzero(inside) + 0.05, mean[inside], bars, **look)
+    off = np.flatnonzero(~inside)
+    top_edge = axes.get_xaxis_transform()
+    axes.plot(off, np.ones(len(off)), "^", color=TROUBLE, clip_on=False, transform=top_edge)
+    labels = [_score(row) for row in rows_of(shown)]
+    axes.set_xticks(range(len(targets)), labels, linespacing=1.3)
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)
-    label(axes, "KL, nats")
-    figure.suptitle(literal(title, 24 * n), y=1 - 0.12 / height, va="top")
-    return figure
 
 
-def _score(row: pd.Series) -> str:
-    def number(value: float) -> str:
-        return f"{value:.3f}" if 1e-3 <= abs(value) < 10 else f"{value:.2g}"
-
-    interval = f" [{number(row['kl_low'])}, {number(row['kl_high'])}]" if row["kl_low"] == row["kl_low"] else ""
+def _score(row: Mapping[str, Any]) -> str:
+    """The mean with its interval, the number of seeds, and what did not complete, in lines."""
+    score = _short(row["kl_mean"])
+    if row["kl_low"] == row["kl_low"]:
+        score += f" [{_short(row['kl_low'])}, {_short(row['kl_high'])}]"
     seeds = f"{row['n']:.0f} {'seed' if row['n'] == 1 else 'seeds'}"
-    return "\n".join([number(row["kl_mean"]) + interval, seeds, *troubles(row)])
+    return "\n".join([score, seeds, *troubles(row)])
+
+
+def _short(value: float) -> str:
+    """Three decimals, or two digits where a column has no room for them."""
+    return f"{value:.3f}" if 1e-3 <= abs(value) < 10 else f"{value:.2g}"

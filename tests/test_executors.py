@@ -1,4 +1,4 @@
-"""Stacks on real engines: loky, Dask and Ray by joblib, submitit here and on a SLURM of two nodes, Hydra's plugins.
+"""Stacks by real executors: loky, Dask and Ray by joblib, submitit here and on a SLURM of two nodes, Hydra's plugins.
 
 What is not installed is skipped; CI installs none of it but joblib.
 """
@@ -22,8 +22,7 @@ from nfexp import load_runs
 from nfexp.checkpoint import CHECKPOINT
 from nfexp.record import outcome
 from nfexp.spec import SpecError
-from nfexp.sweep import executors as engines
-from nfexp.sweep import slurm
+from nfexp.sweep import executors, slurm
 from nfexp.sweep.pool import Pool
 from nfexp.sweep.slurm import Slurm, resources
 from nfexp.sweep.stacking import Options, Stacking
@@ -79,17 +78,17 @@ ABSENT = {
 
 @pytest.mark.parametrize(("module", "case"), ABSENT.items(), ids=ABSENT)
 def test_an_extra_that_is_not_installed(monkeypatch, module, case):
-    monkeypatch.setattr(engines, "find_spec", lambda name: name != module)
+    monkeypatch.setattr(executors, "find_spec", lambda name: name != module)
     executor, backend, extra = case
     with pytest.raises(SpecError, match=rf"expected one that is installed \(pip install 'nfexp\[{extra}\]'\)"):
-        engines.check(executor, backend, True)
+        executors.check(executor, backend, True)
 
 
 def test_a_machine_without_slurm(monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda name: True)
+    monkeypatch.setattr(executors, "find_spec", lambda name: True)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SpecError, match="expected a machine that has sbatch"):
-        engines.check("slurm", "loky", True)
+        executors.check("slurm", "loky", True)
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Handle:
     job_id: str
 
 
-@pytest.mark.parametrize("executor", engines.EXECUTORS)
+@pytest.mark.parametrize("executor", executors.EXECUTORS)
 def test_every_executor_ends_with_its_sweep(executor, tmp_path):
     launcher = Options(max_stack=None, memory=None, workers=None, executor=executor, backend="loky", wait=True,
                        slurm=resources(NEEDS))  # fmt: skip
@@ -128,9 +127,9 @@ def test_a_queue_that_cannot_be_asked_ends_nothing(squeue_says, caplog):
 
 
 def test_a_sweep_that_jobs_still_write_is_refused(squeue_says, tmp_path):
-    engine = squeue_says('echo "$*" >> $(dirname $0)/asked; echo 7_0; echo 7_1')
+    executor = squeue_says('echo "$*" >> $(dirname $0)/asked; echo 7_0; echo 7_1')
     with pytest.raises(SpecError, match="got one that SLURM job 7 writes"):
-        _ = engine.scratch
+        _ = executor.scratch
     assert slurm.array_name(tmp_path) in (tmp_path / "asked").read_text() and not (tmp_path / ".submitit").exists()
 
 
@@ -141,7 +140,7 @@ BACKENDS = {"loky": "joblib", "dask": "distributed", "ray": "ray"}
 
 @pytest.fixture
 def by(sweep, monkeypatch):
-    """Run a sweep with these arguments by an engine; gives its exit code, output and runs."""
+    """Run a sweep with these arguments by an executor; gives its exit code, output and runs."""
     for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
 
@@ -160,7 +159,7 @@ def test_every_backend_gives_the_same_numbers(by, tmp_path, backend):
     pytest.importorskip(BACKENDS[backend])
     grid = ["seed=range(3)", "flow.n_flows=1,2", "hydra.launcher.max_stack=3"]
     code, said, runs = by(
-        tmp_path / "engine", *grid, "hydra.launcher.executor=joblib", f"hydra.launcher.backend={backend}"
+        tmp_path / "executor", *grid, "hydra.launcher.executor=joblib", f"hydra.launcher.backend={backend}"
     )
     assert code == 0 and "6 runs in 2 stacks" in said
     pd.testing.assert_frame_equal(runs[COLUMNS], by(tmp_path / "local", *grid)[2][COLUMNS])
@@ -174,7 +173,7 @@ def test_a_process_that_dies_does_not_end_the_sweep(by, tmp_path, backend):
     path = patched(tmp_path / "site", KILL)
     grid = ["seed=range(6)", "hydra.launcher.max_stack=2", "hydra.launcher.workers=2"]
     extra = ["hydra.launcher.executor=joblib", f"hydra.launcher.backend={backend}"]
-    code, said, runs = by(tmp_path / "engine", *grid, *extra, path=path)
+    code, said, runs = by(tmp_path / "executor", *grid, *extra, path=path)
     assert code == 1 and re.search(rf"{backend} lost [12] stacks", said)
     assert runs["status"].tolist() == ["completed", "failed", *["completed"] * 4]
     assert "6 runs: 5 completed, 1 failed; the first that failed: s/0001: its process was killed by SIGKILL" in said
@@ -223,7 +222,7 @@ def test_a_cluster_that_is_not_there(by, tmp_path, monkeypatch):
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", f"tcp://127.0.0.1:{free.getsockname()[1]}")
         extra = ["hydra.launcher.executor=joblib", "hydra.launcher.backend=dask"]
-        code, said, _ = by(tmp_path / "engine", "seed=0", *extra)
+        code, said, _ = by(tmp_path / "executor", "seed=0", *extra)
     assert code == 1 and "nfexp: DASK_SCHEDULER_ADDRESS: expected the address of a Dask scheduler with workers" in said
 
 
@@ -231,7 +230,7 @@ def test_a_cluster_that_is_not_there(by, tmp_path, monkeypatch):
 
 
 class Here(Slurm):
-    """SLURM's engine on submitit's own local executor."""
+    """SLURM's executor on submitit's own local executor."""
 
     cluster = "local"
     told = 0
@@ -273,7 +272,7 @@ run.CHECKPOINT_SECONDS = 0.0
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An engine on submitit's local executor, below which every process reads `sitecustomize`."""
+    """The executor `slurm` on submitit's local executor, below which every process reads `sitecustomize`."""
     pytest.importorskip("submitit")
     monkeypatch.setattr(slurm, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(slurm, "queued", lambda *options: set())
@@ -283,12 +282,12 @@ def here(tmp_path, monkeypatch):
         (tmp_path / "site").mkdir(exist_ok=True)
         (tmp_path / "site/sitecustomize.py").write_text(sitecustomize)
         monkeypatch.setenv(
-            "PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(Path(engines.__file__).parents[2])])
+            "PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(Path(executors.__file__).parents[2])])
         )
         (tmp_path / "s").mkdir(exist_ok=True)
-        engine = Here(tmp_path / "s", pool, resources(NEEDS), wait=True)
-        engine.processes = processes
-        return engine
+        executor = Here(tmp_path / "s", pool, resources(NEEDS), wait=True)
+        executor.processes = processes
+        return executor
 
     yield make
     for process in processes:
@@ -306,9 +305,9 @@ def ends(jobs):
 
 @linux
 def test_a_dead_element_is_tried_again_and_its_mates_finish(here, tmp_path, make_spec):
-    engine = here(patched(tmp_path / "other", KILL).joinpath("sitecustomize.py").read_text())
+    executor = here(patched(tmp_path / "other", KILL).joinpath("sitecustomize.py").read_text())
     jobs = jobs_below(tmp_path / "s", [make_spec(seed=s, train__steps=2, train__warmup=0) for s in range(5)])
-    done = [i for part in engine.run([[0, 1, 2], [3, 4]], jobs.__getitem__, workers=2) for i in part]
+    done = [i for part in executor.run([[0, 1, 2], [3, 4]], jobs.__getitem__, workers=2, fail_fast=False) for i in part]
     assert sorted(done) == [0, 1, 2, 3, 4]
     assert [end.status for end in ends(jobs)] == ["completed", "failed", "completed", "completed", "completed"]
     assert re.fullmatch(r"SLURM job \d+ ended without a record \(log: .*\.err\)", ends(jobs)[1].reason)
@@ -319,10 +318,10 @@ def test_an_element_whose_time_is_up_is_queued_again_and_goes_on(here, tmp_path,
     specs = [make_spec(seed=s, train__steps=3000, train__n_evals=2) for s in range(2)]
     whole, jobs = jobs_below(tmp_path / "whole", specs), jobs_below(tmp_path / "s", specs)
     work(whole)
-    engine = here(CHECKPOINTS)
-    engine.when_alive = lambda: engine.signal(signal.SIGUSR2)
-    assert list(engine.run([[0, 1]], jobs.__getitem__, workers=1)) == [[0, 1]] and engine.told
-    log = "".join(p.read_text() for p in engine.scratch.glob("*_log.out"))
+    executor = here(CHECKPOINTS)
+    executor.when_alive = lambda: executor.signal(signal.SIGUSR2)
+    assert list(executor.run([[0, 1]], jobs.__getitem__, workers=1, fail_fast=False)) == [[0, 1]] and executor.told
+    log = "".join(p.read_text() for p in executor.scratch.glob("*_log.out"))
     assert len(re.findall("Starting with JobEnvironment", log)) == 2 and "Requeued job" in log
     assert ends(jobs) == ends(whole) and not list((tmp_path / "s").glob(f"*/{CHECKPOINT}"))
 
@@ -330,54 +329,54 @@ def test_an_element_whose_time_is_up_is_queued_again_and_goes_on(here, tmp_path,
 @linux
 def test_leaving_early_cancels_and_leaves_checkpoints(here, tmp_path, make_spec):
     specs = [make_spec(seed=0, train__steps=2, train__warmup=0), make_spec(seed=0, train__steps=10**6)]
-    jobs, engine = jobs_below(tmp_path / "s", specs), here(CHECKPOINTS)
-    working = engine.run([[0], [1]], jobs.__getitem__, workers=2)
+    jobs, executor = jobs_below(tmp_path / "s", specs), here(CHECKPOINTS)
+    working = executor.run([[0], [1]], jobs.__getitem__, workers=2, fail_fast=False)
     assert next(working) == [0]
     checkpoint = tmp_path / "s/1" / CHECKPOINT
     while not checkpoint.exists():
         time.sleep(0.05)
     working.close()
-    assert ends(jobs)[1] is None and checkpoint.exists() and engine.handles[1].done()
+    assert ends(jobs)[1] is None and checkpoint.exists() and executor.handles[1].done()
 
 
 @linux
 def test_an_element_told_to_make_room_stops_and_waits_to_be_killed(here, tmp_path, make_spec):
-    jobs, engine = jobs_below(tmp_path / "s", [make_spec(train__steps=10**6)]), here(CHECKPOINTS)
+    jobs, executor = jobs_below(tmp_path / "s", [make_spec(train__steps=10**6)]), here(CHECKPOINTS)
     seen = []
 
     class Waits(Exception):
         pass
 
     def when_alive():
-        engine.signal(signal.SIGTERM)
-        if engine.told:
+        executor.signal(signal.SIGTERM)
+        if executor.told:
             seen.append((tmp_path / "s/0" / CHECKPOINT).stat().st_mtime_ns)
             if len(seen) > 40 and seen[-1] == seen[-30]:  # three seconds without a checkpoint: it trains no more
                 raise Waits
 
-    engine.when_alive = when_alive
+    executor.when_alive = when_alive
     with pytest.raises(Waits):  # and is then told to end
-        next(engine.run([[0]], jobs.__getitem__, workers=1))
-    assert ends(jobs) == [None] and engine.handles[0].done()
+        next(executor.run([[0]], jobs.__getitem__, workers=1, fail_fast=False))
+    assert ends(jobs) == [None] and executor.handles[0].done()
 
 
 def test_without_wait_the_stacks_are_submitted_and_left(here, tmp_path, make_spec, caplog):
     caplog.set_level("INFO")
     jobs = jobs_below(tmp_path / "s", [make_spec(seed=s, train__steps=2, train__warmup=0) for s in range(2)])
-    engine = here("")
-    engine.wait = False
-    assert list(engine.run([[0], [1]], jobs.__getitem__, workers=2)) == []
+    executor = here("")
+    executor.wait = False
+    assert list(executor.run([[0], [1]], jobs.__getitem__, workers=2, fail_fast=False)) == []
     assert "2 stacks are submitted as SLURM job" in caplog.text and f"nfexp-report {tmp_path}/s" in caplog.text
-    for handle in engine.handles:
+    for handle in executor.handles:
         handle._process.wait()
     assert [end.status for end in ends(jobs)] == ["completed", "completed"]
-    assert engine.scratch.stat().st_mode & 0o077 == 0  # what submitit unpickles is the user's own
+    assert executor.scratch.stat().st_mode & 0o077 == 0  # what submitit unpickles is the user's own
 
 
 def test_what_a_stack_asks_for_decides_its_size():
     cpu = Slurm(Path("s"), None, resources(NEEDS), wait=True).machine(None)
     gpu = Slurm(Path("s"), None, replace(resources(NEEDS), gpus=1), wait=True).machine(None)
-    assert (cpu.device, cpu.free, gpu.device) == ("cpu", 0.5e9, "cuda")
+    assert (cpu.device, cpu.free_bytes, gpu.device) == ("cpu", 0.5e9, "cuda")
 
 
 # Hydra's own launchers and sweepers
@@ -497,7 +496,7 @@ SLURM = ("hydra.launcher.executor=slurm", "hydra.launcher.slurm.mem_gb=0.5", "hy
 @on_slurm
 def test_slurm_gives_the_same_numbers_on_two_nodes(cluster, by, tmp_path):
     grid = ["seed=range(3)", "flow.n_flows=1,2"]
-    code, said, runs = by(tmp_path / "engine", *grid, *SLURM)
+    code, said, runs = by(tmp_path / "executor", *grid, *SLURM)
     assert code == 0 and "6 runs in 2 stacks, 2 at a time" in said and set(runs["stack_size"]) == {3}
     pd.testing.assert_frame_equal(
         runs[COLUMNS], by(tmp_path / "local", *grid, "hydra.launcher.max_stack=3")[2][COLUMNS]
@@ -508,7 +507,7 @@ def test_slurm_gives_the_same_numbers_on_two_nodes(cluster, by, tmp_path):
 @on_slurm
 def test_slurm_isolates_a_run_that_kills_its_process(cluster, by, tmp_path):
     path = patched(tmp_path / "site", KILL)
-    code, said, runs = by(tmp_path / "engine", "seed=range(3)", *SLURM, path=path)
+    code, said, runs = by(tmp_path / "executor", "seed=range(3)", *SLURM, path=path)
     assert code == 1 and "is gone; 3 unfinished runs of its stack are tried again" in said
     assert runs["status"].tolist() == ["completed", "failed", "completed"]
     assert re.search(r"s/0001: SLURM job \d+(_\d+)? ended without a record", said)
@@ -517,10 +516,10 @@ def test_slurm_isolates_a_run_that_kills_its_process(cluster, by, tmp_path):
 @on_slurm
 def test_slurm_jobs_are_submitted_left_guarded_and_collected(cluster, by, sweep, tmp_path):
     grid = ["seed=0,1", "train.steps=3000", "train.n_evals=2", *SLURM]
-    code, said, runs = by(tmp_path / "engine", *grid, "hydra.launcher.wait=false")
-    folder = tmp_path / "engine/s"
+    code, said, runs = by(tmp_path / "executor", *grid, "hydra.launcher.wait=false")
+    folder = tmp_path / "executor/s"
     assert code == 0 and runs is None and "1 stacks are submitted as SLURM job" in said and "2 not finished" in said
-    again = sweep(*grid, cwd=tmp_path / "engine")
+    again = sweep(*grid, cwd=tmp_path / "executor")
     _, err = again.communicate(timeout=120)
     assert again.returncode == 1 and re.search(
         r"expected a sweep that no process is writing; got one that SLURM job", err
@@ -538,7 +537,7 @@ def test_slurm_jobs_are_submitted_left_guarded_and_collected(cluster, by, sweep,
     subprocess.run(
         [sys.executable, "-c", "from nfexp.report import main; raise SystemExit(main())", str(folder)],
         check=True,
-        cwd=Path(engines.__file__).parents[2],
+        cwd=Path(executors.__file__).parents[2],
     )
     whole = by(tmp_path / "local", *grid[:3])[2]
     pd.testing.assert_frame_equal(load_runs(folder)[COLUMNS], whole[COLUMNS])

@@ -1,0 +1,153 @@
+"""What pages and figures show of a sweep, as tables: centre, learning curves, lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from nfexp.analysis.statistics import deviations, distinct, mean_interval
+from nfexp.analysis.table.records import rows_of
+from nfexp.report.words import TROUBLES, plain
+
+# the configuration at the centre of the study, by target
+Centres = Mapping[str, Mapping[str, object]]
+MOST_LINES = 12  # of an ablation of two columns
+
+
+def differences(runs: pd.DataFrame, centres: Centres) -> pd.Series:
+    """Per run, the configuration columns in which it differs from the centre of its target."""
+    marks = deviations(runs, centres)
+    names = marks.columns.to_numpy(dtype=object)
+    differs = [tuple(names[row]) for row in marks.to_numpy(bool)]
+    return pd.Series(differs, index=runs.index, dtype=object)
+
+
+def at_centre(runs: pd.DataFrame, centres: Centres) -> pd.DataFrame:
+    """The runs whose configuration is the centre of their target, each once."""
+    runs = distinct(runs)
+    differs = deviations(runs, centres).any(axis=1)
+    return runs[~differs]
+
+
+def swept(ablation: pd.DataFrame) -> list[str]:
+    """The one or two swept columns of an ablation table, between the target and the counts."""
+    columns = list(ablation.columns)
+    before_counts = columns[: columns.index("n")]
+    return [column for column in before_counts if column != "data.name"]
+
+
+def distinct_values(values: pd.Series) -> list:
+    """The values of a column in their order, each once; a missing one is "none"."""
+    return list(dict.fromkeys(values_or_none(values)))
+
+
+def values_or_none(values: pd.Series) -> list:
+    """The values of a column with "none" for each that is missing."""
+    return ["none" if plain(value) == "none" else value for value in values]
+
+
+def shown_lines(ablation: pd.DataFrame, x_column: str, line_column: str) -> pd.DataFrame:
+    """The rows of an ablation of two columns that its figure shows, a line per `line_column`.
+
+    Those are the lines with two points or more of each target; all lines where fewer than two of
+    a target have them. Of more than MOST_LINES those with most points stay.
+    """
+    by_line = ablation.groupby(["data.name", line_column], sort=False)
+    is_line = by_line[x_column].transform("nunique") > 1
+    n_lines = ablation[is_line].groupby("data.name")[line_column].nunique()
+    # NaN, of a target without any line, is not >= 2 either
+    has_lines = ablation["data.name"].map(n_lines) >= 2
+    kept = ablation[is_line | ~has_lines]
+    longest = kept[line_column].value_counts().index[:MOST_LINES]
+    return kept[kept[line_column].isin(longest)]
+
+
+def learning_curves(
+    runs: pd.DataFrame,
+    histories: pd.DataFrame,
+    centres: Centres,
+    column: str | None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Learning curves along one axis, as excess over the true NLL (nats), and their means.
+
+    Parameters
+    ----------
+    runs, histories
+        From :func:`nfexp.analysis.table.load_runs` and :func:`nfexp.analysis.table.load_histories`.
+    column
+        The swept column; None takes the centre's runs alone, training beside validation NLL.
+
+    Returns
+    -------
+    (curves, means)
+        `curves`: data.name, value, dir, status, step, excess. `means`, over completed runs only:
+        data.name, value, step, excess_mean, n. A diverged run, which has no true NLL of its own, is
+        measured against the mean true NLL of the completed runs with its target and noise. A run
+        that is there twice is one curve.
+    """
+    runs = distinct(runs)
+    on_axis = [differs in ((), (column,)) for differs in differences(runs, centres)]
+    chosen = runs[on_axis]
+    kept = chosen[["dir", "data.name", "status"]].assign(truth=_true_nll(chosen, runs))
+    if column is not None:
+        kept["value"] = values_or_none(chosen[column])
+    curves = histories.drop(columns="job").merge(kept, on="dir")
+    curves = _with_nll(curves, by_split=column is None)
+    curves["excess"] = curves["nll"] - curves["truth"]
+    is_finite = np.isfinite(curves["excess"].to_numpy(float))
+    curves = curves[is_finite & (curves["step"] > 0)]  # the step axis is logarithmic
+    columns = ["data.name", "value", "dir", "status", "step", "excess"]
+    curves = curves[columns].reset_index(drop=True)
+    completed = curves[curves["status"] == "completed"]
+    by_step = completed.groupby(["data.name", "value", "step"], sort=False)
+    means = by_step["excess"].agg(excess_mean="mean", n="size").reset_index()
+    return curves, means.sort_values(["step"], kind="stable")
+
+
+def _true_nll(chosen: pd.DataFrame, runs: pd.DataFrame) -> np.ndarray:
+    """The true NLL of each chosen run, or else the mean of those with its target and noise."""
+    completed = runs[runs["status"] == "completed"]
+    usual = completed.groupby(["data.name", "data.noise"])["true_nll"].mean().to_dict()
+    truth = []
+    for row in rows_of(chosen[["data.name", "data.noise", "true_nll"]]):
+        own = row["true_nll"]
+        if own != own:
+            own = usual.get((row["data.name"], row["data.noise"]), math.nan)
+        truth.append(own)
+    return np.array(truth, dtype=float)
+
+
+def _with_nll(curves: pd.DataFrame, *, by_split: bool) -> pd.DataFrame:
+    """The curves with the column `nll`: on validation or (`by_split`) also on training points."""
+    if not by_split:
+        return curves.assign(nll=curves["val_nll"])
+    training = curves.assign(value="training", nll=curves["train_nll"])
+    validation = curves.assign(value="validation", nll=curves["val_nll"])
+    return pd.concat([training, validation])
+
+
+def centre_scores(runs: pd.DataFrame, centres: Centres) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The KL at the centre of the study (nats): every completed run, and the mean per target.
+
+    Returns
+    -------
+    (seeds, means)
+        `seeds`: data.name, seed, kl. `means`, in the order of `centres`: data.name, n, n_diverged,
+        n_failed, n_missing, kl_mean, kl_low, kl_high, the ends of the 95% t interval.
+    """
+    own = at_centre(runs, centres)
+    completed = own[own["status"] == "completed"]
+    means = []
+    for target in centres:
+        kl = completed.loc[completed["data.name"] == target, "kl"].dropna()
+        status = own.loc[own["data.name"] == target, "status"]
+        mean, low, high = mean_interval(kl)
+        row = {"data.name": target, "n": len(kl)}
+        for trouble in TROUBLES:
+            row[f"n_{trouble}"] = int((status == trouble).sum())
+        means.append(row | {"kl_mean": mean, "kl_low": low, "kl_high": high})
+    seeds = completed[["data.name", "seed", "kl"]].reset_index(drop=True)
+    return seeds, pd.DataFrame(means)
