@@ -26,7 +26,7 @@ from nfexp.flows.stack import FlowStack
 from nfexp.run import train_stack
 from nfexp.spec import Spec, SpecError, unflatten
 from nfexp.streams import stream
-from nfexp.sweep.planning import plan
+from nfexp.sweep.planning import plan_stacks
 from nfexp.tables import split_rows
 from nfexp.train import State, Training
 
@@ -288,7 +288,7 @@ class _Member:
 def _train(specs: Sequence[Spec], datasets: Sequence[Dataset], *, verbose: bool = False) -> list[_Member]:
     """Train runs, those of one architecture as one stack; what came of each, in their order."""
     found: dict[int, _Member] = {}
-    for positions in plan(specs):
+    for positions in plan_stacks(specs):
         stack, history = train_stack(
             [specs[i] for i in positions],
             [datasets[i] for i in positions],

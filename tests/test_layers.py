@@ -21,7 +21,7 @@ ROOMS = """
     analysis.claims.measures analysis.claims.catalogue analysis.claims.findings analysis.claims
     report.words report.selection report.exemplar report.planar report.folders
     report.figures.panels report.figures.scales report.figures.ablation report.figures.convergence
-    report.figures.clouds report.figures.density report.figures.animations report.figures.summary
+    report.figures.clouds report.figures.corner report.figures.density report.figures.animations report.figures.summary
     report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
     report.verdicts report.results report.contents report.tex report.layouts report
     configuration
