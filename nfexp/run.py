@@ -16,6 +16,7 @@ from nfexp import data
 from nfexp.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from nfexp.data import Dataset
 from nfexp.flows.cost import training_cost
+from nfexp.flows.kernels import check_fused
 from nfexp.flows.stack import FlowStack
 from nfexp.score import Result, score
 from nfexp.spec import Spec, SpecError, batch_points, run_id, stack_key
@@ -40,6 +41,8 @@ def check(spec: Spec) -> None:
         data.load(spec)
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise SpecError("device", "a CUDA device on this machine, or 'cpu' or 'auto'", spec.device)
+    if spec.train.kernel == "fused":
+        check_fused(spec.flow, resolve_device(spec.device), torch.float32)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -139,7 +142,7 @@ def run_stack(
     members = []
     for e, spec in enumerate(specs):
         folder = None if folders is None else folders[e]
-        tag = f"{run_id(spec)} {dtype} {code} {spec.record}"
+        tag = f"{run_id(spec)} {dtype} {code} {spec.record} {spec.train.kernel}"
         members.append(_Member(spec, folder, tag, read_checkpoint(folder, tag)))
 
     # Killed between two checkpoints, members stand at different steps: those that stand at the same
@@ -193,6 +196,7 @@ class _Run:
         with torch.no_grad():
             results = score(self.specs, self.datasets, kept, history)
         for result in results:
+            result.kernel = "torch" if self.training.fresh.kernel is None else "fused"
             result.metrics |= {"seconds": self._seconds(), "stack_size": len(self.specs)}
         return results
 

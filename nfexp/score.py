@@ -41,6 +41,7 @@ class Result:
     history: dict[str, np.ndarray] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
+    kernel: str = "torch"  # what computed it: "torch" or "fused"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,8 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
 
     Metrics of a completed run: `train_nll`, `val_nll`, `test_nll`, `true_nll` (nats per point, data units; the last is
     the target's own on the same test points), `kl` = test_nll − true_nll paired point by point, standard errors,
-    `inverse_error` (largest |x − f(f⁻¹(x))|, data units), `steps_to_converge`, and those of the functions below.
+    `worst_nll` (largest NLL of one test point: a mean carried by a few is seen there), `inverse_error` (largest
+    |x − f(f⁻¹(x))|, data units), `steps_to_converge`, and those of the functions below.
     `true_nll` and `kl` are None where the density is not known. A diverged one has `diverged_at` (step) and
     `diverged_layer` (position in data → base order, 0 the standardisation).
     """
@@ -150,6 +152,7 @@ def _nll_metrics(curve: dict[str, np.ndarray], best_step: int, log_q: Tensor, lo
         "val_nll": float(curve["val_nll"][at_best][0]),
         "test_nll": -log_q.mean().item(),
         "test_nll_se": log_q.std().item() / root_n,
+        "worst_nll": -log_q.min().item(),
         "true_nll": None,
         "kl": None,
         "kl_se": None,

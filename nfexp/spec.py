@@ -67,6 +67,21 @@ def listed() -> Any:
 OF_A_TABLE = "null for a table"
 
 
+# Keys that are younger than the first records, each with the value by which a run is what it was without the key. A
+# record that lacks one is read as if it held that value, and no run has another id for it.
+ADDED: dict[str, Any] = {
+    "flow.conditioner_input": "masked",
+    "flow.tail_bound": None,
+    "flow.tail": "none",
+    "train.optimizer": "adam",
+    "train.noise": 0.0,
+    "train.noise_end": 0.0,
+    "train.kernel": "torch",
+}
+# Keys that say what a run is called and how it is computed: none changes a number by more than rounding.
+NO_PART = ("name", "device", "train.kernel")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """What is learned from: a target and how many points are drawn from it, or a table of the user's own."""
@@ -114,12 +129,15 @@ class Flow:
     mask: str = choice("alternating", "fixed", "random", "once", "half")
     coupling: str = choice("affine", "additive")
     conditioner: str = choice("separate", "shared")
+    conditioner_input: str = choice("masked", "passed")
     scale: str = choice("learned", "tanh", "soft", "exp")
     init: str = choice("spread", "identity", "random")
     standardise: str = choice("moments", "none")
     norm: str = choice("none", "batchnorm", "actnorm")
     norm_every: int = within(1, 1000)
-    base: str = choice("normal", "logistic", "laplace", "student_t", "mixture")
+    base: str = choice("normal", "logistic", "laplace", "student_t", "mixture", "contaminated")
+    tail_bound: float | None = within(0, 1e6, exclusive=True)
+    tail: str = choice("none", "learned")
 
     @property
     def heads(self) -> int:
@@ -134,18 +152,22 @@ class Flow:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """The recipe: Adam, one learning rate and one gradient clip per member of a stack."""
+    """The recipe; learning rate, gradient clip and weight decay are each member's own."""
 
     steps: int = within(1, 100_000_000)
     batch_size: int | str = within(2, 10_000_000, words=("full",))
+    optimizer: str = choice("adam", "nadam")
     lr: float = within(0, 1e3, exclusive=True)
     schedule: str = choice("cosine", "constant")
     warmup: int = within(0, 100_000_000)
     grad_clip: float | None = within(0, 1e9, exclusive=True)
     weight_decay: float = within(0, 1e3)
+    noise: float = within(0, 1e3)
+    noise_end: float = within(0, 1e3)
     select: str = choice("val", "train", "last")
     n_evals: int = within(1, 10_000)
     matmul_precision: str = choice("highest", "high")
+    kernel: str = choice("auto", "fused", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +321,9 @@ def _check_together(spec: Spec) -> None:
         raise SpecError("data.text", "letters to draw when data.name is 'text'", spec.data.text)
     if spec.train.warmup > spec.train.steps:
         raise SpecError("train.warmup", f"at most train.steps = {spec.train.steps}", spec.train.warmup)
+    if spec.flow.tail_bound is not None and spec.flow.standardise == "none":
+        expected = "null where flow.standardise is 'none', for it counts in standard deviations"
+        raise SpecError("flow.tail_bound", expected, spec.flow.tail_bound)
 
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -344,9 +369,9 @@ def flatten(spec: Spec) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Spec:
-    """The inverse of :func:`flatten`, checked again."""
+    """The inverse of :func:`flatten`, checked again; what an old record lacks is as in :data:`ADDED`."""
     nested: dict[str, Any] = {}
-    for key, value in flat.items():
+    for key, value in (ADDED | dict(flat)).items():
         group, _, leaf = key.rpartition(".")
         inside = nested.setdefault(group, {}) if group else nested
         if not isinstance(inside, dict):
@@ -363,25 +388,60 @@ READING = frozenset(
 
 
 def relevant(spec: Spec) -> dict[str, Any]:
-    """The flattened keys that can change a number of the run: all but its name, its device and what it records.
+    """The flattened keys that can change a number of the run: all but :data:`NO_PART` and what it records.
 
     Of a table they hold what its numbers are, not where they are read.
     """
-    found = {}
-    for key, value in flatten(spec).items():
-        if key not in ("name", "device") and not key.startswith("record.") and key not in READING:
-            found[key] = value
-    return found
+    return {k: v for k, v in flatten(spec).items() if is_relevant(k)}
+
+
+def is_relevant(key: str) -> bool:
+    """Whether a key of the flat configuration can change a number of a run.
+
+    >>> is_relevant("train.lr"), is_relevant("train.kernel"), is_relevant("record.grid")
+    (True, False, False)
+    """
+    return key not in NO_PART and key not in READING and not key.startswith("record.")
 
 
 def run_id(spec: Spec) -> str:
-    """The identity of a run: 16 hexadecimal digits of the hash of :func:`relevant`."""
-    return hashlib.sha256(json.dumps(relevant(spec), sort_keys=True).encode()).hexdigest()[:16]
+    """The identity of a run: 16 hexadecimal digits of the hash of :func:`relevant`.
+
+    A key of :data:`ADDED` counts where it changes the run.
+    """
+    counted = {}
+    for key, value in relevant(spec).items():
+        if key not in ADDED or value != ADDED[key]:
+            counted[key] = value
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def event_shape(spec: Spec) -> tuple[int, ...]:
     """The shape of one point of the data: (D,) for a vector."""
     return (spec.data.dim,)
+
+
+def swaps(mask: str, n_flows: int) -> list[bool]:
+    """Which couplings, in data → base order, pass what the first one moves, by a mask schedule that is not random."""
+    if mask == "fixed":
+        return [False] * n_flows
+    if mask == "once":
+        return [i >= (n_flows + 1) // 2 for i in range(n_flows)]
+    return [i % 2 == 1 for i in range(n_flows)]
+
+
+def passed_counts(flow: Flow, dim: int) -> tuple[int, ...]:
+    """How many of `dim` coordinates each coupling passes unchanged, in data → base order.
+
+    Which ones, :func:`nfexp.flows.layers.draw_mask` says.
+    """
+    if flow.mask == "random":
+        return (dim // 2,) * flow.n_flows
+    first = dim // 2 if flow.mask == "half" else (dim + 1) // 2
+    counts = []
+    for swapped in swaps(flow.mask, flow.n_flows):
+        counts.append(dim - first if swapped else first)
+    return tuple(counts)
 
 
 def batch_points(spec: Spec) -> int:
@@ -392,14 +452,16 @@ def batch_points(spec: Spec) -> int:
 # May differ between the members of a stack; everything else of `relevant` must agree.
 PER_MEMBER = frozenset(
     {"data.name", "data.n_samples", "data.noise", "data.text", "flow.mask", "train.lr", "train.grad_clip",
-     "train.weight_decay", "train.select", "train.batch_size", "seed", "data.split", "data.jitter", "data.digest",
-     *(READING - {"data.kind"})}
+     "train.weight_decay", "train.noise", "train.noise_end", "train.select", "train.batch_size", "seed",
+     "data.split", "data.jitter", "data.digest", *(READING - {"data.kind"})}
 )  # fmt: skip
 
 
 def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
     """What must agree in a stack: shape of a point, architecture, batch, steps, evaluation sizes, device, recording."""
-    shared = {"event_shape": event_shape(spec), "batch_points": batch_points(spec)}
+    shared: dict[str, Any] = {"event_shape": event_shape(spec), "batch_points": batch_points(spec)}
+    if spec.flow.conditioner_input == "passed":  # masks may differ, the networks' shapes may not
+        shared["passed"] = passed_counts(spec.flow, math.prod(event_shape(spec)))
     for key, value in flatten(spec).items():
         if key not in PER_MEMBER and key != "name":
             shared[key] = value

@@ -11,16 +11,17 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
+from nfexp.batches import Noise, Order, noise_share
 from nfexp.data import Dataset
 from nfexp.flows.cost import CHUNK
+from nfexp.flows.kernels import kernel_for
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import FlowStack, build, initialise_actnorm
+from nfexp.optimisers import OPTIMISERS
 from nfexp.spec import Spec, batch_points
 from nfexp.streams import stream
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam (Kingma and Ba 2015)
 CURVES = ("train_nll", "val_nll", "grad_norm", "lr")  # what an evaluation notes
 ALIVE = -1  # in `diverged_at` and `diverged_in`
 
@@ -75,9 +76,10 @@ def prepare(specs: Sequence[Spec], datasets: Sequence[Dataset], device: torch.de
         seeds=[spec.seed for spec in specs],
         data=train,
     )
+    fresh = fresh.to(device, dtype)
     return Training(
         specs=specs,
-        fresh=fresh.to(device, dtype),
+        fresh=fresh.with_kernel(kernel_for(specs[0].train.kernel, fresh)),
         train=train.to(device, dtype),
         val=val.to(device, dtype),
         sizes=[len(dataset.train) for dataset in datasets],
@@ -188,40 +190,6 @@ def mean_nll(flow: FlowStack, x: Tensor, chunk: int = CHUNK) -> Tensor:
     return total / real.sum(1)
 
 
-class Order:
-    """Endless passes over `n` points, each in a random order of its own: which points step 1, 2, … learns from.
-
-    Pass k is a permutation drawn from the stream "batches/k" of the run's seed, so that any step can be asked for.
-
-    >>> order = Order(n=4, batch=2, seed=0)
-    >>> sorted(torch.cat([order.at(1), order.at(2)]).tolist())
-    [0, 1, 2, 3]
-    """
-
-    def __init__(self, *, n: int, batch: int, seed: int) -> None:
-        self.n = n
-        self.batch = batch
-        self.seed = seed
-        self.known: dict[int, Tensor] = {}  # the passes of the last step
-
-    def at(self, step: int) -> Tensor:
-        """The positions of the points of `step` (1, 2, …), shape (batch,)."""
-        begin = (step - 1) * self.batch
-        end = step * self.batch
-        first_pass = begin // self.n
-        last_pass = (end - 1) // self.n
-        passes = {}
-        for k in range(first_pass, last_pass + 1):
-            passes[k] = self.known[k] if k in self.known else self._permutation(k)
-        self.known = passes
-        whole = torch.cat(list(passes.values())) if len(passes) > 1 else passes[first_pass]
-        offset = first_pass * self.n
-        return whole[begin - offset : end - offset]
-
-    def _permutation(self, k: int) -> Tensor:
-        return torch.randperm(self.n, generator=stream(self.seed, f"batches/{k}"))
-
-
 def begin(training: Training) -> State:
     """The state before the first step; the matrices of the fresh stack are copied."""
     fresh = training.fresh
@@ -255,14 +223,14 @@ def advance(training: Training, state: State, *, until: int) -> None:
     """
     stepper = _Stepper(training, state)
     evaluation_steps = set(training.evaluation_steps())
-    while stepper.groups and state.step < until:
+    while stepper.optimiser.members and state.step < until:
         stepper.step()
         if state.step in evaluation_steps:
             stepper.evaluate()
 
 
 class _Stepper:
-    """The steps of a training: Adam on each member's own mini-batches. Holds what is worth computing once."""
+    """The steps of a training, on each member's own mini-batches. Holds what is worth computing once."""
 
     def __init__(self, training: Training, state: State) -> None:
         self.training = training
@@ -277,23 +245,21 @@ class _Stepper:
         self.orders = []
         for n, spec in zip(training.sizes, training.specs, strict=True):
             self.orders.append(Order(n=n, batch=batch_points(lead), seed=spec.seed))
-        # Each member's row of the weights and their moments, for an optimiser that takes a list of tensors
-        self.weights = state.theta.unbind(0)
-        self.first = state.first.unbind(0)
-        self.second = state.second.unbind(0)
-        self.groups = self._alike()
+        recipes = [spec.train for spec in training.specs]
+        self.noises: dict[int, Noise] = {}  # by member, of those that have any
+        for e, recipe in enumerate(recipes):
+            if recipe.noise > 0 or recipe.noise_end > 0:
+                n = training.sizes[e]
+                sd = training.train[e, :n].std(0, correction=0)
+                self.noises[e] = Noise(n=n, batch=batch_points(lead), seed=training.specs[e].seed, sd=sd)
+        self.optimiser = OPTIMISERS[lead.train.optimizer](state.theta, state.first, state.second, recipes)
+        self.optimiser.train(self._alive_members())
 
     def _flow(self, theta: Tensor) -> FlowStack:
         return self.training.fresh.with_rows(theta, self.state.fixed)
 
-    def _alike(self) -> dict[tuple[float, float], list[int]]:
-        """The members still alive, by learning rate and weight decay: one call of Adam serves a group."""
-        groups: dict[tuple[float, float], list[int]] = {}
-        for e, is_alive in enumerate(self.state.alive.tolist()):
-            if is_alive:
-                recipe = self.training.specs[e].train
-                groups.setdefault((recipe.lr, recipe.weight_decay), []).append(e)
-        return groups
+    def _alive_members(self) -> list[int]:
+        return [e for e, alive in enumerate(self.state.alive.tolist()) if alive]
 
     def _lr_factor(self) -> float:
         recipe = self.training.lead.train
@@ -305,42 +271,29 @@ class _Stepper:
         state.step += 1
         positions = torch.stack([order.at(state.step) for order in self.orders])
         x = self.training.train[self.member, positions.to(state.theta.device)]
+        for e, noise in self.noises.items():
+            x[e].add_(noise.at(state.step), alpha=noise_share(self.training.specs[e].train, state.step))
         if state.step == 1:
             initialise_actnorm(self._flow(state.theta), x)
         batch = Batch()
-        loss = -self._flow(self.theta).log_prob(x, batch=batch).mean(1)
-        (grad,) = torch.autograd.grad(loss.sum(), self.theta)  # member e's loss depends on row e alone
+        loss, grad = self._gradient(x, batch)
         with torch.no_grad():
             norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
             finite = torch.isfinite(loss) & torch.isfinite(norm[:, 0])
             self._freeze_lost(finite, x, Batch())
             state.grad_norm = norm
             grad.mul_((self.clip / norm).clamp_(max=1.0))
-            self._adam(grad)
+            self.optimiser.step(grad, step=state.step, factor=self._lr_factor())
             self._keep_statistics(batch)
 
-    def _adam(self, grad: Tensor) -> None:
-        """Adam with decoupled weight decay, in place, on the members alive."""
-        factor = self._lr_factor()
-        gradients = grad.unbind(0)
-        taken = torch.tensor(float(self.state.step - 1), device=grad.device)
-        for (lr, decay), members in self.groups.items():
-            adamw(
-                [self.weights[e] for e in members],
-                [gradients[e] for e in members],
-                [self.first[e] for e in members],
-                [self.second[e] for e in members],
-                [],
-                [taken.clone() for _ in members],
-                fused=True,
-                amsgrad=False,
-                maximize=False,
-                beta1=BETA1,
-                beta2=BETA2,
-                eps=EPSILON,
-                lr=lr * factor,
-                weight_decay=decay,
-            )
+    def _gradient(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Each member's mean NLL of its points x (E, N, D), nats, and the gradient: (E,) and (E, P)."""
+        kernel = self.training.fresh.kernel
+        if kernel is not None:
+            return kernel.gradient(self.state.theta, self.state.fixed, x)
+        loss = -self._flow(self.theta).log_prob(x, batch=batch).mean(1)
+        (grad,) = torch.autograd.grad(loss.sum(), self.theta)  # member e's loss depends on row e alone
+        return loss, grad
 
     def _keep_statistics(self, batch: Batch) -> None:
         """Store the running statistics that layers left in a batch, but not those of a diverged member."""
@@ -360,7 +313,7 @@ class _Stepper:
         flow = self.training.fresh.with_rows(state.theta[lost], state.fixed[lost])
         state.diverged_at[lost] = state.step
         state.diverged_in[lost] = flow.first_nonfinite(x[lost], batch=batch)
-        self.groups = self._alike()
+        self.optimiser.train(self._alive_members())
 
     def evaluate(self) -> None:
         """Note the curves, keep the weights where they are the best so far, and draw a snapshot if one is due."""

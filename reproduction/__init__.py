@@ -11,6 +11,7 @@ import pandas as pd
 from benchmarks.children import ROOT
 from nfexp.analysis.table import read_runs
 from nfexp.analysis.table.baselines import BASELINES, load_baselines
+from nfexp.spec import ADDED
 
 PAGE, DATA = ROOT / "docs" / "reproduction.md", ROOT / "docs" / "reproduction"
 PICTURES = DATA / "img"
@@ -39,4 +40,8 @@ def load(data: Path = DATA) -> tuple[dict[str, pd.DataFrame], dict[str, Centres]
     frames |= {p.stem: pd.read_csv(p) for p in sorted(data.glob("*_*.csv"))}
     if (data / BASELINES).exists():
         frames["baselines"] = load_baselines(data)
-    return frames, json.loads((data / CENTRES).read_text())
+    centres: dict[str, Centres] = json.loads((data / CENTRES).read_text())
+    for study in centres.values():
+        for target, centre in study.items():
+            study[target] = ADDED | centre
+    return frames, centres

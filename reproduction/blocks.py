@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -227,8 +229,12 @@ def layer_name(run: pd.Series) -> str:
     from nfexp.flows.stack import without_numbers
     from nfexp.spec import Flow
 
-    shape = {f.name: run[f"flow.{f.name}"] for f in fields(Flow)}
-    shape = {k: v if isinstance(v, str) else int(v) for k, v in shape.items()}
+    shape: dict[str, Any] = {}
+    for f in fields(Flow):
+        value = run[f"flow.{f.name}"]
+        if isinstance(value, float):
+            value = None if math.isnan(value) else value
+        shape[f.name] = int(value) if isinstance(value, float) and value.is_integer() else value
     return without_numbers(Flow(**shape), dim=2).layer_name(int(run["diverged_layer"]))
 
 

@@ -8,15 +8,18 @@ import normflows
 import pytest
 import torch
 import zuko
+from scipy.stats import kstest, norm
+from scipy.stats import t as student_t
 from torch import nn
-from torch.distributions import AffineTransform, Independent, Normal
+from torch.distributions import AffineTransform, Independent, Normal, StudentT
 from torch.distributions import Transform as TorchTransform
 
-from nfexp.flows.bases import base_log_prob, base_sample
+from nfexp.flows.bases import BASES, base_log_prob, base_sample
+from nfexp.flows.elementwise import Tail
 from nfexp.flows.layers import Batch, draw_mask
 from nfexp.flows.nn import ACTIVATIONS
 from nfexp.flows.stack import FlowStack, build, from_state, initialise_actnorm
-from nfexp.spec import Flow
+from nfexp.spec import Flow, passed_counts
 from nfexp.streams import stream
 
 PLAIN = Flow(
@@ -33,6 +36,9 @@ PLAIN = Flow(
     norm="none",
     norm_every=2,
     base="normal",
+    conditioner_input="masked",
+    tail_bound=None,
+    tail="none",
 )
 VARIANTS = {
     "plain": {},
@@ -49,8 +55,35 @@ VARIANTS = {
     "actnorm every layer": {"norm": "actnorm", "norm_every": 1},
     "three dimensions": {"dim": 3},
     "five dimensions, shared, batchnorm": {"dim": 5, "conditioner": "shared", "norm": "batchnorm"},
+    "one dimension": {"dim": 1},
+    "passed": {"conditioner_input": "passed"},
+    "passed, shared, soft, bound": {
+        "conditioner_input": "passed",
+        "conditioner": "shared",
+        "scale": "soft",
+        "tail_bound": 0.8,
+    },
+    "passed, additive, batchnorm": {"conditioner_input": "passed", "coupling": "additive", "norm": "batchnorm"},
+    "passed, one dimension": {"conditioner_input": "passed", "dim": 1, "mask": "alternating"},
+    "passed, three dimensions": {"conditioner_input": "passed", "dim": 3, "mask": "half"},
+    "passed, five dimensions, random": {"conditioner_input": "passed", "dim": 5, "mask": "random", "init": "spread"},
+    "tail bound": {"tail_bound": 0.8},
+    "tail bound, additive": {"tail_bound": 0.8, "coupling": "additive"},
+    "tail bound, five dimensions": {"tail_bound": 0.5, "dim": 5, "norm": "actnorm", "scale": "soft"},
+    "all that draws tails in, three dimensions": {
+        "conditioner_input": "passed",
+        "tail_bound": 0.8,
+        "tail": "learned",
+        "base": "contaminated",
+        "norm": "batchnorm",
+        "dim": 3,
+        "mask": "once",
+    },
+    "learned tail": {"tail": "learned"},
+    "learned tail, additive, three dimensions": {"tail": "learned", "coupling": "additive", "dim": 3},
+    "learned tail, actnorm, tail bound": {"tail": "learned", "norm": "actnorm", "tail_bound": 0.8},
     **{f"activation {a}": {"activation": a} for a in ACTIVATIONS},
-    **{f"base {b}": {"base": b} for b in ("logistic", "laplace", "student_t", "mixture")},
+    **{f"base {b}": {"base": b} for b in BASES if b != "normal"},
 }
 MASKS = ("alternating", "fixed", "random", "once", "half")
 
@@ -61,6 +94,8 @@ def random_flow(n_members=2, *, masks=None, seed=0, dim=2, **changes) -> FlowSta
     g = torch.Generator().manual_seed(seed)
     data = torch.randn(n_members, 50, dim, generator=g, dtype=torch.float64) * 1.5 + 0.5
     masks = masks or [MASKS[e % len(MASKS)] for e in range(n_members)]
+    if "mask" in changes:  # the one that all members have
+        masks = [changes["mask"]] * n_members
     flow = build(arch, masks=masks, seeds=[seed + e for e in range(n_members)], data=data)
     flow.theta.add_(0.3 * torch.randn(flow.theta.shape, generator=g, dtype=torch.float64))
     for name, value in flow.fixed_layout.views(flow.fixed).items():
@@ -113,9 +148,18 @@ def test_inverse_round_trip(changes):
     torch.testing.assert_close(frames[-1][1], back, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("base", ["normal", "laplace", "logistic", "mixture"])
-def test_density_integrates_to_one(base):
-    flow = random_flow(2, base=base, n_flows=3, activation="tanh", seed=3)
+INTEGRATED = {
+    **{f"base {b}": {"base": b} for b in ("normal", "laplace", "logistic", "mixture", "contaminated")},
+    "tail bound": {"tail_bound": 0.7},
+    "learned tail": {"tail": "learned"},
+}
+
+
+@pytest.mark.parametrize("changes", INTEGRATED.values(), ids=INTEGRATED)
+def test_density_integrates_to_one(changes):
+    flow = random_flow(2, n_flows=3, activation="tanh", seed=3, **changes)
+    if "tail" in changes:
+        flow.tensors()["tail.log_power"].abs_()  # heavier tails than those of the base leave any grid
     with torch.no_grad():
         spread = flow.sample(4000, [stream(e, "spread") for e in range(2)]).abs().amax().item()
         ticks = torch.linspace(-1.6 * spread, 1.6 * spread, 1201, dtype=torch.float64)
@@ -124,7 +168,7 @@ def test_density_integrates_to_one(base):
     torch.testing.assert_close(mass, torch.ones(2, dtype=torch.float64), rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("base", ["normal", "logistic", "laplace", "student_t", "mixture"])
+@pytest.mark.parametrize("base", BASES)
 def test_base_is_normalised_and_sampled_from_its_density(base):
     z = torch.linspace(-4000, 4000, 4_000_001, dtype=torch.float64)[:, None]
     assert base_log_prob(base, z).exp().sum().item() * 0.002 == pytest.approx(1, abs=1e-6)
@@ -137,12 +181,38 @@ def test_base_is_normalised_and_sampled_from_its_density(base):
         assert (draws < q).double().mean().item() == pytest.approx(expected, abs=0.006)
 
 
+def test_a_contaminated_normal_equals_its_mixture_in_torch():
+    z = torch.linspace(-30, 30, 601, dtype=torch.float64)
+    parts = torch.stack([Normal(0.0, 1.0).log_prob(z), StudentT(5.0, 0.0, 2.0).log_prob(z)])
+    expected = torch.logsumexp(parts + torch.tensor([[0.99], [0.01]]).double().log(), 0)
+    torch.testing.assert_close(base_log_prob("contaminated", z[:, None]), expected)
+
+
+def test_a_far_point_of_a_contaminated_normal_has_a_finite_loss_and_gradient():
+    z = torch.tensor([[1e3], [1e15]], dtype=torch.float32, requires_grad=True)
+    log_prob = base_log_prob("contaminated", z)
+    log_prob.sum().backward()
+    assert log_prob[1] > -250  # a normal says -5e29
+    torch.testing.assert_close(z.grad[:, 0], -6 / z.detach()[:, 0])  # (ν + 1) / z, as of Student's
+
+
+def test_draws_of_a_contaminated_normal_are_of_its_law():
+    draws = base_sample("contaminated", (100_000, 1), stream(0, "base"))[:, 0].numpy()
+    law = lambda z: 0.99 * norm.cdf(z) + 0.01 * student_t.cdf(z / 2, 5)  # noqa: E731
+    assert kstest(draws, law).pvalue > 0.01
+    far = (abs(draws) > 5).mean()  # of a normal 6e-7
+    assert far == pytest.approx(0.02 * student_t.sf(2.5, 5), rel=0.2)
+
+
 def test_members_do_not_depend_on_the_stack():
     flow = random_flow(4)
     x = points(flow, 7)
     for e in range(4):
         alone = flow.member(e)
         torch.testing.assert_close(alone.log_prob(x[e : e + 1])[0], flow.log_prob(x)[e], rtol=0, atol=1e-12)
+    mixed = random_flow(4, conditioner_input="passed")  # four masks, one shape
+    for e in range(4):
+        torch.testing.assert_close(mixed.member(e).log_prob(x[e : e + 1])[0], mixed.log_prob(x)[e])
     fresh = {n: build(PLAIN, masks=["random"] * n, seeds=list(range(n)), data=x[:n]) for n in (1, 3)}
     torch.testing.assert_close(fresh[1].theta[0], fresh[3].theta[0], rtol=0, atol=0)
     torch.testing.assert_close(fresh[1].fixed[0], fresh[3].fixed[0], rtol=0, atol=0)
@@ -265,6 +335,50 @@ def test_an_unbounded_scale_is_the_output_of_its_network():
     torch.testing.assert_close(log_det[0], s.sum(-1) - sd.log().sum())
 
 
+def standardised(flow: FlowStack, z: torch.Tensor) -> torch.Tensor:
+    """The points of data that standardisation maps to z."""
+    p = flow.tensors()
+    return z * p["standardise.var"].sqrt() + p["standardise.mean"]
+
+
+def test_a_tail_bound_makes_a_coupling_affine_beyond_it_and_leaves_it_alone_within():
+    free = random_flow(1, masks=["fixed"], n_flows=1)
+    bounded = FlowStack(dataclasses.replace(free.flow, tail_bound=3.0), free.dim, free.theta, free.fixed)
+    inside = standardised(free, points(free, 50).clamp(-3, 3))
+    assert torch.equal(bounded.log_prob(inside), free.log_prob(inside))
+    passed = torch.tensor([3.0, 4.0, 400.0], dtype=torch.float64)
+    outside = standardised(free, torch.stack([passed, torch.full_like(passed, 0.7)], 1)[None])
+    z, log_det = bounded.inverse(outside)
+    # what passes is kept, the other is scaled and shifted as at the edge
+    torch.testing.assert_close(z[0, :, 0], passed)
+    torch.testing.assert_close(z[0, :, 1], z[0, :1, 1].expand(3))
+    torch.testing.assert_close(log_det[0], log_det[0, :1].expand(3))
+    _, other = free.inverse(outside)
+    assert abs(other[0, 2] - other[0, 0]) > 1e-3
+
+
+def test_a_learned_tail_starts_as_the_identity_and_has_a_closed_form():
+    tail = Tail("tail", 1)
+    x = torch.linspace(-50, 50, 101, dtype=torch.float64).view(1, 1, -1)
+    z, log_det = tail.inverse({"tail.log_power": torch.zeros(1, 1).double()}, x)
+    torch.testing.assert_close(z, x)
+    torch.testing.assert_close(log_det, torch.zeros_like(log_det))
+    z, log_det = tail.inverse({"tail.log_power": torch.full((1, 1), 2.0).double().log()}, x)
+    root = torch.sqrt(1 + x.square())
+    torch.testing.assert_close(z, 2 * x * root)  # sinh(2 a) = 2 sinh(a) cosh(a)
+    torch.testing.assert_close(log_det, (2 * root + 2 * x.square() / root).log()[:, 0])
+
+
+def test_a_learned_tail_draws_in_what_is_far():
+    tail = Tail("tail", 1)
+    far = torch.tensor([[[-1e30, 1e30]]])  # its square is beyond float32
+    z, log_det = tail.inverse({"tail.log_power": torch.full((1, 1), 0.5).log()}, far)
+    torch.testing.assert_close(z, torch.tensor([[[-1e15, 1e15]]]) / math.sqrt(2), rtol=1e-4, atol=0)
+    assert log_det.isfinite().all()
+    back, _ = tail.forward({"tail.log_power": torch.full((1, 1), 0.5).log()}, z)
+    torch.testing.assert_close(back, far, rtol=1e-3, atol=0)
+
+
 def test_first_nonfinite_names_the_layer():
     flow = random_flow(3, masks=["alternating"] * 3, scale="exp", norm="actnorm")
     names = [layer.name for layer in flow.layers]
@@ -295,6 +409,42 @@ def test_n_parameters_counts_what_the_mask_lets_act():
         flow.with_rows(flow.theta.requires_grad_(), flow.fixed).log_prob(points(flow, 9)).sum(), flow.theta
     )
     assert int((grad[0] != 0).sum()) <= flow.n_parameters()[0] and before.shape == (1, 9)
+
+
+def compact(flow: FlowStack) -> FlowStack:
+    """The same stack of one with networks that read what passes alone: its weights without those of no effect."""
+    small = dict(flow.state(0))
+    arch = dataclasses.replace(flow.flow, conditioner_input="passed")
+    last = flow.flow.hidden_depth
+    for i in range(flow.flow.n_flows):
+        passed = small[f"coupling.{i}.mask"][0].bool()
+        moved = (~passed).repeat(flow.flow.heads // flow.flow.nets)
+        small[f"coupling.{i}.net.0.weight"] = small[f"coupling.{i}.net.0.weight"][:, passed]
+        small[f"coupling.{i}.net.{last}.weight"] = small[f"coupling.{i}.net.{last}.weight"][..., moved]
+        small[f"coupling.{i}.net.{last}.bias"] = small[f"coupling.{i}.net.{last}.bias"][..., moved]
+        if f"coupling.{i}.log_scale" in small:
+            small[f"coupling.{i}.log_scale"] = small[f"coupling.{i}.log_scale"][:, ~passed]
+    return from_state(arch, flow.dim, small)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 5])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("conditioner", ["separate", "shared"])
+def test_networks_of_what_passes_say_the_same_with_the_same_weights(dim, mask, conditioner):
+    whole = random_flow(1, dim=dim, mask=mask, conditioner=conditioner, norm="batchnorm")
+    small = compact(whole)
+    x = points(whole, 9)
+    torch.testing.assert_close(small.log_prob(x), whole.log_prob(x))
+    torch.testing.assert_close(small.forward(x)[0], whole.forward(x)[0])
+    assert small.n_parameters() == whole.n_parameters() == [small.theta.shape[1]]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_counts_of_what_passes_are_those_of_the_masks(mask):
+    for dim, n_flows in itertools.product(range(1, 7), range(1, 6)):
+        flow = dataclasses.replace(PLAIN, mask=mask, n_flows=n_flows)
+        drawn = draw_mask(mask, n_flows, dim, stream(0, "mask")).sum(1)
+        assert list(passed_counts(flow, dim)) == drawn.tolist()
 
 
 def linear(weight, bias, like: nn.Linear) -> nn.Linear:

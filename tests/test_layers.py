@@ -11,9 +11,11 @@ PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
     surroundings files spec readers published tables arguments commands streams
-    flows.cost flows.nn flows.bases flows.layers flows.stack flows.distribution
+    flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
+    flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.plan flows.kernels.coupling
+    flows.kernels.member flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.tables data
-    train score checkpoint run
+    optimisers batches train score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage
     analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays analysis.table.index
     analysis.table.saved analysis.table.rows analysis.table.gather analysis.table analysis.table.baselines
@@ -31,7 +33,7 @@ ROOMS = """
     baselines estimator scripting cli __main__
 """
 ORDER = ROOMS.split()
-NUMERIC = ("spec", "streams", "flows", "data", "train", "score", "checkpoint", "run")
+NUMERIC = ("spec", "streams", "flows", "data", "optimisers", "batches", "train", "score", "checkpoint", "run")
 
 
 def modules() -> dict[str, Path]:

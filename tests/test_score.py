@@ -10,7 +10,7 @@ from scipy.stats import ks_2samp, wasserstein_distance
 
 from nfexp.data import load, make_target
 from nfexp.flows.layers import Batch
-from nfexp.flows.stack import build
+from nfexp.flows.stack import build, from_state
 from nfexp.run import run_stack
 from nfexp.score import DIRECTIONS, _batch_gaps, _sample_metrics, _slices, _walk_metrics
 from nfexp.streams import stream
@@ -82,6 +82,14 @@ def test_batch_gap_is_nothing_where_the_running_statistics_are_the_batch(make_sp
             flow.fixed_layout.blocks(flow.fixed)[name].copy_(value)
     assert _batch_gaps([spec], [load(spec)], flow)[0] == pytest.approx(0, abs=1e-9)
     assert _batch_gaps([spec], [load(spec)], standard_normal(make_spec())[1]) == [None]
+
+
+def test_the_worst_point_is_the_one_that_the_stored_flow_finds_least_likely(make_spec):
+    spec = make_spec()
+    result = run_stack([spec], dtype=torch.float64)[0]
+    log_q = from_state(spec.flow, 2, result.state).log_prob(load(spec).test[None])
+    assert result.metrics["worst_nll"] == pytest.approx(-log_q.min().item(), abs=1e-9)
+    assert result.metrics["worst_nll"] > result.metrics["test_nll"]
 
 
 def test_a_diverged_run_names_the_layer(make_spec):

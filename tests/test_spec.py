@@ -1,5 +1,7 @@
 """The edge: every bad value gives one message with the key, what was expected and what came."""
 
+import hashlib
+import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -35,7 +37,23 @@ BAD = {
     "unknown standardise": ({"flow.standardise": True}, "flow.standardise: expected one of moments, none; got True"),
     "unknown coupling": ({"flow.coupling": "spline"}, "flow.coupling: expected one of affine, additive; got 'spline'"),
     "unknown base": ({"flow.base": "uniform"}, "flow.base: expected one of normal, .*; got 'uniform'"),
+    "tail bound": ({"flow.tail_bound": 0}, "flow.tail_bound: expected a number > 0 .* or null; got 0"),
+    "tail bound on raw points": (
+        {"flow.tail_bound": 3.0, "flow.standardise": "none"},
+        "flow.tail_bound: expected null where flow.standardise is 'none', .*; got 3.0",
+    ),
+    "unknown input": (
+        {"flow.conditioner_input": "all"},
+        "flow.conditioner_input: expected one of masked, passed; got 'all'",
+    ),
+    "unknown tail": ({"flow.tail": "sinh"}, "flow.tail: expected one of none, learned; got 'sinh'"),
     "batch size word": ({"train.batch_size": "all"}, "train.batch_size: expected .* or 'full'; got 'all'"),
+    "negative training noise": ({"train.noise": -0.1}, "train.noise: expected a number >= 0 .*; got -0.1"),
+    "training noise that is a word": (
+        {"train.noise_end": "small"},
+        "train.noise_end: expected a number >= 0 .*; got 'small'",
+    ),
+    "unknown optimizer": ({"train.optimizer": "sgd"}, "train.optimizer: expected one of adam, nadam; got 'sgd'"),
     "clip": ({"train.grad_clip": 0}, "train.grad_clip: expected a number > 0 .* or null; got 0"),
     "warm-up": ({"train.warmup": 10**6}, "train.warmup: expected at most train.steps = .*; got 1000000"),
     "text without letters": ({"data.name": "text"}, "data.text: expected letters to draw .*; got None"),
@@ -94,13 +112,42 @@ def test_keys_that_may_be_absent_are_in_no_record_at_their_default(make_spec):
     assert not any(key in flat for key in ("data.kind", "data.path", "data.dim", "data.jitter"))
 
 
+def test_a_record_without_a_younger_key_is_the_run_that_it_was(make_spec):
+    spec = specs.unflatten(specs.flatten(make_spec()) | specs.ADDED)
+    old = {key: value for key, value in specs.flatten(spec).items() if key not in specs.ADDED}
+    assert specs.unflatten(old) == spec
+    counted = {key: value for key, value in specs.relevant(spec).items() if key in old}
+    text = json.dumps(counted, sort_keys=True)
+    assert specs.run_id(spec) == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+YOUNGER = {
+    "flow.conditioner_input": "passed",
+    "flow.tail_bound": 3.0,
+    "flow.tail": "learned",
+    "train.optimizer": "nadam",
+    "train.noise": 0.1,
+    "train.noise_end": 0.1,
+}
+
+
+@pytest.mark.parametrize(("key", "value"), YOUNGER.items(), ids=YOUNGER)
+def test_a_younger_key_counts_where_it_changes_the_run(make_spec, key, value):
+    assert specs.run_id(make_spec(**{key: value})) != specs.run_id(make_spec(**{key: specs.ADDED[key]}))
+
+
+def test_every_younger_key_is_tried():
+    assert set(YOUNGER) == {key for key in specs.ADDED if specs.is_relevant(key)}
+
+
 def test_whole_numbers_for_floats_are_the_same_run(make_spec):
     assert specs.run_id(make_spec(train__lr=1)) == specs.run_id(make_spec(train__lr=1.0))
 
 
 STACKED = {
     "data__name": "circles", "data__n_samples": 99, "data__noise": 0.3, "flow__mask": "fixed", "seed": 9,
-    "train__lr": 1.0, "train__grad_clip": None, "train__select": "last",
+    "train__lr": 1.0, "train__grad_clip": None, "train__select": "last", "train__noise": 0.1,
+    "train__noise_end": 0.1,
 }  # fmt: skip
 
 
@@ -113,6 +160,16 @@ def test_full_batches_stack_by_sample_count(make_spec):
     a, b = (make_spec(train__batch_size="full", data__n_samples=n) for n in (50, 60))
     assert specs.stack_key(a) != specs.stack_key(b)
     assert specs.stack_key(a) == specs.stack_key(make_spec(train__batch_size=50, data__n_samples=200))
+
+
+def test_compact_networks_stack_by_what_their_masks_pass(make_spec, monkeypatch):
+    masks = ("alternating", "fixed", "half", "random")
+    compact = [make_spec(flow__mask=mask, flow__conditioner_input="passed") for mask in masks]
+    whole = [make_spec(flow__mask=mask, flow__conditioner_input="masked") for mask in masks]
+    assert len({specs.stack_key(s) for s in compact}) == 1  # in the plane each passes one coordinate
+    monkeypatch.setattr(specs, "event_shape", lambda spec: (3,))
+    assert len({specs.stack_key(s) for s in compact}) == 4
+    assert len({specs.stack_key(s) for s in whole}) == 1
 
 
 def test_choices_name_what_exists():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nfexp import run, score
+from nfexp.batches import Noise, Order, noise_share
 from nfexp.checkpoint import CHECKPOINT
 from nfexp.data import load
 from nfexp.flows.cost import member_bytes
@@ -17,7 +18,7 @@ from nfexp.flows.stack import from_state
 from nfexp.run import Interrupted, prepare_runs, run_stack
 from nfexp.spec import SpecError, flatten
 from nfexp.streams import stream
-from nfexp.train import Order, advance, fit, log_spaced, lr_factor, mean_nll
+from nfexp.train import advance, fit, log_spaced, lr_factor, mean_nll
 
 
 def metrics(spec, **kwargs):
@@ -47,6 +48,27 @@ def test_a_member_equals_the_run_alone(make_spec, norm, dtype):
         assert alone.metrics["best_step"] == result.metrics["best_step"]
         for name, value in alone.state.items():
             torch.testing.assert_close(value, result.state[name], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("norm", ["batchnorm", "actnorm"])
+def test_a_member_of_compact_networks_with_tails_equals_the_run_alone(make_spec, norm):
+    changes = {
+        "conditioner_input": "passed",
+        "tail_bound": 3.0,
+        "tail": "learned",
+        "base": "contaminated",
+        "norm": norm,
+    }
+    specs = []
+    for spec in mixed(make_spec):
+        recipe = replace(spec.train, optimizer="nadam", noise=0.05 * spec.seed)
+        specs.append(replace(spec, flow=replace(spec.flow, **changes), train=recipe))
+    together = run_stack(specs, dtype=torch.float64)
+    for spec, result in zip(specs, together, strict=True):
+        alone = run_stack([spec], dtype=torch.float64)[0]
+        assert alone.metrics["worst_nll"] == pytest.approx(result.metrics["worst_nll"], abs=1e-9)
+        for name, value in alone.state.items():
+            torch.testing.assert_close(value, result.state[name], rtol=0, atol=1e-9)
 
 
 def test_training_learns(make_spec):
@@ -135,6 +157,44 @@ def test_batches_are_passes_without_replacement():
     assert Order(n=3, batch=9, seed=0).at(2).sort().values.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
+def test_training_noise_goes_in_a_straight_line(make_spec):
+    recipe = make_spec(train__noise=0.2, train__noise_end=0.1, train__steps=101).train
+    assert [noise_share(recipe, step) for step in (1, 51, 101)] == pytest.approx([0.2, 0.15, 0.1])
+    once = make_spec(train__noise=0.2, train__steps=1, train__warmup=1).train
+    assert noise_share(once, 1) == 0.2
+
+
+def test_training_noise_is_as_wide_as_the_points_and_fresh():
+    sd = torch.tensor([1.0, 5.0], dtype=torch.float64)
+    noise = Noise(n=5000, batch=4000, seed=0, sd=sd)
+    drawn = torch.cat([noise.at(step) for step in range(1, 6)])
+    torch.testing.assert_close(drawn.std(0), sd, rtol=0.05, atol=0)
+    assert (drawn.mean(0) / sd).abs().max() < 5 / math.sqrt(len(drawn))
+    assert len(drawn.unique(dim=0)) == len(drawn)
+    assert torch.equal(Noise(n=5000, batch=4000, seed=0, sd=sd).at(4), drawn[12_000:16_000])
+
+
+def test_training_noise_changes_its_run_and_no_mate(make_spec):
+    noisy = make_spec(train__noise=0.1, train__noise_end=0.02, seed=1)
+    plain = make_spec(seed=2)
+    together = run_stack([noisy, plain])
+    for spec, result in zip((noisy, plain), together, strict=True):
+        alone = run_stack([spec])[0]
+        assert alone.metrics["test_nll"] == pytest.approx(result.metrics["test_nll"], abs=1e-4)
+    quiet = metrics(make_spec(seed=1))
+    assert abs(quiet["test_nll"] - together[0].metrics["test_nll"]) > 1e-3
+
+
+def test_a_flow_trained_with_noise_learns_the_points_and_the_noise(make_spec):
+    """On ever fresh noise it learns the law of point plus noise, whose variance is the sum of both."""
+    long = {"train__steps": 600, "train__batch_size": 200, "train__select": "last", "flow__n_flows": 2}
+    spec = make_spec(train__noise=1.0, train__noise_end=1.0, **long)
+    flow = from_state(spec.flow, 2, run_stack([spec])[0].state)
+    spread = load(spec).train.std(0).float()
+    sampled = flow.sample(20_000, [stream(0, "x")])[0].std(0)
+    torch.testing.assert_close(sampled, math.sqrt(2) * spread, rtol=0.08, atol=0)
+
+
 def test_splits_are_fresh_and_paired_over_architectures(make_spec):
     a, b = make_spec(), make_spec(flow__n_flows=1, train__lr=1e-4)
     for split in ("train", "val", "test"):
@@ -171,9 +231,16 @@ def test_fit_leaves_its_input_alone(make_spec):
     assert history.snapshots.shape == (1, 3, 4, 2)
 
 
-@pytest.mark.parametrize("norm", ["none", "batchnorm"])
-def test_an_interrupted_training_gives_the_same_numbers(make_spec, tmp_path, norm):
-    specs = [make_spec(seed=s, flow__norm=norm, record__samples=20, train__n_evals=9) for s in range(3)]
+CARRIED_ON = {
+    "plain": {},
+    "batchnorm": {"flow__norm": "batchnorm"},
+    "nadam with noise": {"train__optimizer": "nadam", "train__noise": 0.1, "train__noise_end": 0.02},
+}
+
+
+@pytest.mark.parametrize("changes", CARRIED_ON.values(), ids=CARRIED_ON)
+def test_an_interrupted_training_gives_the_same_numbers(make_spec, tmp_path, changes):
+    specs = [make_spec(seed=s, record__samples=20, train__n_evals=9, **changes) for s in range(3)]
     folders = [tmp_path / str(s) for s in range(3)]
     whole = run_stack(specs)
     with pytest.raises(Interrupted, match="told to stop at step"):

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 _MIX_MEAN, _MIX_SD = 0.8, 0.6  # 0.8² + 0.6² = 1: unit variance
 _STUDENT_DF = 5
+_OUTLIERS, _OUTLIER_SCALE = 0.01, 2.0  # of the contaminated normal: the share that is Student's, and its scale
 Shape = tuple[int, ...]
 
 
@@ -78,12 +79,24 @@ def _sample_mixture(shape: Shape, generator: Generator) -> Tensor:
     return _MIX_MEAN * sign + _MIX_SD * z
 
 
+def _contaminated(z: Tensor) -> Tensor:
+    outlier = _student_t(z / _OUTLIER_SCALE) + math.log(_OUTLIERS / _OUTLIER_SCALE)
+    return torch.logaddexp(_normal(z) + math.log1p(-_OUTLIERS), outlier)
+
+
+def _sample_contaminated(shape: Shape, generator: Generator) -> Tensor:
+    z = _sample_normal(shape, generator)
+    outlier = _OUTLIER_SCALE * _sample_student_t(shape, generator)
+    return torch.where(_sample_uniform(shape, generator) < _OUTLIERS, outlier, z)
+
+
 BASES: dict[str, Base] = {
     "normal": Base(_normal, _sample_normal),
     "logistic": Base(_logistic, _sample_logistic),
     "laplace": Base(_laplace, _sample_laplace),
     "student_t": Base(_student_t, _sample_student_t),
     "mixture": Base(_mixture, _sample_mixture),
+    "contaminated": Base(_contaminated, _sample_contaminated),
 }
 
 
@@ -91,7 +104,9 @@ def base_log_prob(base: str, z: Tensor) -> Tensor:
     """Log-density of a base distribution: log p(z) = Σ_d log p(z_d), every coordinate independent.
 
     `normal` N(0, 1); `logistic` (a uniform base seen through a sigmoid); `laplace` with scale 1; `student_t`
-    with 5 degrees of freedom; `mixture` ½N(-0.8, 0.6²) + ½N(0.8, 0.6²) in every coordinate.
+    with 5 degrees of freedom; `mixture` ½N(-0.8, 0.6²) + ½N(0.8, 0.6²) in every coordinate; `contaminated`
+    .99 N(0, 1) + .01 T, T Student's with 5 degrees of freedom and scale 2: a normal (Tukey 1960) whose far points
+    cost a logarithm, not a square.
 
     Shapes: (…, D) to (…,), nats.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nfexp.spec import Spec, batch_points, event_shape
+from nfexp.spec import Spec, batch_points, event_shape, passed_counts
 
 PASS_COST = 330.0  # moving one hidden activation through a training step, in floating-point operations
 CHUNK = 500  # points that a trained flow is evaluated at in one go
@@ -19,7 +19,12 @@ def training_flop(spec: Spec) -> float:
     """Floating-point operations of all matrix products of training one run, forward and backward."""
     flow, dim = spec.flow, dimension(spec)
     between_hidden = (flow.hidden_depth - 1) * flow.hidden_width**2 * flow.nets
-    first_and_last = flow.hidden_width * dim * (flow.nets + flow.heads)
+    n_inputs: float = dim
+    n_outputs: float = dim
+    if flow.conditioner_input == "passed":
+        n_inputs = sum(passed_counts(flow, dim)) / flow.n_flows
+        n_outputs = dim - n_inputs
+    first_and_last = flow.hidden_width * (n_inputs * flow.nets + n_outputs * flow.heads)
     per_point = 6 * (between_hidden + first_and_last)  # 2 forward, 4 backward
     return float(spec.train.steps) * batch_points(spec) * flow.n_flows * per_point
 

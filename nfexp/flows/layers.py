@@ -1,4 +1,4 @@
-"""The layers of a flow over E members: couplings with their derivative written out, and elementwise affine layers.
+"""What a layer of a flow over E members is, and couplings, with their derivative written out.
 
 `inverse` maps data to base (the direction of training), `forward` base to data; points are (E, D, N), and the
 log-det that comes with them is (E, N), (E, 1) or a number. A layer names the tensors it needs, and sets the first
@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
 from nfexp.flows.nn import mlp, mlp_shapes
-from nfexp.spec import Flow
+from nfexp.spec import Flow, passed_counts, swaps
 
 Tensors = Mapping[str, Tensor]
 Shapes = dict[str, dict[str, tuple[int, ...]]]  # block → the tensors in it; a block is (E, size) in a layer's hands
@@ -76,8 +76,6 @@ class Layer:
         return shapes
 
 
-# --- Coupling layers -------------------------------------------------------------------------------------------------
-
 SOFT_BOUND = math.log(1000.0)  # of |s| where the scale is "soft": zuko's slope of 1e-3
 INITIAL_SCALE = 2.0  # exp(c): the largest |s| a fresh coupling with a learned scale can reach
 FIRST_REACH = 2.5  # of `init` "spread": how far from the centre units of the first layer bend, standard deviations
@@ -114,7 +112,7 @@ SQUASH: dict[str, Squash] = {  # by `scale`: y = squash(r) of a network's output
 
 @dataclass(frozen=True)
 class LogScale:
-    """s = y ⊙ bound with y = squash(r); all (E, D, N) but the bound, (E, D, 1). s = 0 where a coordinate passes."""
+    """s = y ⊙ bound with y = squash(r); all (E, O, N) but the bound, (E, O, 1). s = 0 where a coordinate passes."""
 
     s: Tensor
     squashed: Tensor
@@ -132,33 +130,73 @@ def _log_scale(scale: str, raw: Tensor, log_bound: Tensor | None, free: Tensor) 
 class _Affine(torch.autograd.Function):
     """z = x ⊙ exp(s) + t with s as of :func:`_log_scale` and t = free ⊙ raw t; also Σ_d s_d. Differentiable once.
 
-    Shapes: x (E, D, N), raw (E, 2 D, N), c (E, D) or None, free (E, D, 1); to (E, D, N) and (E, N).
+    Shapes: x (E, D, N), raw (E, 2 O, N), c (E, O) or None, free (E, O, 1); to (E, D, N) and (E, N). With `place`
+    (E, D, O), s and t are those of O coordinates, which it puts where they belong; without, O = D.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, raw: Tensor, log_bound: Tensor | None, free: Tensor, scale: str
+        ctx: Any, x: Tensor, raw: Tensor, log_bound: Tensor | None, free: Tensor, place: Tensor | None, scale: str
     ) -> tuple[Tensor, Tensor]:
         raw_s, raw_t = raw.chunk(2, 1)
         log_scale = _log_scale(scale, raw_s, log_bound, free)
-        gain = torch.exp(log_scale.s)
+        s = log_scale.s
+        t = raw_t * free
+        if place is not None:
+            s = place @ s
+            t = place @ t
+        gain = torch.exp(s)
         ctx.scale = scale
-        ctx.save_for_backward(x, log_scale.s, log_scale.squashed, gain, log_scale.bound, free)
-        return torch.addcmul(raw_t * free, x, gain), log_scale.s.sum(1)
+        ctx.save_for_backward(x, log_scale.s, log_scale.squashed, gain, log_scale.bound, free, place)
+        return torch.addcmul(t, x, gain), log_scale.s.sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_z: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        x, s, squashed, gain, bound, free = ctx.saved_tensors
+        x, s, squashed, gain, bound, free, place = ctx.saved_tensors
         _, squash_backward = SQUASH[ctx.scale]
         grad_x = grad_z * gain  # ∂z/∂x = exp(s)
         grad_s = torch.addcmul(grad_log_det.unsqueeze(1), grad_x, x)  # ∂z/∂s = x exp(s), and the log-det is Σ s
+        grad_t = grad_z
+        if place is not None:
+            grad_s = place.mT @ grad_s
+            grad_t = place.mT @ grad_z
         grad_log_bound = None
         if ctx.needs_input_grad[2]:
             grad_log_bound = (grad_s * s).sum(2)  # s = exp(c) · …, so ∂s/∂c = s
         grad_s.mul_(bound)
-        grad_raw = torch.cat([squash_backward(grad_s, squashed), grad_z * free], 1)
-        return grad_x, grad_raw, grad_log_bound, None, None
+        grad_raw = torch.cat([squash_backward(grad_s, squashed), grad_t * free], 1)
+        return grad_x, grad_raw, grad_log_bound, None, None, None
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """What a coupling's networks say of the coordinates that pass.
+
+    `raw` (E, heads O, N), s before t; `free` (E, O, 1), 1 where the coordinate of an output moves; `place` (E, D, O)
+    puts outputs where they belong, None where there is one for each coordinate, O = D.
+    """
+
+    raw: Tensor
+    free: Tensor
+    place: Tensor | None
+
+    def placed(self, part: Tensor) -> Tensor:
+        """(E, O, N) to (E, D, N)."""
+        return part if self.place is None else self.place @ part
+
+
+def selection(mask: Tensor) -> Tensor:
+    """Masks (…, D) as matrices (…, D, D): the first rows pick the coordinates that pass, the others those that move.
+
+    >>> selection(torch.tensor([0.0, 1.0, 0.0])).tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    passing = mask.cumsum(-1)  # 1, 2, … along the coordinates that pass
+    moving = passing[..., -1:] + (1 - mask).cumsum(-1)  # and on along the others
+    place = torch.where(mask > 0, passing, moving)
+    rows = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
+    return (place.unsqueeze(-2) == rows[:, None]).to(mask)
 
 
 class Coupling(Layer):
@@ -167,6 +205,9 @@ class Coupling(Layer):
     s = exp(c) tanh(r) with a learned c per coordinate, or c = 0 ("tanh"), or r / (1 + |r| / 6.9), as in zuko ("soft"),
     or r itself, unbounded ("exp"), for a network's output r; the additive layer (NICE) has s = 0. Source: Dinh,
     Sohl-Dickstein, Bengio 2017, eq. 7-9.
+
+    With a `tail_bound` B the networks see b ⊙ x clamped to ±B. Beyond B, where no training point told them anything,
+    s and t are those of the edge: the layer is affine there, as the tails of a spline flow are (Durkan et al. 2019).
     """
 
     def __init__(self, flow: Flow, index: int, dim: int) -> None:
@@ -175,7 +216,14 @@ class Coupling(Layer):
         self.heads = flow.heads
         self.nets = flow.nets
         self.learned_scale = self.heads == 2 and flow.scale == "learned"
-        self.widths = (dim, *[flow.hidden_width] * flow.hidden_depth, dim * self.heads // self.nets)
+        self.compact = flow.conditioner_input == "passed"  # no weight is one of a masked input or output
+        self.n_inputs = dim
+        self.n_outputs = dim
+        if self.compact:
+            self.n_inputs = passed_counts(flow, dim)[index]
+            self.n_outputs = dim - self.n_inputs
+        hidden = [flow.hidden_width] * flow.hidden_depth
+        self.widths = (self.n_inputs, *hidden, self.n_outputs * self.heads // self.nets)
 
     def learned_shapes(self) -> Shapes:
         names = []
@@ -183,7 +231,8 @@ class Coupling(Layer):
             names += [f"{self.name}.net.{i}.weight", f"{self.name}.net.{i}.bias"]
         shapes: Shapes = {f"{self.name}.net": dict(zip(names, mlp_shapes(self.widths, self.nets), strict=True))}
         if self.learned_scale:
-            shapes |= self._per_coordinate("log_scale")
+            name = f"{self.name}.log_scale"
+            shapes[name] = {name: (1, self.n_outputs)}
         return shapes
 
     def fixed_shapes(self) -> Shapes:
@@ -199,7 +248,7 @@ class Coupling(Layer):
         for i in range(layers):
             weight = own[f"{self.name}.net.{i}.weight"]
             bias = own[f"{self.name}.net.{i}.bias"]
-            largest = math.sqrt(weight.shape[1])
+            largest = math.sqrt(max(weight.shape[1], 1))  # in one dimension a coupling may pass nothing
             weight.copy_(_uniform(weight.shape, draws) / largest)
             bias.copy_(_uniform(bias.shape, draws) / largest)
         if self.learned_scale:
@@ -214,40 +263,54 @@ class Coupling(Layer):
         weight = own[f"{self.name}.net.0.weight"]
         bias = own[f"{self.name}.net.0.bias"]
         passed = own[f"{self.name}.mask"].T  # (D, 1)
-        centre: Tensor | float = 0.0
-        unit: Tensor | float = 1.0
-        if self.flow.standardise == "none":  # the coupling then sees the raw points
-            centre = points.mean[:, None]
-            unit = points.var.sqrt()[:, None]
+        mean = points.mean[:, None]
+        sd = points.var.sqrt()[:, None]
+        if self.compact:
+            inputs = passed[:, 0] > 0
+            passed = passed[inputs]
+            mean = mean[inputs]
+            sd = sd[inputs]
+        raw = self.flow.standardise == "none"
+        centre = mean if raw else 0.0
+        unit = sd if raw else 1.0
         slope = FIRST_SLOPE.get(self.flow.activation, SMOOTH_SLOPE) / math.sqrt(max(float(passed.sum()), 1.0))
         weight.copy_(slope / unit * _uniform(weight.shape, draws))
         bends = centre + unit * FIRST_REACH * _uniform(weight.shape, draws)
         bias.copy_(-(passed * weight * bends).sum(1, keepdim=True))
 
-    def _conditioned(self, p: Tensors, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the networks say of b ⊙ x, (E, heads D, N), and 1 − b, the coordinates that move, (E, D, 1)."""
+    def _conditioned(self, p: Tensors, x: Tensor) -> Conditioned:
         mask = p[f"{self.name}.mask"].unsqueeze(-1)
-        weights = p[f"{self.name}.net"]
-        raw = mlp(x * mask, weights, self.widths, nets=self.nets, activation=self.flow.activation)
-        return raw, 1 - mask
+        if not self.compact:
+            return Conditioned(self._networks(p, x * mask), 1 - mask, None)
+        chosen = p[f"{self.name}.selection"]
+        raw = self._networks(p, chosen[:, : self.n_inputs] @ x)
+        all_move = torch.ones_like(mask[:, : self.n_outputs])
+        return Conditioned(raw, all_move, chosen[:, self.n_inputs :].mT)
+
+    def _networks(self, p: Tensors, x: Tensor) -> Tensor:
+        if self.flow.tail_bound is not None:
+            x = x.clamp(-self.flow.tail_bound, self.flow.tail_bound)
+        return mlp(x, p[f"{self.name}.net"], self.widths, nets=self.nets, activation=self.flow.activation)
 
     def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
-        raw, free = self._conditioned(p, x)
+        by = self._conditioned(p, x)
         if self.heads == 1:
-            return torch.addcmul(x, raw, free), x.new_zeros(())
-        z, log_det = _Affine.apply(x, raw, p.get(f"{self.name}.log_scale"), free, self.flow.scale)
+            return torch.addcmul(x, by.placed(by.raw), by.placed(by.free)), x.new_zeros(())
+        z, log_det = _Affine.apply(x, by.raw, p.get(f"{self.name}.log_scale"), by.free, by.place, self.flow.scale)
         return z, log_det
 
     def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
-        raw, free = self._conditioned(p, z)  # z and x agree where the networks look
+        by = self._conditioned(p, z)  # z and x agree where the networks look
         if self.heads == 1:
-            return torch.addcmul(z, raw, free, value=-1), z.new_zeros(())
-        raw_s, raw_t = raw.chunk(2, 1)
-        s = _log_scale(self.flow.scale, raw_s, p.get(f"{self.name}.log_scale"), free).s
-        return (z - raw_t * free) * torch.exp(-s), -s.sum(1)
+            return torch.addcmul(z, by.placed(by.raw), by.placed(by.free), value=-1), z.new_zeros(())
+        raw_s, raw_t = by.raw.chunk(2, 1)
+        s = _log_scale(self.flow.scale, raw_s, p.get(f"{self.name}.log_scale"), by.free).s
+        return (z - by.placed(raw_t * by.free)) * torch.exp(-by.placed(s)), -s.sum(1)
 
     def dead_parameters(self, passed: int) -> int:
         """Learned numbers that a mask passing so many coordinates keeps from acting: inputs and outputs of zero."""
+        if self.compact:
+            return 0
         dead_inputs = self.nets * self.flow.hidden_width * (self.dim - passed)
         dead_outputs = passed * self.heads * (self.flow.hidden_width + 1)
         dead_scales = passed if self.learned_scale else 0
@@ -271,129 +334,11 @@ def draw_mask(schedule: str, n_flows: int, dim: int, generator: Generator) -> Te
     [1.0, 1.0, 0.0, 0.0]
     """
     coordinate = torch.arange(dim)
-    layer = torch.arange(n_flows)
     if schedule == "random":
         orders = [torch.randperm(dim, generator=generator) for _ in range(n_flows)]
         return (torch.stack(orders) < dim // 2).double()
     first = coordinate % 2 == 0
     if schedule == "half":
         first = coordinate < dim // 2
-    flipped = {
-        "fixed": torch.zeros(n_flows, dtype=torch.bool),
-        "once": layer >= (n_flows + 1) // 2,
-        "alternating": layer % 2 == 1,
-        "half": layer % 2 == 1,
-    }[schedule]
-    return (first ^ flipped[:, None]).double()
-
-
-# --- Elementwise affine layers ---------------------------------------------------------------------------------------
-
-
-class Elementwise(Layer):
-    """z = (x − m) exp(l) + h, coordinate by coordinate; what m, l and h are, each subclass says."""
-
-    epsilon = 1e-5  # added to a variance before it divides
-
-    def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
-        """m, l and h; tensors are (E, D, 1)."""
-        raise NotImplementedError
-
-    def _own(self, p: Tensors, key: str) -> Tensor:
-        """A tensor of this layer as (E, D, 1)."""
-        return p[f"{self.name}.{key}"].unsqueeze(-1)
-
-    def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
-        m, log_gain, h = self._coefficients(p)
-        return (x - m) * torch.exp(log_gain) + h, log_gain.sum(1)
-
-    def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
-        m, log_gain, h = self._coefficients(p)
-        return (z - h) * torch.exp(-log_gain) + m, -log_gain.sum(1)
-
-
-class Standardise(Elementwise):
-    """z = (x − m) / σ by the moments of the training points, or the identity if `standardise` is "none"."""
-
-    def __init__(self, flow: Flow, dim: int) -> None:
-        super().__init__("standardise", dim)
-        self.by_moments = flow.standardise == "moments"
-
-    def fixed_shapes(self) -> Shapes:
-        return self._per_coordinate("mean", "var")
-
-    def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
-        own[f"{self.name}.var"].fill_(1.0)
-        if self.by_moments:
-            own[f"{self.name}.mean"].copy_(points.mean)
-            own[f"{self.name}.var"].copy_(points.var)
-
-    def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
-        return self._own(p, "mean"), -0.5 * torch.log(self._own(p, "var")), 0.0
-
-
-class ActNorm(Elementwise):
-    """z = x exp(γ) + h, both learned, set so that the first batch comes out standardised (Kingma, Dhariwal 2018)."""
-
-    def learned_shapes(self) -> Shapes:
-        return self._per_coordinate("log_gain", "shift")
-
-    def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
-        if batch is not None and batch.initialise:
-            log_gain = -0.5 * torch.log(x.var(2, correction=0) + self.epsilon)
-            from_batch = {
-                f"{self.name}.log_gain": log_gain,
-                f"{self.name}.shift": -x.mean(2) * torch.exp(log_gain),
-            }
-            batch.updates |= from_batch
-            p = {**p, **from_batch}
-        return super().inverse(p, x, batch)
-
-    def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
-        return 0.0, self._own(p, "log_gain"), self._own(p, "shift")
-
-
-class BatchNorm(Elementwise):
-    """z = (x − m) / √(v + ε) · exp(γ) + h with learned γ and h (Dinh et al. 2017, sec. 3.7).
-
-    m and v are those of the batch while training, and running averages of them otherwise.
-    """
-
-    momentum = 0.1  # share of a batch in the running averages
-
-    def learned_shapes(self) -> Shapes:
-        return self._per_coordinate("log_gain", "shift")
-
-    def fixed_shapes(self) -> Shapes:
-        return self._per_coordinate("mean", "var")
-
-    def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
-        own[f"{self.name}.var"].fill_(1.0)
-
-    def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
-        if batch is not None:
-            from_batch = {
-                f"{self.name}.mean": x.mean(2),
-                f"{self.name}.var": x.var(2, correction=0),
-            }
-            for name, value in from_batch.items():
-                batch.updates[name] = torch.lerp(p[name], value.detach(), self.momentum)
-            p = {**p, **from_batch}
-        return super().inverse(p, x, batch)
-
-    def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
-        log_gain = self._own(p, "log_gain") - 0.5 * torch.log(self._own(p, "var") + self.epsilon)
-        return self._own(p, "mean"), log_gain, self._own(p, "shift")
-
-
-class Diagonal(Elementwise):
-    """z = x exp(γ) with learned γ: the last layer of NICE, whose couplings cannot scale (Dinh et al. 2015)."""
-
-    def learned_shapes(self) -> Shapes:
-        return self._per_coordinate("log_gain")
-
-    def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
-        return 0.0, self._own(p, "log_gain"), 0.0
-
-
-NORMS: dict[str, type[Elementwise]] = {"actnorm": ActNorm, "batchnorm": BatchNorm}
+    swapped = torch.tensor(swaps(schedule, n_flows))
+    return (first ^ swapped[:, None]).double()

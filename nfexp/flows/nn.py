@@ -111,7 +111,7 @@ class _MLP(torch.autograd.Function):
         shapes = mlp_shapes(widths, nets)
         flat = []  # weight, bias, weight, bias, …, each (E G, ·, ·)
         for part, shape in zip(_split(weights, shapes), shapes, strict=True):
-            flat.append(part.reshape(-1, *shape[1:]))
+            flat.append(part.reshape(n_members * nets, *shape[1:]))
         of_weights = flat[0::2]
         of_biases = flat[1::2]
         h = (

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from nfexp.flows.bases import base_log_prob, base_sample
-from nfexp.flows.layers import NORMS, Batch, Coupling, Diagonal, Layer, Points, Shapes, Standardise, Tensors, draw_mask
+from nfexp.flows.elementwise import NORMS, Diagonal, Standardise, Tail
+from nfexp.flows.layers import Batch, Coupling, Layer, Points, Shapes, Tensors, draw_mask, selection
 from nfexp.spec import Flow
 from nfexp.streams import stream
 
@@ -42,7 +44,7 @@ class Layout:
         sizes = [math.prod(shape) for shape in self.shapes.values()]
         views = {}
         for name, part in zip(self.shapes, torch.split(matrix, sizes, dim=1), strict=True):
-            views[name] = part.view(-1, *self.shapes[name])
+            views[name] = part.view(len(matrix), *self.shapes[name])
         return views
 
 
@@ -56,6 +58,8 @@ def _architecture(flow: Flow, dim: int) -> tuple[list[Layer], Layout, Layout]:
             layers.append(NORMS[flow.norm](f"norm.{i}", dim))
     if flow.coupling == "additive":
         layers.append(Diagonal("diagonal", dim))
+    if flow.tail == "learned":
+        layers.append(Tail("tail", dim))
     learned: Shapes = {}
     fixed: Shapes = {}
     for layer in layers:
@@ -64,35 +68,50 @@ def _architecture(flow: Flow, dim: int) -> tuple[list[Layer], Layout, Layout]:
     return layers, Layout(learned), Layout(fixed)
 
 
+class Kernel(Protocol):
+    """A quicker way to the numbers of a stack than its layers in torch; the same up to rounding."""
+
+    def log_prob(self, theta: Tensor, fixed: Tensor, x: Tensor) -> Tensor:
+        """As :meth:`FlowStack.log_prob`, without a derivative."""
+
+    def gradient(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Each member's mean −log q of its points x (E, N, D), and the gradient: (E,) and (E, P)."""
+
+
 class FlowStack:
     """E RealNVP flows of one architecture.
 
     Parameters
     ----------
     flow
-        The shared architecture; its `mask` says nothing here, for masks are among the fixed numbers.
+        The shared architecture. Masks are among the fixed numbers: its `mask` says at most how many coordinates each
+        coupling passes (where `conditioner_input` is "passed").
     dim
         D, the numbers in a point.
     theta
         Learned numbers, shape (E, P).
     fixed
         Masks, standardisation and running statistics, shape (E, S).
+    kernel
+        What computes log-densities instead of the layers, where they are not to be differentiated.
 
     Examples
     --------
     >>> architecture = Flow(n_flows=4, hidden_depth=2, hidden_width=8, activation="relu", mask="alternating",
     ...                     coupling="affine", conditioner="separate", scale="learned", init="identity",
-    ...                     standardise="moments", norm="none", norm_every=2, base="normal")
+    ...                     standardise="moments", norm="none", norm_every=2, base="normal",
+    ...                     conditioner_input="masked", tail_bound=None, tail="none")
     >>> stack = build(architecture, masks=["alternating", "fixed"], seeds=[0, 1], data=torch.randn(2, 100, 3))
     >>> stack.log_prob(torch.zeros(2, 5, 3)).shape
     torch.Size([2, 5])
     """
 
-    def __init__(self, flow: Flow, dim: int, theta: Tensor, fixed: Tensor) -> None:
+    def __init__(self, flow: Flow, dim: int, theta: Tensor, fixed: Tensor, kernel: Kernel | None = None) -> None:
         self.flow = flow
         self.dim = dim
         self.theta = theta
         self.fixed = fixed
+        self.kernel = kernel
         self.layers, self.learned_layout, self.fixed_layout = _architecture(flow, dim)
 
     @property
@@ -101,22 +120,32 @@ class FlowStack:
 
     def with_rows(self, theta: Tensor, fixed: Tensor) -> FlowStack:
         """The same architecture with other numbers."""
-        return FlowStack(self.flow, self.dim, theta, fixed)
+        return FlowStack(self.flow, self.dim, theta, fixed, self.kernel)
+
+    def with_kernel(self, kernel: Kernel | None) -> FlowStack:
+        """The same numbers, computed with by this kernel."""
+        return FlowStack(self.flow, self.dim, self.theta, self.fixed, kernel)
 
     def member(self, e: int) -> FlowStack:
         """Member `e` as a stack of one."""
         return self.with_rows(self.theta[e : e + 1], self.fixed[e : e + 1])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> FlowStack:
-        """The same flows with both matrices on this device and of this dtype."""
-        return self.with_rows(self.theta.to(device, dtype), self.fixed.to(device, dtype))
+        """The same flows with both matrices on this device and of this dtype, without a kernel."""
+        return FlowStack(self.flow, self.dim, self.theta.to(device, dtype), self.fixed.to(device, dtype))
 
     def tensors(self) -> dict[str, Tensor]:
         """Every named tensor, shape (E, …): views of the two matrices."""
         return self.learned_layout.views(self.theta) | self.fixed_layout.views(self.fixed)
 
     def _blocks(self) -> Tensors:
-        return self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
+        p = self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
+        if self.flow.conditioner_input == "passed":
+            names = [layer.name for layer in self.layers if isinstance(layer, Coupling)]
+            masks = torch.stack([p[f"{name}.mask"] for name in names])
+            for name, chosen in zip(names, selection(masks), strict=True):  # of all at once: each is little work
+                p[f"{name}.selection"] = chosen
+        return p
 
     def _inverse_steps(self, x: Tensor, batch: Batch | None) -> Iterator[tuple[Tensor, Tensor]]:
         """From data (E, N, D) to base: the points (E, D, N) after each layer, and its log-det."""
@@ -184,6 +213,8 @@ class FlowStack:
 
     def log_prob(self, x: Tensor, *, batch: Batch | None = None) -> Tensor:
         """log q(x) = log p(z) + log|det ∂z/∂x|, in nats; shapes (E, N, D) to (E, N)."""
+        if self.kernel is not None and batch is None:
+            return self.kernel.log_prob(self.theta, self.fixed, x)
         z, log_det = self.inverse(x, batch=batch)
         return base_log_prob(self.flow.base, z) + log_det
 

@@ -21,6 +21,7 @@ METRICS = {
     "val_nll": Metric("NLL of the validation points at the kept step"),
     "test_nll": Metric("NLL of the test points"),
     "test_nll_se": Metric("standard error of test_nll over the test points"),
+    "worst_nll": Metric("largest NLL of a single test point"),
     "true_nll": Metric("the target's own NLL on the same test points, from its exact density"),
     "kl": Metric("test_nll − true_nll: an estimate of KL(target ‖ flow)"),
     "kl_se": Metric("standard error of kl, paired point by point"),

@@ -85,6 +85,7 @@ def write_result(folder: Path, result: Result) -> None:
         "reason": result.reason,
         "run_id": run_id(result.spec),
         "config": flatten(result.spec),
+        "kernel": result.kernel,
         "metrics": result.metrics,
         "versions": versions(),
         "git_commit": git_commit(),

@@ -19,7 +19,7 @@ from nfexp.files import replacing
 from nfexp.record import Outcome, code_version, outcome
 from nfexp.record import plan as plans
 from nfexp.record.plan import Plan
-from nfexp.spec import Spec, SpecError, Words, relevant
+from nfexp.spec import ADDED, Spec, SpecError, Words, relevant
 from nfexp.sweep.requests import Request
 from nfexp.sweep.stopping import HOLDER, this_process
 from nfexp.sweep.worker import clear
@@ -99,7 +99,7 @@ def stored_configs(plan: Plan) -> list[dict[str, Any]]:
     configs = []
     for job in plan.jobs:
         centre = plan.centres[job["data.name"]]
-        configs.append(centre | job["config"] | {"seed": job["seed"]})
+        configs.append(ADDED | centre | job["config"] | {"seed": job["seed"]})
     return configs
 
 

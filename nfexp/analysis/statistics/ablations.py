@@ -27,6 +27,7 @@ AXES = {
     "train.lr": "lr",
     "train.batch_size": "batch_size",
     "train.steps": "steps",
+    "train.noise": "training_noise",
 }
 AVERAGED = ("test_nll", "kl", "kl_diff")
 # Columns that say which points a run is tested on.

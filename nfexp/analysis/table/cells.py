@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from nfexp.record.formats import ReportError
 from nfexp.record.metrics import COUNTS
-from nfexp.spec import Spec
+from nfexp.spec import ADDED, Spec, is_relevant
 
 LARGEST = 1e100  # of any number, so that squares stay finite
 LARGEST_COUNT = 2**53  # of a whole number, which a float64 still holds exactly
@@ -22,7 +22,7 @@ LONG = ("data.path", "data.val_path", "data.test_path", "data.columns", "data.dr
 
 def is_config(key: str) -> bool:
     """Whether a key of the flat configuration is a column of the table of runs."""
-    return key not in ("name", "device") and not key.startswith("record.")
+    return is_relevant(key)
 
 
 def _kinds() -> dict[str, frozenset[type]]:
@@ -121,6 +121,7 @@ def config_row(where: object, config: Mapping[str, Any]) -> dict[str, Any]:
     for key in REQUIRED:
         if key not in config:
             raise ReportError(where, f"config to have {key}", "a config without it")
+    known = ADDED | dict(config)  # an older record lacks the younger keys
     row = dict.fromkeys(CONFIG)
     for key in config:
         if is_config(key) and key not in KINDS:
@@ -129,8 +130,8 @@ def config_row(where: object, config: Mapping[str, Any]) -> dict[str, Any]:
                 raise ReportError(where, expected, repr(key))
             row[key] = None
     for key in row:
-        if key in config:
-            row[key] = config_value(where, key, config[key])
+        if key in known:
+            row[key] = config_value(where, key, known[key])
     return row
 
 

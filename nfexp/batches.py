@@ -1,0 +1,75 @@
+"""The points of each step: which ones, and the noise that is added to them. Every step can be asked for by itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nfexp.spec import Train
+from nfexp.streams import stream
+
+
+class Passes:
+    """Endless passes over `n` points, each drawn by itself: what step 1, 2, … takes of them, `batch` at a time."""
+
+    def __init__(self, *, n: int, batch: int, seed: int) -> None:
+        self.n = n
+        self.batch = batch
+        self.seed = seed
+        self.known: dict[int, Tensor] = {}  # the passes of the last step
+
+    def drawn(self, k: int) -> Tensor:
+        """What pass k = 0, 1, … draws for its points, shape (n, …), from a stream of its own."""
+        raise NotImplementedError
+
+    def at(self, step: int) -> Tensor:
+        """What `step` (1, 2, …) takes, shape (batch, …)."""
+        begin = (step - 1) * self.batch
+        end = step * self.batch
+        first_pass = begin // self.n
+        last_pass = (end - 1) // self.n
+        passes = {}
+        for k in range(first_pass, last_pass + 1):
+            passes[k] = self.known[k] if k in self.known else self.drawn(k)
+        self.known = passes
+        whole = torch.cat(list(passes.values())) if len(passes) > 1 else passes[first_pass]
+        offset = first_pass * self.n
+        return whole[begin - offset : end - offset]
+
+
+class Order(Passes):
+    """Which points each step learns from: every pass is in a random order of its own.
+
+    >>> order = Order(n=4, batch=2, seed=0)
+    >>> sorted(torch.cat([order.at(1), order.at(2)]).tolist())
+    [0, 1, 2, 3]
+    """
+
+    def drawn(self, k: int) -> Tensor:
+        return torch.randperm(self.n, generator=stream(self.seed, f"batches/{k}"))
+
+
+class Noise(Passes):
+    """Normal noise for the points of each step: its sd is that of the training points, (D,).
+
+    What is added is a share of it, see :func:`noise_share`. Noise on the data smooths what is learned as the kernel of
+    a density estimate does (Rothfuss et al. 2019).
+    """
+
+    def __init__(self, *, n: int, batch: int, seed: int, sd: Tensor) -> None:
+        super().__init__(n=n, batch=batch, seed=seed)
+        self.sd = sd
+
+    def drawn(self, k: int) -> Tensor:
+        generator = stream(self.seed, f"noise/{k}")
+        draws = torch.randn(self.n, len(self.sd), generator=generator, dtype=torch.float64)
+        return draws.to(self.sd) * self.sd
+
+
+def noise_share(recipe: Train, step: int) -> float:
+    """The sd of the noise on the points of step 1, 2, …, as a share of that of the training points.
+
+    It goes in a straight line from `noise` at the first step to `noise_end` at the last.
+    """
+    passed = (step - 1) / max(recipe.steps - 1, 1)
+    return recipe.noise + (recipe.noise_end - recipe.noise) * passed

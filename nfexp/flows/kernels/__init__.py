@@ -1,0 +1,98 @@
+"""The fused step: a tile of points goes through all couplings, and back, while it is in the caches of a core.
+
+What the kernel does not know, torch computes. numba is imported where a kernel is wanted, not here.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from functools import cache
+
+import torch
+
+from nfexp.flows.stack import FlowStack, Kernel
+from nfexp.spec import ADDED, Flow, SpecError, Words
+
+log = logging.getLogger(__name__)
+
+# What the kernel knows of an architecture. A key that is not here must have the value that changes nothing.
+ANY = None
+KNOWN: dict[str, tuple[str, ...] | None] = {
+    "n_flows": ANY,
+    "hidden_depth": ANY,
+    "hidden_width": ANY,
+    "activation": ("relu", "leaky_relu", "tanh", "silu", "elu"),
+    "mask": ANY,
+    "coupling": ("affine", "additive"),
+    "conditioner": ("separate", "shared"),
+    "scale": ("learned", "tanh", "soft", "exp"),
+    "init": ANY,
+    "standardise": ANY,
+    "norm": ("none",),
+    "norm_every": ANY,
+    "base": ("normal", "logistic", "laplace", "student_t", "mixture"),
+}
+MEMORY_TYPE = torch.float32
+
+
+@cache
+def _import_error() -> str | None:
+    """Why numba cannot be imported; None if it can."""
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.info(text)
+
+
+def obstacle(flow: Flow, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the fused kernel cannot compute with this architecture here, in a few words; None if it can."""
+    if device.type != "cpu":
+        return f"device is {device.type}"
+    if dtype != MEMORY_TYPE:
+        return f"the weights are {str(dtype).removeprefix('torch.')}"
+    for f in fields(flow):
+        value = getattr(flow, f.name)
+        options = KNOWN.get(f.name, (ADDED.get(f"flow.{f.name}"),))
+        if options is not ANY and value not in options:
+            return f"flow.{f.name} is {value!r}"
+    return None
+
+
+def check_fused(flow: Flow, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise SpecError if the fused kernel cannot compute with this architecture here."""
+    reason = obstacle(flow, device, dtype)
+    missing = _import_error()
+    if reason is None and missing is not None:
+        reason = f"numba cannot be imported ({missing}): pip install numba"
+    if reason is not None:
+        raise SpecError("train.kernel", "'auto' or 'torch', for the fused kernel cannot be used here", Words(reason))
+
+
+def kernel_for(wanted: str, flow: FlowStack) -> Kernel | None:
+    """The kernel that `train.kernel` asks for: None is the torch path.
+
+    Raises
+    ------
+    SpecError
+        If `fused` is asked for and cannot be.
+    """
+    if wanted == "torch":
+        return None
+    described = flow.flow, flow.theta.device, flow.theta.dtype
+    if wanted == "fused":
+        check_fused(*described)
+    if obstacle(*described) is not None:
+        return None
+    if _import_error() is not None:
+        _say_once(f"train.kernel=auto: torch, for numba cannot be imported ({_import_error()})")
+        return None
+    from nfexp.flows.kernels.compiled import Fused
+
+    return Fused(flow)

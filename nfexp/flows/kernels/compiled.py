@@ -1,0 +1,179 @@
+"""The kernel as machine code: made once on a machine, kept in the user's cache folder, at work for a stack."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from filelock import FileLock
+from numba import config
+from torch import Tensor
+
+from nfexp.flows.kernels.member import passes
+from nfexp.flows.kernels.plan import make_plan, make_tile, make_weights
+from nfexp.flows.stack import FlowStack
+
+log = logging.getLogger(__name__)
+
+TILE = 64  # points that go through all couplings and back together: what they leave on the way fits into a L2 cache
+MATRIX = numba.float32[:, ::1]
+
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # of the compiler
+
+Function = Callable[..., None]
+
+
+def source_hash() -> str:
+    """A hash of the kernels' source: other source has other machine code."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _places() -> Iterator[Path]:
+    """Where machine code may be kept, the best first."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(os.environ["NUMBA_CACHE_DIR"], "nfexp")
+    if os.environ.get("XDG_CACHE_HOME"):
+        yield Path(os.environ["XDG_CACHE_HOME"], "nfexp")
+    home = os.path.expanduser("~")
+    if os.path.isabs(home):
+        yield Path(home, ".cache", "nfexp")
+    yield Path(tempfile.gettempdir(), f"nfexp-{os.getuid()}")
+
+
+def cache_folder() -> Path | None:
+    """A folder of the user's own that can be written, for the machine code of this source; None if there is none."""
+    for place in _places():
+        folder = place / f"kernels-{source_hash()}"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            owner = folder.stat().st_uid
+        except OSError:
+            continue
+        # What lies there is executed, so nobody else may have put it there
+        if owner == os.getuid() and place.stat().st_uid == owner and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    return None
+
+
+@contextmanager
+def _numba_caches_in(folder: Path) -> Iterator[None]:
+    before = config.CACHE_DIR  # type: ignore[attr-defined]
+    config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        config.CACHE_DIR = before  # type: ignore[attr-defined]
+
+
+def _compiled_in(folder: Path, types: tuple[Any, ...]) -> Any:
+    """The kernel from a cache folder, compiled into it where it is not there."""
+    with _numba_caches_in(folder):
+        function = numba.njit(cache=True, **OPTIONS)(passes)
+    function.compile(types)
+    return function
+
+
+@cache
+def compiled(types: tuple[Any, ...]) -> Function:
+    """The kernel for arguments of these types.
+
+    One process compiles; others that want the same wait, and read what it left.
+    """
+    folder = cache_folder()
+    begun = time.perf_counter()
+    if folder is None:
+        function = numba.njit(**OPTIONS)(passes)
+        function.compile(types)
+        log.info(f"compiled the fused kernel in {time.perf_counter() - begun:.1f} s; no folder to keep it in")
+        return function  # type: ignore[no-any-return]
+    with FileLock(folder / ".lock"):
+        begun = time.perf_counter()
+        try:
+            function = _compiled_in(folder, types)
+        except Exception as error:  # whatever unpickling a broken file raises
+            log.warning(f"{folder}: expected compiled kernels; got {type(error).__name__}: {error}; made anew")
+            _empty(folder)
+            function = _compiled_in(folder, types)
+        seconds = time.perf_counter() - begun
+    if function.stats.cache_misses:
+        log.info(f"compiled the fused kernel in {seconds:.1f} s, once for this machine; kept in {folder}")
+    return function  # type: ignore[no-any-return]
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+
+
+class Fused:
+    """The fused kernel at work for stacks of one architecture: log-density, and loss with its gradient.
+
+    One thread at a time: the memory that it works in is its own.
+    """
+
+    def __init__(self, flow: FlowStack, *, tile: int = TILE) -> None:
+        self.plan = make_plan(flow)
+        self.weights = make_weights(self.plan)
+        self.back = make_weights(self.plan)
+        self.grads = make_weights(self.plan)
+        self.kept = make_tile(self.plan, tile, kept=self.plan.n_couplings)
+        self.passing = make_tile(self.plan, tile, kept=1)
+        self.function = compiled(self._types())
+
+    def _types(self) -> tuple[Any, ...]:
+        """Of the arguments of the kernel: the same for every architecture."""
+        own = (self.plan, self.weights, self.back, self.grads)
+        rows = (MATRIX, MATRIX)
+        results = (MATRIX, numba.float32[::1], MATRIX)
+        return (
+            *map(numba.typeof, own),
+            *rows,
+            numba.typeof(self.kept),
+            numba.float32[:, :, ::1],
+            *results,
+            numba.boolean,
+        )
+
+    def _run(self, *arguments: Any) -> None:
+        self.function(self.plan, self.weights, self.back, self.grads, *arguments)
+
+    def log_prob(self, theta: Tensor, fixed: Tensor, x: Tensor) -> Tensor:
+        """log q(x) in nats, (E, N, D) to (E, N), of the members with these rows."""
+        log_q = torch.empty(x.shape[:2])
+        nothing = np.empty((0, 0), dtype=np.float32)
+        self._run(
+            _array(theta), _array(fixed), self.passing, _array(x), log_q.numpy(), nothing.reshape(-1), nothing, False
+        )
+        return log_q
+
+    def gradient(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Each member's mean −log q of its points x (E, N, D), nats, and the gradient: (E,) and (E, P)."""
+        n_members, n_points, _ = x.shape
+        log_q = np.empty((n_members, n_points), dtype=np.float32)
+        loss = torch.empty(n_members)
+        grad = torch.empty_like(theta)
+        self._run(_array(theta), _array(fixed), self.kept, _array(x), log_q, loss.numpy(), grad.numpy(), True)
+        return loss, grad
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().contiguous().numpy()

@@ -1,0 +1,298 @@
+"""The fused kernel against the torch path in float64, for every option; and where its machine code is kept."""
+
+import logging
+import math
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from nfexp import spec as specs
+from nfexp.flows import kernels
+from nfexp.flows.kernels import compiled, elementary
+from nfexp.flows.kernels.compiled import Fused
+from nfexp.flows.kernels.lanes import LANES, load, store
+from nfexp.flows.layers import Batch
+from nfexp.flows.stack import FlowStack, build
+from nfexp.run import check, run_stack
+from nfexp.spec import Flow, SpecError, run_id
+from nfexp.streams import stream
+from tests.helpers.specs import small_spec
+
+VARIANTS = {
+    "plain": {},
+    "one layer": {"hidden_depth": 1},
+    "four layers": {"hidden_depth": 4},
+    "wider than the lanes": {"hidden_width": LANES + 6},
+    "one unit": {"hidden_width": 1},
+    "one coupling": {"n_flows": 1},
+    "shared": {"conditioner": "shared"},
+    "additive": {"coupling": "additive"},
+    "additive, shared": {"coupling": "additive", "conditioner": "shared"},
+    "not standardised": {"standardise": "none"},
+    "one dimension": {"dim": 1},
+    "five dimensions": {"dim": 5},
+    "five dimensions, shared": {"dim": 5, "conditioner": "shared"},
+    "masks": {"masks": ["once", "half"]},
+    **{f"activation {name}": {"activation": name, "hidden_depth": 3} for name in elementary.ACTIVATIONS},
+    **{f"scale {name}": {"scale": name} for name in ("tanh", "soft", "exp")},
+    **{f"base {name}": {"base": name} for name in ("logistic", "laplace", "student_t", "mixture")},
+}
+N = 150  # points: more than two tiles, the last one not full
+
+
+def random_flow(*, dim=3, masks=("alternating", "random"), **changes) -> tuple[FlowStack, torch.Tensor]:
+    """A stack in float32 whose last layers are not zero, and points."""
+    flow = replace(small_spec().flow, **({"hidden_width": 12, "init": "random"} | changes))
+    x = torch.randn(len(masks), N, dim, generator=stream(0, "x")) * 2 + 1
+    return build(flow, masks=masks, seeds=range(len(masks)), data=x), x
+
+
+def by_autodiff(flow: FlowStack, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """log q and the gradient of its negative mean, by the torch path in float64."""
+    precise = flow.to("cpu", torch.float64)
+    theta = precise.theta.requires_grad_()
+    log_q = precise.with_rows(theta, precise.fixed).log_prob(x.double(), batch=Batch())
+    (grad,) = torch.autograd.grad(-log_q.mean(1).sum(), theta)
+    return log_q.detach(), grad
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_density_and_gradient_equal_those_of_torch_in_float64(changes):
+    flow, x = random_flow(**changes)
+    log_q, grad = by_autodiff(flow, x)
+    fused = Fused(flow)
+    loss, fused_grad = fused.gradient(flow.theta, flow.fixed, x)
+    scale = log_q.abs().amax()
+    torch.testing.assert_close(
+        fused.log_prob(flow.theta, flow.fixed, x).double() / scale, log_q / scale, rtol=0, atol=2e-6
+    )
+    torch.testing.assert_close(loss.double(), -log_q.mean(1), rtol=2e-6, atol=0)
+    largest = grad.abs().amax(1, keepdim=True)
+    torch.testing.assert_close(fused_grad / largest, grad / largest, rtol=0, atol=3e-6, check_dtype=False)
+
+
+def test_the_kernel_knows_every_key_of_an_architecture():
+    known = set(kernels.KNOWN) | {key.removeprefix("flow.") for key in specs.ADDED}
+    assert {f.name for f in fields(Flow)} <= known
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_bits_do_not_depend_on_tiles_or_on_the_stack(activation):
+    flow, x = random_flow(activation=activation, masks=("alternating", "random", "half"))
+    narrow = Fused(flow).gradient(flow.theta, flow.fixed, x)
+    wide = Fused(flow, tile=3 * 64).gradient(flow.theta, flow.fixed, x)
+    for a, b in zip(narrow, wide, strict=True):
+        assert torch.equal(a, b)
+    log_q = Fused(flow).log_prob(flow.theta, flow.fixed, x)
+    assert torch.equal(log_q[:, 7:], Fused(flow).log_prob(flow.theta, flow.fixed, x[:, 7:]))
+    for e in range(3):
+        one = flow.member(e)
+        loss, grad = Fused(one).gradient(one.theta, one.fixed, x[e : e + 1])
+        assert torch.equal(loss[0], narrow[0][e]) and torch.equal(grad[0], narrow[1][e])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_stays_so_and_touches_nothing_else(bad):
+    flow, x = random_flow()
+    fused = Fused(flow)
+    loss, grad = fused.gradient(flow.theta, flow.fixed, x)
+    log_q = fused.log_prob(flow.theta, flow.fixed, x)
+    spoilt = x.clone()
+    spoilt[0, 70, 1] = bad
+    spoilt_loss, spoilt_grad = fused.gradient(flow.theta, flow.fixed, spoilt)
+    assert not spoilt_loss[0].isfinite() and not spoilt_grad[0].isfinite().all()
+    assert torch.equal(spoilt_loss[1], loss[1]) and torch.equal(spoilt_grad[1], grad[1])
+    spoilt_log_q = fused.log_prob(flow.theta, flow.fixed, spoilt)
+    assert not spoilt_log_q[0, 70].isfinite()
+    others = torch.arange(N) != 70
+    assert torch.equal(spoilt_log_q[:, others], log_q[:, others])
+
+
+@pytest.mark.parametrize("activation", elementary.ACTIVATIONS)
+@pytest.mark.parametrize("tensor", ["net.0.weight", "net.1.bias", "net.2.bias", "log_scale"])
+def test_a_weight_that_is_no_number_is_seen(tensor, activation):
+    flow, x = random_flow(activation=activation, conditioner="shared")
+    flow.tensors()[f"coupling.1.{tensor}"][1] = math.nan
+    loss, grad = Fused(flow).gradient(flow.theta, flow.fixed, x)
+    assert loss[0].isfinite() and grad[0].isfinite().all()
+    assert loss[1].isnan() and grad[1].isnan().any()
+
+
+def over_lanes(function):
+    """An elementary function of float32 arrays."""
+
+    @numba.njit
+    def run(x, y):
+        for i in range(x.shape[0]):
+            store(y, i, 0, function(load(x, i, 0)))
+
+    def call(x: np.ndarray) -> np.ndarray:
+        rows = np.zeros((-(-len(x) // LANES), LANES), dtype=np.float32)
+        rows.reshape(-1)[: len(x)] = x
+        y = np.empty_like(rows)
+        run(rows, y)
+        return y.reshape(-1)[: len(x)]
+
+    return call
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    e = np.exp(-np.abs(x))
+    return np.where(x < 0, e, 1.0) / (1 + e)
+
+
+ELEMENTARY = {  # name: exact, largest error in ulp as the docstring says it
+    "exp": (np.exp, 1.1),
+    "expm1_of_negative": (np.expm1, 0.9),
+    "tanh": (np.tanh, 2.5),
+    "sigmoid": (sigmoid, 2.1),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTARY)
+def test_elementary_functions_are_as_exact_as_they_say(name):
+    exact, ulp = ELEMENTARY[name]
+    assert f"{ulp}" in str(elementary.__doc__)
+    positive = np.arange(0, 0x7F800000, 997, dtype=np.uint32).view(np.float32)  # over all exponents
+    x = -positive if name == "expm1_of_negative" else np.concatenate([positive, -positive])
+    with np.errstate(over="ignore", under="ignore"):
+        expected = exact(x.astype(np.float64))
+        rounded = expected.astype(np.float32)
+    got = over_lanes(getattr(elementary, name))(x)
+    normal = np.isfinite(rounded) & (np.abs(rounded) >= np.finfo(np.float32).tiny)
+    error = np.abs(got[normal] - expected[normal]) / np.spacing(np.abs(rounded[normal]))
+    assert ulp - 0.2 < error.max() < ulp
+    assert np.array_equal(np.isinf(got), np.isinf(rounded))
+    nan = over_lanes(getattr(elementary, name))(np.array([math.nan], dtype=np.float32))
+    assert np.isnan(nan).all()
+
+
+def test_runs_are_the_same_up_to_rounding_and_say_what_computed_them():
+    of = {kernel: run_stack([small_spec(train__kernel=kernel)])[0] for kernel in ("auto", "fused", "torch")}
+    assert [of[kernel].kernel for kernel in of] == ["fused", "fused", "torch"]
+    for metric in ("train_nll", "val_nll", "test_nll"):
+        assert of["fused"].metrics[metric] == pytest.approx(of["torch"].metrics[metric], abs=1e-5)
+        assert of["fused"].metrics[metric] == of["auto"].metrics[metric]
+
+
+def test_a_member_of_a_fused_stack_equals_that_run_alone():
+    stack = [
+        small_spec(train__kernel="fused", seed=seed, flow__mask=mask) for seed, mask in enumerate(("half", "random"))
+    ]
+    for spec, member in zip(stack, run_stack(stack), strict=True):
+        alone = run_stack([spec])[0]
+        for name, tensor in alone.state.items():
+            assert torch.equal(tensor, member.state[name]), name
+        np.testing.assert_array_equal(alone.history["val_nll"], member.history["val_nll"])
+
+
+def test_a_diverging_member_is_frozen_and_its_mates_go_on():
+    good = small_spec(train__kernel="fused")
+    bad = replace(good, train=replace(good.train, lr=1e3, grad_clip=None), flow=good.flow)
+    results = run_stack([bad, good])
+    assert [result.status for result in results] == ["diverged", "completed"]
+    assert results[1].metrics["test_nll"] == run_stack([good])[0].metrics["test_nll"]
+
+
+def test_the_kernel_is_no_part_of_a_runs_identity():
+    assert len({run_id(small_spec(train__kernel=kernel)) for kernel in ("auto", "fused", "torch")}) == 1
+
+
+UNKNOWN = {
+    "norm": ({"flow__norm": "batchnorm"}, "flow.norm is 'batchnorm'"),
+    "tail bound": ({"flow__tail_bound": 3.0}, "flow.tail_bound is 3.0"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), UNKNOWN.values(), ids=UNKNOWN)
+def test_what_the_kernel_does_not_know_goes_the_torch_way_or_is_refused(changes, reason):
+    assert run_stack([small_spec(train__steps=3, train__warmup=0, train__n_evals=2, **changes)])[0].kernel == "torch"
+    with pytest.raises(SpecError, match=rf"train.kernel: expected 'auto' or 'torch', .*; got {reason}"):
+        check(small_spec(train__kernel="fused", **changes))
+
+
+def test_other_devices_and_types_are_refused_by_name():
+    flow = small_spec().flow
+    assert kernels.obstacle(flow, torch.device("cuda"), torch.float32) == "device is cuda"
+    assert kernels.obstacle(flow, torch.device("cpu"), torch.float64) == "the weights are float64"
+    assert kernels.obstacle(flow, torch.device("cpu"), torch.float32) is None
+    assert (
+        run_stack([small_spec(train__steps=3, train__warmup=0, train__n_evals=2)], dtype=torch.float64)[0].kernel
+        == "torch"
+    )
+
+
+def test_without_numba_auto_says_so_once_and_uses_torch(monkeypatch, caplog):
+    monkeypatch.setattr(kernels, "_import_error", lambda: "No module named 'numba'")
+    kernels._say_once.cache_clear()
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        assert run_stack([small_spec(train__steps=3, train__warmup=0, train__n_evals=2)])[0].kernel == "torch"
+    assert caplog.text.count("numba cannot be imported") == 1
+    with pytest.raises(SpecError, match=r"train.kernel: .*numba cannot be imported .*: pip install numba"):
+        check(small_spec(train__kernel="fused"))
+
+
+def doubled(x):
+    return 2.0 * x
+
+
+@pytest.fixture
+def small_kernel(monkeypatch, tmp_path, caplog):
+    """Compiles a small function as if it were the kernel, into a cache folder below `tmp_path`."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(compiled, "passes", doubled)
+
+    def compile_it() -> float:
+        caplog.clear()
+        compiled.compiled.cache_clear()
+        return compiled.compiled((numba.float64,))(21.0)
+
+    yield compile_it
+    compiled.compiled.cache_clear()
+
+
+def test_a_kernel_is_compiled_once_and_kept(small_kernel, caplog, tmp_path):
+    assert small_kernel() == 42.0
+    assert "compiled the fused kernel in" in caplog.text and str(tmp_path) in caplog.text
+    assert small_kernel() == 42.0
+    assert "compiled" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["*.nbi", "*.nbc"])
+def test_a_broken_cache_is_made_anew_with_one_line(small_kernel, caplog, tmp_path, kind):
+    small_kernel()
+    (broken,) = tmp_path.rglob(kind)
+    broken.write_bytes(broken.read_bytes()[:50])
+    assert small_kernel() == 42.0
+    assert caplog.text.count("expected compiled kernels; got") == 1
+    assert small_kernel() == 42.0
+    assert caplog.text == ""
+
+
+def test_without_a_home_the_cache_is_a_temporary_folder(monkeypatch, small_kernel, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/nowhere")
+    monkeypatch.setenv("HOME", "/dev/null")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = compiled.cache_folder()
+    assert folder is not None and tmp_path in folder.parents
+    assert small_kernel() == 42.0
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/null/nowhere")
+    assert compiled.cache_folder() is None
+    assert small_kernel() == 42.0  # compiled for this process alone
+
+
+def test_a_folder_of_somebody_else_is_not_trusted(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mine = compiled.cache_folder()
+    assert mine is not None and tmp_path in mine.parents
+    uid = Path(tmp_path).stat().st_uid
+    monkeypatch.setattr(compiled.os, "getuid", lambda: uid + 1)
+    assert compiled.cache_folder() is None or tmp_path not in compiled.cache_folder().parents
