@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -178,3 +179,9 @@ def test_choices_name_what_exists():
     assert tuple(BASES) == choices["base"]
     options = {path.stem for path in (Path(conf_dir()) / "data").glob("*.yaml")}
     assert options == {*TARGET_NAMES, *BUNDLED, *TABLES, "table"}
+
+
+def test_an_error_comes_back_whole_from_another_process():
+    error = specs.SpecError("data.noise", "a number", specs.Words("nothing"))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.key) == (str(error), "data.noise")

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from nfexp.record.formats import ReportError
 from nfexp.record.metrics import COUNTS
-from nfexp.spec import ADDED, Spec, is_relevant
+from nfexp.spec import ADDED, READING, Spec, is_relevant
 
 LARGEST = 1e100  # of any number, so that squares stay finite
 LARGEST_COUNT = 2**53  # of a whole number, which a float64 still holds exactly
@@ -22,7 +22,7 @@ LONG = ("data.path", "data.val_path", "data.test_path", "data.columns", "data.dr
 
 def is_config(key: str) -> bool:
     """Whether a key of the flat configuration is a column of the table of runs."""
-    return is_relevant(key)
+    return is_relevant(key) or key in READING  # where a table was read is worth a column
 
 
 def _kinds() -> dict[str, frozenset[type]]:
