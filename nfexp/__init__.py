@@ -3,9 +3,17 @@
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ["load_flow", "load_runs", "read_runs"]
+__all__ = ["RealNVP", "fit_many", "load_flow", "load_runs", "read_runs", "train_run", "train_sweep"]
 
-_HOMES = {"load_flow": "nfexp.record", "load_runs": "nfexp.analysis.table", "read_runs": "nfexp.analysis.table"}
+_HOMES = {
+    "RealNVP": "nfexp.estimator",
+    "fit_many": "nfexp.estimator",
+    "load_flow": "nfexp.record",
+    "load_runs": "nfexp.analysis.table",
+    "read_runs": "nfexp.analysis.table",
+    "train_run": "nfexp.scripting",
+    "train_sweep": "nfexp.scripting",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -28,10 +28,11 @@ from threadpoolctl import threadpool_limits
 from nfexp.analysis.table import ReportError, cannot_write, collect, printable, write_csv
 from nfexp.analysis.table.baselines import (
     BASELINES,
-    COLUMNS,
     DATA,
     MODELS,
+    columns_of,
     data_key,
+    draws_of,
     load_baselines,
 )
 from nfexp.analysis.table.records import rows_of
@@ -157,7 +158,7 @@ def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, An
     test = dataset.test.numpy()
     exact = dataset.true_log_prob()
     log_p = None if exact is None else exact.numpy()
-    draws = {key: getattr(data, key.removeprefix("data.")) for key in DATA}
+    draws = draws_of(data)
     rows = []
     for model in models:
         begun = time.perf_counter()
@@ -196,7 +197,8 @@ class Task:
 
     def __str__(self) -> str:
         data = self.data
-        return f"{data.name}, noise {data.noise:g}, {data.n_samples:,} points, seed {self.seed}"
+        noise = "" if data.noise is None else f", noise {data.noise:g}"
+        return f"{data.name}{noise}, {data.n_samples:,} points, seed {self.seed}"
 
 
 def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[Task], list[str]]:
@@ -211,17 +213,21 @@ def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[Task], list[str
     for row in rows_of(fits):
         fitted.add((data_key(row), row["seed"], row["model"]))
     lacking: dict[tuple[tuple[Any, ...], Any], list[str]] = {}  # models by data_key and seed
+    tables: dict[tuple[Any, ...], Mapping[str, Any]] = {}  # a run with these draws
     for row in rows_of(runs):
         key = data_key(row)
         seed = row["seed"]
         models = [model for model in MODELS if (key, seed, model) not in fitted]
         if models:
             lacking[key, seed] = models
+            tables[key] = row
     tasks = []
     refused: dict[str, None] = {}  # each reason once, in order
     for (key, seed), models in lacking.items():
         try:
-            tasks.append(Task(_data_of(key), int(seed), models))
+            is_table = len(key) > len(DATA)
+            data = _table_of(tables[key]) if is_table else _data_of(key)
+            tasks.append(Task(data, int(seed), models))
         except ValueError as error:
             refused[str(error)] = None
     return tasks, list(refused)
@@ -234,6 +240,16 @@ def _data_of(key: tuple[Any, ...]) -> Data:
         name = column.removeprefix("data.")
         is_whole = name.startswith("n_") and value is not None and value == int(value)
         given[name] = int(value) if is_whole else value
+    return from_mapping(given, Data, "data.")
+
+
+def _table_of(row: Mapping[str, Any]) -> Data:
+    """The checked data of a run on a table, with all that says where it is read."""
+    given: dict[str, Any] = {"noise": None, "text": None}
+    for column, value in row.items():
+        if column.startswith("data.") and value is not None and value == value:
+            is_whole = isinstance(value, float) and value.is_integer() and column != "data.jitter"
+            given[column.removeprefix("data.")] = int(value) if is_whole else value
     return from_mapping(given, Data, "data.")
 
 
@@ -311,7 +327,8 @@ class Results:
     def write(self) -> None:
         """Write the table in an order that does not depend on which fit came first."""
         ordered = sorted(self.rows, key=_place)
-        table = pd.DataFrame(ordered, columns=list(COLUMNS)).astype({"n_components": "Int64"})
+        columns = list(columns_of(ordered))
+        table = pd.DataFrame(ordered, columns=columns).astype({"n_components": "Int64"})
         write_csv(table, self.folder / BASELINES)
         self.written = time.monotonic()
 

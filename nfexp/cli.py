@@ -39,6 +39,7 @@ from nfexp.sweep.claim import Refused, check_fresh, claims
 from nfexp.sweep.conclusion import Interrupted
 from nfexp.sweep.folder import locked, read_plan
 from nfexp.sweep.worker import check_all, keep, train
+from nfexp.tables import tell
 from nfexp.usage import VERSION, Usage, answered, one_line, version_line
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def job(config: DictConfig) -> float:
     if done is None or done.run_id != run_id(spec):
         with locked(folder, "a folder"):
             check_fresh(folder)
+            tell([spec])
             for _, result, failure in train([spec], [folder]):
                 keep(folder, result, failure)
     return objective(outcome(folder))

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nfexp.spec import Spec, SpecError, Words, from_mapping, from_text
+from nfexp.tables import settled
 
 # The values of `redo`, and the status of the finished runs that each trains again
 REDO = {
@@ -142,11 +143,11 @@ def _values_at(node: Any, place: Any, key: str) -> Any:
 
 
 def spec_of(config: DictConfig | Mapping[str, Any]) -> Spec:
-    """The checked spec of a composed configuration without its `hydra` node."""
+    """The checked spec of a composed configuration without its `hydra` node; a table that it names is read."""
     plain: dict[Any, Any] = plain_of(config) if isinstance(config, DictConfig) else dict(config)
     if "experiment" in plain:  # where Hydra puts a file of this group that names no package
         got = Words("a file without that line" if plain["experiment"] else "an empty file")
         raise SpecError("experiment", "a file whose first line is '# @package _global_'", got)
     check_controls(plain)
     spec: Spec = from_mapping({key: value for key, value in plain.items() if key not in CONTROLS})
-    return spec
+    return settled(spec)

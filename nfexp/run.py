@@ -14,11 +14,13 @@ import torch
 
 from nfexp import data
 from nfexp.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from nfexp.data import Dataset
 from nfexp.flows.cost import training_cost
 from nfexp.flows.kernels import check_fused
+from nfexp.flows.stack import FlowStack
 from nfexp.score import Result, score
 from nfexp.spec import Spec, SpecError, batch_points, run_id, stack_key
-from nfexp.train import State, Training, advance, begin, finish, prepare
+from nfexp.train import History, State, Training, advance, begin, finish, prepare
 
 CHECKPOINT_SECONDS = 120.0  # between two checkpoints of a stack
 SLICE_SECONDS = 0.5  # between two looks at the clock
@@ -33,7 +35,10 @@ def check(spec: Spec) -> None:
 
     That is a text that cannot be drawn, a noise that is too small, a device that is not there.
     """
-    data.density_of(spec.data)
+    if spec.data.kind == "density":
+        data.density_of(spec.data)
+    else:
+        data.load(spec)
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise SpecError("device", "a CUDA device on this machine, or 'cpu' or 'auto'", spec.device)
     if spec.train.kernel == "fused":
@@ -68,6 +73,28 @@ def matmul_precision(name: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def train_stack(
+    specs: Sequence[Spec],
+    datasets: Sequence[Dataset],
+    *,
+    dtype: torch.dtype = torch.float32,
+    told: Callable[[Training, State], None] | None = None,
+) -> tuple[FlowStack, History]:
+    """Train a stack on these points, without checkpoints and without scoring it: the kept weights and what was seen.
+
+    `told` is called after each evaluation.
+    """
+    reuse_freed_memory()
+    training = prepare(specs, datasets, resolve_device(specs[0].device), dtype)
+    state = begin(training)
+    with matmul_precision(specs[0].train.matmul_precision):
+        for step in training.evaluation_steps():
+            advance(training, state, until=step)
+            if told is not None and state.step == step:
+                told(training, state)
+    return finish(training, state)
 
 
 def prepare_runs(specs: Sequence[Spec], dtype: torch.dtype = torch.float32) -> Training:
@@ -229,7 +256,7 @@ def training_rate(spec: Spec, *, members: int = 8) -> float:
         hidden_depth=min(spec.flow.hidden_depth, 4),
         hidden_width=min(spec.flow.hidden_width, 256),
     )
-    few = replace(spec.data, n_samples=256, n_val=2, n_test=2)
+    few = replace(spec.data, n_samples=min(spec.data.points[0], 256), n_val=2, n_test=2)
 
     def short(steps: int) -> tuple[float, float]:
         """The cost of a training of so many steps, and the seconds it takes."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nfexp.data import Dataset, make_target
+from nfexp.data import Dataset, Target, make_target
 from nfexp.flows.bases import base_log_prob
 from nfexp.flows.cost import CHUNK
 from nfexp.flows.layers import Batch
@@ -200,8 +200,9 @@ def _sample_metrics(
     found = []
     for e, spec in enumerate(specs):
         metrics: Metrics = {"clean_distance": None, "sample_distance": None, "sample_floor": None}
-        if _is_planar_density(datasets[e]):
-            metrics |= _distances(spec, generated[e])
+        target = datasets[e].density
+        if target is not None and datasets[e].event_shape == (2,):
+            metrics |= _distances(spec, target, generated[e])
         metrics |= _coverage(np.sort(log_q_of_samples[e]), np.sort(log_q[e].numpy()))
         found.append(metrics)
     return found
@@ -211,9 +212,9 @@ def _is_planar_density(dataset: Dataset) -> bool:
     return dataset.density is not None and dataset.event_shape == (2,)
 
 
-def _distances(spec: Spec, generated: Tensor) -> Metrics:
+def _distances(spec: Spec, target: Target, generated: Tensor) -> Metrics:
     """Sliced distances of samples (N, 2) to the target."""
-    references = _references(spec.data.name, spec.data.noise, spec.data.text, spec.seed)
+    references = _references(target.name, target.noise, spec.data.text, spec.seed)
     slices = _slices(generated)
     return {
         "clean_distance": float(np.abs(references.clean - slices).mean()),
@@ -303,7 +304,7 @@ def _arrays(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack,
         arrays |= _sample_arrays(datasets, kept, history, record.samples)
     if record.grid and planar:
         arrays |= _grid_arrays(datasets, kept, record.grid)
-    if record.walk:
+    if record.walk and kept.dim == 2:
         arrays |= _walk_arrays(_base_draws(specs, kept, record.walk, "walk"), kept)
     return arrays
 
@@ -314,16 +315,22 @@ def _split(value: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def _sample_arrays(datasets: Sequence[Dataset], kept: FlowStack, history: History, shown: int) -> Arrays:
-    """Samples at the recorded steps, up to a member's divergence, and of the kept weights."""
+    """Training points and samples; in the plane also samples at the recorded steps, up to a member's divergence."""
+    arrays = {
+        "target": _split([dataset.train[:shown] for dataset in datasets]),
+        "best": _split(_chunked(lambda z: kept.forward(z)[0], history.base)),
+    }
+    if datasets[0].names is not None:
+        arrays["columns"] = [np.array(dataset.names) for dataset in datasets]
+    if kept.dim != 2:
+        return arrays
     n_recorded = []
     for stop in history.diverged_at:
         n_recorded.append(sum(step < (stop or math.inf) for step in history.snapshot_steps))
     members = range(len(datasets))
-    return {
+    return arrays | {
         "base": _split(history.base),
-        "target": _split([dataset.train[:shown] for dataset in datasets]),
         "snapshots": _split([history.snapshots[e, : n_recorded[e]] for e in members]),
-        "best": _split(_chunked(lambda z: kept.forward(z)[0], history.base)),
         "snapshot_steps": [np.array(history.snapshot_steps[: n_recorded[e]]) for e in members],
     }
 

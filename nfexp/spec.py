@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
 SCHEMA_VERSION = 1  # of result.json and sweep.json
 NAME = r"[\w-][\w.-]*"
+LONGEST_TEXT = 1000  # characters of a path or of a list of columns
 
 
 class SpecError(ValueError):
@@ -20,26 +23,53 @@ class SpecError(ValueError):
 
     def __init__(self, key: str, expected: str, got: object) -> None:
         self.key = key
+        self.expected = expected
+        self.got = got
         shown = got if isinstance(got, Words) else repr(got)
         super().__init__(f"{key}: expected {expected}; got {shown}")
+
+    def __reduce__(self) -> tuple[type[SpecError], tuple[str, str, object]]:
+        return SpecError, (self.key, self.expected, self.got)  # a worker's error comes back whole
 
 
 class Words(str):
     """Text that :class:`SpecError` shows as it is, without quotes."""
 
 
-def choice(*options: str) -> Any:
-    return field(metadata={"choices": options})
+# A key with a `default` may be absent. At that value it is no part of a record, an identity or a table of runs, so that
+# a key can be added without a change to any run there is.
+def choice(*options: str, default: Any = MISSING) -> Any:
+    return field(default=default, metadata={"choices": options})
 
 
-def within(low: float, high: float = math.inf, *, exclusive: bool = False, words: tuple[str, ...] = ()) -> Any:
-    """A number in [low, high] ((low, high] if exclusive), or one of `words`; the field's type says int or float."""
-    return field(metadata={"low": low, "high": high, "exclusive": exclusive, "words": words})
+def within(
+    low: float,
+    high: float = math.inf,
+    *,
+    exclusive: bool = False,
+    words: tuple[str, ...] = (),
+    null: str = "null",
+    default: Any = MISSING,
+) -> Any:
+    """A number in [low, high] ((low, high] if exclusive), or one of `words`; the field's type says int or float.
+
+    `null` says in an error message what null is for, where the type admits it.
+    """
+    metadata = {"low": low, "high": high, "exclusive": exclusive, "words": words, "null": null}
+    return field(default=default, metadata=metadata)
 
 
 def named() -> Any:
     """A name that may stand in a file's name and on a page as it is."""
     return field(metadata={"pattern": NAME})
+
+
+def listed() -> Any:
+    """Names, as a list or as one text with commas; the text is what the spec holds."""
+    return field(default=None, metadata={"listed": True})
+
+
+OF_A_TABLE = "null for a table"
 
 
 # Keys that are younger than the first records, each with the value by which a run is what it was without the key. A
@@ -59,14 +89,38 @@ NO_PART = ("name", "device", "train.kernel")
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is learned from: the target, and how many points are drawn from it."""
+    """What is learned from: a target and how many points are drawn from it, or a table of the user's own."""
 
-    name: str = named()  # of a target; `nfexp.data` knows which there are
-    n_samples: int = within(2, 10_000_000)
-    noise: float = within(0, 1e6, exclusive=True)
-    n_val: int = within(2, 10_000_000)
-    n_test: int = within(2, 10_000_000)
+    name: str = named()  # of a target or a table; `nfexp.data` knows which targets there are
+    n_samples: int | None = within(2, 10_000_000, null=OF_A_TABLE)
+    noise: float | None = within(0, 1e6, exclusive=True, null=OF_A_TABLE)
+    n_val: int | None = within(2, 10_000_000, null=OF_A_TABLE)
+    n_test: int | None = within(2, 10_000_000, null=OF_A_TABLE)
     text: str | None
+    # What follows is for tables; `nfexp.tables` reads them, and fills in sizes, `dim` and `digest`
+    kind: str = choice("density", "table", "sklearn", "maf", "array", default="density")
+    path: str | None = None
+    val_path: str | None = None
+    test_path: str | None = None
+    columns: str | None = listed()
+    drop: str | None = listed()
+    header: str = choice("auto", "first_row", "none", default="auto")
+    missing: str = choice("drop", "error", default="drop")
+    val_share: float | None = within(0, 0.9, exclusive=True, default=None)
+    test_share: float | None = within(0, 0.9, exclusive=True, default=None)
+    split: int | None = within(0, 2**63 - 1, default=None)
+    jitter: float | str = within(0, 1e6, words=("gap",), default=0.0)
+    dim: int = within(1, 65_536, default=2)
+    digest: str | None = None
+
+    @property
+    def points(self) -> tuple[int, int, int]:
+        """Points for training, validation and test, once they are known."""
+        n_test = 0 if self.kind == "array" else self.n_test  # the rows that an estimator is tested on come later
+        sizes = (self.n_samples, self.n_val, n_test)
+        if None in sizes:
+            raise SpecError("data", "a table that was read, see nfexp.tables.settled", Words("one without its sizes"))
+        return sizes  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +218,10 @@ def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") 
     for key, spec_field in known.items():
         full = prefix + key
         if key not in config:
-            raise SpecError(full, "a value", Words("nothing"))
+            if spec_field.default is MISSING:
+                raise SpecError(full, "a value", Words("nothing"))
+            values[key] = spec_field.default
+            continue
         value = config[key]
         if is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
@@ -201,6 +258,8 @@ def _checked(key: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
         if value not in meta["choices"]:
             raise SpecError(key, f"one of {', '.join(meta['choices'])}", value)
         return value
+    if "listed" in meta:
+        return _listed(key, value)
     if "low" not in meta:
         if not isinstance(value, str):
             raise SpecError(key, "a string", value)
@@ -215,12 +274,54 @@ def _checked(key: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
     good = isinstance(value, allowed) and not isinstance(value, bool) and value == value
     if not good or value > high or value < low or (meta["exclusive"] and value == low):
         bound = f"{'>' if meta['exclusive'] else '>='} {low:g} and <= {high:g}"
-        words = "".join(f" or {w!r}" for w in meta["words"]) + (" or null" if optional else "")
+        words = "".join(f" or {w!r}" for w in meta["words"]) + (f" or {meta['null']}" if optional else "")
         raise SpecError(key, f"{'an integer' if whole else 'a number'} {bound}{words}", value)
     return value if whole else float(value)
 
 
+def _listed(key: str, value: Any) -> str:
+    """Names with commas between them, as a line of a CSV file has them."""
+    if isinstance(value, str):
+        return value
+    names = [value] if isinstance(value, int) else value
+    if not isinstance(names, list | tuple) or not names:
+        raise SpecError(key, "a list of names or positions of columns", value)
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise SpecError(key, "names or positions of columns", name)
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(names)
+    return line.getvalue()
+
+
+def names_of(text: str) -> list[str]:
+    """The names that a text with commas lists.
+
+    >>> names_of('age,"height, cm",3')
+    ['age', 'height, cm', '3']
+    """
+    return next(csv.reader([text], skipinitialspace=True))
+
+
+def _check_data(data: Data) -> None:
+    if data.kind == "density":
+        for key in ("n_samples", "noise", "n_val", "n_test"):
+            if getattr(data, key) is None:
+                raise SpecError(f"data.{key}", f"a number for data.name={data.name}", None)
+        return
+    if data.noise is not None:
+        raise SpecError("data.noise", "null for a table (data.jitter adds noise to one)", data.noise)
+    if data.kind != "array" and data.kind != "sklearn" and data.path is None:
+        what = "folder that holds the published files" if data.kind == "maf" else "table, such as data.path=points.csv"
+        raise SpecError("data.path", f"the path of the {what}", None)
+    for key in ("path", "val_path", "test_path", "columns", "drop"):
+        value = getattr(data, key)
+        if value is not None and (not value.isprintable() or not 0 < len(value) <= LONGEST_TEXT):
+            raise SpecError(f"data.{key}", f"printable text of at most {LONGEST_TEXT} characters", value)
+
+
 def _check_together(spec: Spec) -> None:
+    _check_data(spec.data)
     if spec.data.name == "text" and not (spec.data.text or "").strip():
         raise SpecError("data.text", "letters to draw when data.name is 'text'", spec.data.text)
     if spec.train.warmup > spec.train.steps:
@@ -255,12 +356,18 @@ def from_text(key: str, text: str) -> Any:
 
 
 def flatten(spec: Spec) -> dict[str, Any]:
-    """The keys as the command line spells them: ``{"data.name": …, "flow.n_flows": …, …, "seed": …}``."""
+    """The keys as the command line spells them: ``{"data.name": …, "flow.n_flows": …, …, "seed": …}``.
+
+    Keys that may be absent are so where they have their default.
+    """
     flat: dict[str, Any] = {}
     for f in fields(spec):
         value = getattr(spec, f.name)
         if is_dataclass(value):
-            flat |= {f"{f.name}.{g.name}": getattr(value, g.name) for g in fields(value)}
+            for g in fields(value):
+                own = getattr(value, g.name)
+                if own != g.default:
+                    flat[f"{f.name}.{g.name}"] = own
         else:
             flat[f.name] = value
     return flat
@@ -278,8 +385,18 @@ def unflatten(flat: Mapping[str, Any]) -> Spec:
     return from_mapping(nested)
 
 
+# Where the numbers of a table come from; what they are, `data.digest` says.
+READING = frozenset(
+    {"data.kind", "data.path", "data.val_path", "data.test_path", "data.columns", "data.drop", "data.header",
+     "data.missing"}
+)  # fmt: skip
+
+
 def relevant(spec: Spec) -> dict[str, Any]:
-    """The flattened keys that can change a number of the run: all but :data:`NO_PART` and what it records."""
+    """The flattened keys that can change a number of the run: all but :data:`NO_PART` and what it records.
+
+    Of a table they hold what its numbers are, not where they are read.
+    """
     return {k: v for k, v in flatten(spec).items() if is_relevant(k)}
 
 
@@ -289,7 +406,7 @@ def is_relevant(key: str) -> bool:
     >>> is_relevant("train.lr"), is_relevant("train.kernel"), is_relevant("record.grid")
     (True, False, False)
     """
-    return key not in NO_PART and not key.startswith("record.")
+    return key not in NO_PART and key not in READING and not key.startswith("record.")
 
 
 def run_id(spec: Spec) -> str:
@@ -305,8 +422,8 @@ def run_id(spec: Spec) -> str:
 
 
 def event_shape(spec: Spec) -> tuple[int, ...]:
-    """The shape of one point of the data: (D,) for a vector. Every target here is planar."""
-    return (2,)
+    """The shape of one point of the data: (D,) for a vector."""
+    return (spec.data.dim,)
 
 
 def swaps(mask: str, n_flows: int) -> list[bool]:
@@ -334,13 +451,14 @@ def passed_counts(flow: Flow, dim: int) -> tuple[int, ...]:
 
 def batch_points(spec: Spec) -> int:
     """Points per training step."""
-    return spec.data.n_samples if spec.train.batch_size == "full" else int(spec.train.batch_size)
+    return spec.data.points[0] if spec.train.batch_size == "full" else int(spec.train.batch_size)
 
 
 # May differ between the members of a stack; everything else of `relevant` must agree.
 PER_MEMBER = frozenset(
     {"data.name", "data.n_samples", "data.noise", "data.text", "flow.mask", "train.lr", "train.grad_clip",
-     "train.weight_decay", "train.noise", "train.noise_end", "train.select", "train.batch_size", "seed"}
+     "train.weight_decay", "train.noise", "train.noise_end", "train.select", "train.batch_size", "seed",
+     "data.split", "data.jitter", "data.digest", *(READING - {"data.kind"})}
 )  # fmt: skip
 
 

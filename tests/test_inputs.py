@@ -63,6 +63,23 @@ CONFIGURATION = {
     "interpolation of nothing": ("'train.steps=${train.stepz}'", ".*train.stepz.*"),
     "unknown resolver": ("'seed=${dice:6}'", ".*dice.*"),
 }  # fmt: skip
+TABLES_OF_ONES_OWN = {
+    "a table without a path": ("data=table", "data.path: expected the path of the table, .*; got None"),
+    "a table that is not there": ("data=table data.path=no.csv", "data.path: expected .*; got no.csv, nothing there"),
+    "a table that is not there, in a sweep": (
+        "-m data=table data.path=points.csv,no.csv", "data.path: expected .*; got no.csv, nothing there",
+    ),
+    "a column of words": ("data=table data.path=words.csv", "data.path: expected columns of numbers .*; got 'red' .*"),
+    "a column that is not there": (
+        "data=table data.path=points.csv data.drop=heigth", "data.drop: expected .*; got 'heigth' .near: 'height'.",
+    ),
+    "a constant column": ("-m data=table data.path=constant.csv seed=0,1", "data.columns: expected .*: height"),
+    "a split of a target": ("data.split=3", "data.split: expected a key of the configuration .*; got an unknown one"),
+    "noise on a table": ("data=wine data.noise=0.1", "data.noise: expected null for a table .*; got 0.1"),
+    "published files that are not there": (
+        "data=power data.path=.", "data.path: expected a folder with power/data.npy, from https.*; got '.'",
+    ),
+}  # fmt: skip
 CONTROLS = {
     "a dry single run": ("dry_run=true", "dry_run: expected nfexp -m .*; got a single run"),
     "dry run of no sort": ("-m seed=0,1 dry_run=maybe", "dry_run: expected true or false; got 'maybe'"),
@@ -161,9 +178,13 @@ PLOT = {
     "no value": ("run figures=", "nfexp-plot: expected figures=.* or out=PATH; got figures="),
     "two folders, one absent": ("run absent", ".*absent: expected a directory; got nothing there"),
 }
-TABLES = {"nfexp": CONFIGURATION | CONTROLS | COMMAND_LINE | {f"folder: {k}": v for k, v in FOLDERS.items()},
+OF_FOLDERS = {f"folder: {name}": case for name, case in FOLDERS.items()}
+TABLES = {"nfexp": CONFIGURATION | TABLES_OF_ONES_OWN | CONTROLS | COMMAND_LINE | OF_FOLDERS,
           "nfexp-resume": RESUME, "nfexp-report": REPORT, "nfexp-plot": PLOT}  # fmt: skip
 CASES = {f"{command}: {name}": (command, *case) for command, table in TABLES.items() for name, case in table.items()}
+
+
+POINTS = "height,weight\n" + "".join(f"{i / 7},{i * i}\n" for i in range(30))
 
 
 def lay_out():
@@ -175,6 +196,7 @@ def lay_out():
     texts = {
         "file": "", "newer/result.json": '{"schema_version": 99}', "newer/sweep.json": '{"schema_version": 99}',
         "broken/result.json": '{"schema_', "broken/sweep.json": "{", "planned/sweep.json": json.dumps(plan),
+        "points.csv": POINTS, "words.csv": POINTS + "red,1\n", "constant.csv": "height" + "\n1" * 20,
         "half/0000/.result.json.x1y2z3ab": '{"schema_version": 1, "sta', "empty/.keep": "",
         "code/sweep.json": json.dumps(plan | {"arguments": ["-m", "hydra.launcher._target_=os.system"]}),
     }  # fmt: skip

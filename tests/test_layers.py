@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
-    surroundings files spec arguments commands streams
-    flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack
+    surroundings files spec readers published tables arguments commands streams
+    flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
     flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.plan flows.kernels.coupling
     flows.kernels.member flows.kernels.moments flows.kernels.compiled flows.kernels
-    data.mixtures data.lettering data.densities data
+    data.mixtures data.lettering data.densities data.tables data
     optimisers batches train score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage
     analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays
@@ -25,14 +25,14 @@ ROOMS = """
     analysis.claims.looks
     report.words report.selection report.exemplar report.planar report.folders
     report.figures.panels report.figures.scales report.figures.ablation report.figures.convergence
-    report.figures.clouds report.figures.density report.figures.animations report.figures.summary
+    report.figures.clouds report.figures.corner report.figures.density report.figures.animations report.figures.summary
     report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
     report.verdicts report.results report.contents report.tex report.layouts report
     configuration
     sweep.stopping sweep.worker sweep.planning sweep.executors sweep.pool sweep.slurm sweep.joblib
     sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion
-    baselines cli __main__
+    baselines estimator scripting cli __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = ("spec", "streams", "flows", "data", "optimisers", "batches", "train", "score", "checkpoint", "run")

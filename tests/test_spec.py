@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from nfexp.configuration import conf_dir
 from nfexp.data.densities import TARGET_NAMES
 from nfexp.flows.bases import BASES
 from nfexp.flows.nn import ACTIVATIONS
+from nfexp.published import TABLES
+from nfexp.tables import BUNDLED
 
 BAD = {
     "unknown key": ({"flow.n_layers": 3}, "flow.n_layers: expected one of the keys n_flows, .*; got an unknown key"),
@@ -56,6 +59,9 @@ BAD = {
     "warm-up": ({"train.warmup": 10**6}, "train.warmup: expected at most train.steps = .*; got 1000000"),
     "text without letters": ({"data.name": "text"}, "data.text: expected letters to draw .*; got None"),
     "number for text": ({"data.text": 7}, "data.text: expected a string; got 7"),
+    "a target without noise": ({"data.noise": None}, "data.noise: expected a number for data.name=moons; got None"),
+    "a kind of no sort": ({"data.kind": "sheet"}, "data.kind: expected one of density, table, .*; got 'sheet'"),
+    "a path of no sort": ({"data.path": 3}, "data.path: expected a string; got 3"),
     "group is a number": ({"flow": 3}, "flow: expected a group of keys; got 3"),
     "list": ({"flow.n_flows": [1, 2]}, r"flow.n_flows: expected an integer .*; got \[1, 2\]"),
     "a huge integer": ({"seed": 10**400}, "seed: expected an integer >= 0 .*; got 1000.*"),
@@ -95,6 +101,16 @@ def test_identity_is_what_can_change_a_number(make_spec):
     ]
     assert {specs.run_id(s) for s in same} == {specs.run_id(spec)}
     assert specs.run_id(replace(spec, seed=1)) != specs.run_id(spec)
+
+
+def test_identities_stay_as_they_are_in_old_records(make_spec):
+    assert specs.run_id(make_spec()) == "75c9c62c76b4f9ec"
+    assert specs.run_id(make_spec(data__name="text", data__text="AB", flow__base="laplace")) == "28e8af9340364a1e"
+
+
+def test_keys_that_may_be_absent_are_in_no_record_at_their_default(make_spec):
+    flat = specs.flatten(make_spec())
+    assert not any(key in flat for key in ("data.kind", "data.path", "data.dim", "data.jitter"))
 
 
 def test_a_record_without_a_younger_key_is_the_run_that_it_was(make_spec):
@@ -162,4 +178,11 @@ def test_choices_name_what_exists():
     assert tuple(ACTIVATIONS) == choices["activation"]
     assert tuple(BASES) == choices["base"]
     options = {path.stem for path in (Path(conf_dir()) / "data").glob("*.yaml")}
-    assert options == set(TARGET_NAMES), "each target needs conf/data/<name>.yaml, and no other file may lie there"
+    known = {*TARGET_NAMES, *BUNDLED, *TABLES, "table"}
+    assert options == known, "each target needs conf/data/<name>.yaml, and no other file may lie there"
+
+
+def test_an_error_comes_back_whole_from_another_process():
+    error = specs.SpecError("data.noise", "a number", specs.Words("nothing"))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.key) == (str(error), "data.noise")

@@ -62,4 +62,4 @@ def test_nfexp_itself(nfexp):
     assert code == 0 and out.startswith(f"nfexp {importlib.metadata.version('nfexp')}")
     code, out, err = nfexp("--help")
     assert code == 0 and not err and "usage: nfexp [-m]" in out and "flow: blog, paper, realnvp, tuned" in out
-    assert sum(line.startswith("  nfexp ") for line in out.splitlines()) == 5
+    assert sum(line.startswith("  nfexp ") for line in out.splitlines()) == 6

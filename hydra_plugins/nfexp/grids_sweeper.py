@@ -87,6 +87,7 @@ class GridsSweeper(Sweeper):
     def _sweep(self, folder: Path, arguments: list[str]) -> list[JobReturn]:
         from nfexp.sweep.claim import claimed
         from nfexp.sweep.worker import check_all
+        from nfexp.tables import tell
 
         begun = time.perf_counter()
         chosen = self._chosen(folder, arguments)
@@ -103,6 +104,7 @@ class GridsSweeper(Sweeper):
             seconds = time.perf_counter() - begun
             runs = f"{len(chosen.requests)} runs; {chosen.dropped}"
             log.info(f"{claimed_folder}: {runs}; {seconds:.1f} s to compose")
+            tell(request.spec for request in chosen.requests.values())
             return self._train(claimed_folder, step, arguments, rounds)
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -251,12 +253,13 @@ class GridsSweeper(Sweeper):
         from nfexp.arguments import argument, key_of
         from nfexp.spec import flatten
 
-        fixed = [a for a in arguments if not argument(a).swept and key_of(a) != "data"]
+        naming = ("data", "data.name", "data.path")  # what a target or a table is
+        fixed = [a for a in arguments if not argument(a).swept and key_of(a) not in naming]
         centres = {}
         for job in jobs:
             name = job.spec.data.name
             if name not in centres:
-                target = [override for override in job.overrides if key_of(override) == "data"]
+                target = [override for override in job.overrides if key_of(override) in naming]
                 centres[name] = flatten(self.composer.spec([*target, *fixed]))
         return centres
 

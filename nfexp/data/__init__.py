@@ -9,7 +9,8 @@ from functools import lru_cache
 from torch import Tensor
 
 from nfexp.data.densities import Target, make_target
-from nfexp.spec import Data, Spec
+from nfexp.data.tables import checked_source, load_parts
+from nfexp.spec import Data, Spec, SpecError, Words
 from nfexp.streams import stream
 
 
@@ -19,7 +20,8 @@ class Dataset:
 
     `density` is the exact law where it is known: it can draw fresh points, too, and `true_log_prob` gives its
     log-density at the test points, (N,), nats; it is None without one. `levels` is the number of values of a pixel,
-    None where points are not images. Nothing that works with a dataset asks where its points come from.
+    None where points are not images, and `names` are those of a table's columns. Nothing that works with a dataset
+    asks where its points come from.
     """
 
     event_shape: tuple[int, ...]
@@ -29,6 +31,7 @@ class Dataset:
     density: Target | None = None
     true_log_prob: Callable[[], Tensor | None] = lambda: None
     levels: int | None = None
+    names: tuple[str, ...] | None = None
 
     @property
     def log_prob(self) -> Callable[[Tensor], Tensor] | None:
@@ -37,13 +40,15 @@ class Dataset:
 
 
 def density_of(data: Data) -> Target:
-    """The target that points are drawn from.
+    """The target that points are drawn from, where `data.kind` is "density".
 
     Raises
     ------
     ValueError
         For an unknown name, a noise that is too small or a text that cannot be drawn; the message names the key.
     """
+    if data.noise is None:
+        raise SpecError("data.noise", f"a number for data.name={data.name}", None)
     return make_target(data.name, noise=data.noise, text=data.text)
 
 
@@ -60,15 +65,23 @@ def _log_prob_of_test(name: str, noise: float, text: str | None, seed: int, n: i
 
 
 def load_data(data: Data, seed: int) -> Dataset:
-    """Fresh draws of a target for each split; the same for every run with this target, noise, size and seed."""
-    what = data.name, data.noise, data.text, seed
+    """Fresh draws of a target, or the rows of a table, for each split; the same for every run with this seed."""
+    if data.kind == "array":
+        raise SpecError("data.kind", "points that can be drawn or read", Words("an array, which no run keeps"))
+    if data.kind != "density":
+        train, val, test = load_parts(data, seed)
+        names = checked_source(data).main.names
+        return Dataset(event_shape=(data.dim,), train=train, val=val, test=test, names=names)
+    density = density_of(data)
+    what = data.name, density.noise, data.text, seed
+    n_train, n_val, n_test = data.points
     return Dataset(
         event_shape=(Target.dim,),
-        train=_draw(*what, "train", data.n_samples),
-        val=_draw(*what, "val", data.n_val),
-        test=_draw(*what, "test", data.n_test),
-        density=density_of(data),
-        true_log_prob=lambda: _log_prob_of_test(*what, data.n_test),
+        train=_draw(*what, "train", n_train),
+        val=_draw(*what, "val", n_val),
+        test=_draw(*what, "test", n_test),
+        density=density,
+        true_log_prob=lambda: _log_prob_of_test(*what, n_test),
     )
 
 

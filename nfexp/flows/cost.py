@@ -43,7 +43,7 @@ def member_bytes(spec: Spec) -> float:
     What is held: the points, the weights with their moments, gradients and copies, the activations of one training
     step of all layers, and what the run records.
     """
-    flow, data, record, dim = spec.flow, spec.data, spec.record, dimension(spec)
+    flow, record, dim = spec.flow, spec.record, dimension(spec)
     per_net = (flow.hidden_depth - 1) * flow.hidden_width**2 + flow.hidden_width * (dim * 2 + flow.hidden_depth)
     learned = flow.n_flows * flow.nets * per_net
     hidden = flow.nets * flow.hidden_width
@@ -55,5 +55,5 @@ def member_bytes(spec: Spec) -> float:
     samples = record.samples * (record.snapshots + 3)
     walk = record.walk * (2 * flow.n_flows + 4)
     kept = dim * (samples + walk) + 6 * record.grid**2
-    points = dim * 4 * (data.n_samples + data.n_val + data.n_test)
+    points = dim * 4 * sum(spec.data.points)
     return 5.0 * (12 * learned + max(step, scoring) + 2 * kept + points)

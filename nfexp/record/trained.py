@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import operator
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nfexp.files import read_plain
 from nfexp.record.formats import LIMITS, MODEL, RESULT, read_bounded
@@ -17,8 +18,11 @@ if TYPE_CHECKING:  # torch is loaded only where a flow is
     import numpy as np
     from torch import Tensor
 
+    from nfexp.flows.distribution import FlowDistribution
     from nfexp.flows.stack import FlowStack
     from nfexp.spec import Spec
+
+MOST_POINTS = 2**16  # that are evaluated in one go
 
 
 def _numbers(x: object, name: str) -> np.ndarray:
@@ -45,12 +49,40 @@ def _integer(value: object, name: str) -> int:
 
 
 class TrainedFlow:
-    """A trained flow and the spec of its run, read from a run directory by :func:`load_flow`."""
+    """A trained flow and the spec of its run, read from a run directory by :func:`load_flow`.
 
-    def __init__(self, spec: Spec, stack: FlowStack) -> None:
+    `metrics` are those of its record, and `folder` is where it was read.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        stack: FlowStack,
+        *,
+        folder: Path | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
         self.spec = spec
         self.stack = stack
         self.dim = stack.dim
+        self.folder = folder
+        self.metrics = dict(metrics or {})
+
+    def __repr__(self) -> str:
+        flow = self.spec.flow
+        what = f"{self.spec.data.name}, D = {self.dim}, {flow.n_flows} {flow.coupling} couplings"
+        test_nll = self.metrics.get("test_nll")
+        if test_nll is not None:
+            what += f", test NLL {test_nll:.4f} nats"
+        return f"TrainedFlow({what})"
+
+    def distribution(self) -> FlowDistribution:
+        """The flow as a distribution of PyTorch, with weights of its own."""
+        from nfexp.flows.distribution import FlowDistribution
+
+        theta = self.stack.theta.clone()
+        fixed = self.stack.fixed.clone()
+        return FlowDistribution(self.stack.with_rows(theta, fixed))
 
     def _points(self, x: object, name: str) -> Tensor:
         import torch
@@ -67,10 +99,14 @@ class TrainedFlow:
     def log_prob(self, x: object) -> Tensor:
         """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,).
 
-        It is −inf where the density is too small for the precision of the weights, also where a
-        scale overflows on the way (``flow.scale=exp``). It is NaN only where `x` is NaN.
+        Many points are evaluated a part at a time. It is −inf where the density is too small for
+        the precision of the weights, also where a scale overflows on the way (``flow.scale=exp``).
+        It is NaN only where `x` is NaN.
         """
-        return self.stack.log_density(self._points(x, "x"))[0]
+        import torch
+
+        parts = self._points(x, "x").split(MOST_POINTS, dim=1)
+        return torch.cat([self.stack.log_density(part)[0] for part in parts])
 
     def forward(self, z: object) -> Tensor:
         """Base to data, (N, D) to (N, D)."""
@@ -125,4 +161,5 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
             raise ValueError(f"{folder}: expected floating-point weights; got {got:.60}")
     spec = unflatten(record["config"])
     dim = math.prod(event_shape(spec))
-    return TrainedFlow(spec, from_state(spec.flow, dim, state))
+    stack = from_state(spec.flow, dim, state)
+    return TrainedFlow(spec, stack, folder=folder, metrics=record["metrics"])

@@ -73,8 +73,17 @@ def _write(dirs: Sequence[str | Path], folder: Path) -> Report:
 def _judged(runs: pd.DataFrame, sweep: table.Sweep) -> pd.DataFrame:
     """The verdicts on the claims; of seeds in rounds those of the first look that decided."""
     if sweep.rounds is None:
-        return claims.evaluate(runs, sweep.centres)
+        return claims.evaluate(of_targets(runs), sweep.centres)
+    if sweep.rounds.margin is None:
+        runs = of_targets(runs)
     return evaluate_in_rounds(runs, sweep.centres, sweep.rounds)
+
+
+def of_targets(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs on targets of known density: the claims are about those."""
+    if "data.digest" not in runs:
+        return runs
+    return runs[runs["data.digest"].isna()]
 
 
 def _write_text(text: str, path: Path) -> None:

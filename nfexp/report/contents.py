@@ -19,6 +19,7 @@ from nfexp.report.results import (
     ablation_table,
     centre_rows,
     fits_by_draws,
+    measure_word,
 )
 from nfexp.report.selection import differences
 from nfexp.report.verdicts import ClaimVerdict, verdicts
@@ -64,6 +65,7 @@ class Contents:
     tally: dict[str, int]  # of the verdicts
     centre: list[CentreRow]
     baselines: bool  # whether any are fitted
+    measure: str  # what flows are compared by: KL, NLL or both
     axes: list[AblationTable]
     pictures: dict[str, dict[str, Path]]  # by kind and name
     bad: list[UnfinishedRun]  # LISTED of them
@@ -98,6 +100,7 @@ def contents_of(
         tally=_tally(claims.shown),
         centre=centre_rows(runs, centres, baselines),
         baselines=bool(baselines),
+        measure=measure_word(runs[runs["status"] == "completed"]),
         axes=[ablation_table(axis, own, centres, baselines) for axis, own in tables.items()],
         pictures={kind: _of_kind(kind, pictures) for kind in ("ablation", *HEADINGS)},
         bad=_unfinished(bad[:LISTED], centres, found.reasons),
@@ -216,14 +219,20 @@ CAPTIONS = {
     "centre": "NLL above the target's own at the centre of the study, on training and validation points.",
     "gallery": "{0}: base draw, training points, samples at recorded steps (from one base draw), best model.",
     "density": "{0}: learned density beside the exact one, in the same colours, and log q − log p where p counts.",
+    "corner": "{0}: rows of the table (grey) and as many samples (blue), each column alone and each pair.",
     "walk": "{0}: the same base points and grid after every layer, coloured by the quadrant they started in.",
     "summary": "Target draws, flow samples and learned density of one run; KL of all seeds, mean and 95% interval.",
+}
+OF_NLL = {  # where no density is known
+    "ablation": "Test NLL by {0}, one panel per table; what did not complete is written at its value.",
+    "convergence": "NLL against the training step, {0}: thin lines are runs, thick lines their means.",
 }
 HEADINGS = {
     "summary": "The centre at a glance",
     "convergence": "Learning curves",
     "gallery": "Convergence galleries",
     "density": "Densities",
+    "corner": "Data and samples",
     "walk": "Layer by layer",
 }
 
@@ -236,8 +245,10 @@ BASELINES_NOTE = (
 )
 
 
-def caption(kind: str, name: str) -> str:
+def caption(kind: str, name: str, measure: str = "KL") -> str:
     """What a picture shows, for the figure's caption and for readers who cannot see it."""
+    if measure == "NLL" and kind in OF_NLL:
+        return OF_NLL[kind].format(name)
     if kind == "convergence" and name == "centre":
         return CAPTIONS["centre"]
     return CAPTIONS[kind].format(name)

@@ -32,6 +32,11 @@ SHAPES: dict[str, dict[str, Shape]] = {
         "walk_names": ("f",),
         "walk_grid": ("f", "r", "c", 2),
     },
+    "corner": {
+        "target": ("b", "d"),
+        "best": ("c", "d"),
+        "columns": ("d",),
+    },
     "summary": {
         "target": ("b", 2),
         "best": ("c", 2),
@@ -40,7 +45,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
     },
 }
 OPTIONAL = ("walk_grid",)  # left out of the figure where it is absent or odd
-TEXT = ("walk_names",)  # all other arrays hold numbers
+TEXT = ("walk_names", "columns")  # all other arrays hold numbers
 TRIES = 6  # runs whose archives are opened for a target
 FAR = 1e30  # what lies further out is drawn there
 

@@ -12,7 +12,7 @@ from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
 from nfexp.analysis.table.baselines import DATA, MODELS, data_key
 from nfexp.analysis.table.records import rows_of
-from nfexp.report.selection import at_centre, swept
+from nfexp.report.selection import at_centre, has_truth, swept
 from nfexp.report.words import TROUBLES, file_name, interval, number, plain, troubles
 
 CELL = 80  # letters of a value in a cell
@@ -54,11 +54,12 @@ def centre_rows(runs: pd.DataFrame, centres: Centres, fits: Fits) -> list[Centre
     for name, own in at_centre(runs, centres).groupby("data.name"):
         target = str(name)
         completed = own[own["status"] == "completed"]
+        measure = stats.measure_of(completed)
         rows.append(_flow_row(target, own, completed))
         found = fits.get(data_key(centres[target]))
         if found is not None:
-            kl_by_seed = completed.set_index("seed")["kl"]
-            for reference in rows_of(stats.references(found, kl_by_seed)):
+            score_by_seed = completed.set_index("seed")[measure]
+            for reference in rows_of(stats.references(found, score_by_seed)):
                 rows.append(_baseline_row(target, reference))
     return rows
 
@@ -84,8 +85,24 @@ def _mean(values: pd.Series) -> str:
     return interval(*stats.mean_interval(values.dropna().to_numpy(float)))
 
 
+def _score(row: Row) -> str:
+    """The mean KL with its interval or, where no KL is known, the test NLL."""
+    is_known = row["kl_mean"] == row["kl_mean"]
+    return _mean_of(row, "kl" if is_known else "test_nll")
+
+
+def measure_word(scores: pd.DataFrame) -> str:
+    """What the scores of runs, or of cells of an ablation, are: "KL", "NLL" or "KL or NLL"."""
+    if not has_truth(scores):
+        nll = "test_nll" if "test_nll" in scores else "test_nll_mean"
+        return "NLL" if scores[nll].notna().any() else "KL"
+    column = "kl" if "kl" in scores else "kl_mean"
+    scored = scores[scores["test_nll" if column == "kl" else "test_nll_mean"].notna()]
+    return "KL" if scored[column].notna().all() else "KL or NLL"
+
+
 def _mean_of(reference: Row, name: str) -> str:
-    """A mean with its interval from a row of :func:`nfexp.analysis.statistics.references`."""
+    """A mean with its interval, from a row of baselines or of an ablation."""
     return interval(reference[f"{name}_mean"], reference[f"{name}_low"], reference[f"{name}_high"])
 
 
@@ -125,8 +142,8 @@ def _range(least: str, most: str) -> str:
 class Cell:
     """The runs of one target at one swept value."""
 
-    kl: str
-    diff: str  # KL less KL at the centre
+    kl: str  # or the test NLL, where no KL is known
+    diff: str  # from that at the centre
     n: int
     troubles: list[str]
     centre: bool
@@ -151,6 +168,7 @@ class AblationTable:
     targets: list[str]
     lines: list[TableLine]
     file: str
+    measure: str  # KL or NLL
 
 
 def ablation_table(
@@ -187,7 +205,8 @@ def ablation_table(
                 configuration = {**centres[target], **draws}
                 found.append(fits.get(data_key(configuration)))
             lines += _baseline_lines(columns, values, found)
-    return AblationTable(axis, columns, targets, lines, file_name(axis))
+    measure = measure_word(ablation)
+    return AblationTable(axis, columns, targets, lines, file_name(axis), measure)
 
 
 def _draws(rows: Mapping[str, Row], columns: Sequence[str]) -> dict[str, Any]:
@@ -216,7 +235,7 @@ def _cell(row: Row) -> Cell:
     elif not diff.startswith("-"):
         diff = f"+{diff}"
     return Cell(
-        kl=interval(row["kl_mean"], row["kl_low"], row["kl_high"]),
+        kl=_score(row),
         diff=diff,
         n=int(row["n"]),
         troubles=troubles(row),
@@ -233,7 +252,7 @@ def _baseline_lines(
         if fits is None:
             continue
         for reference in rows_of(stats.references(fits)):
-            cell = Cell(_mean_of(reference, "kl"), "", reference["n"], [], centre=False)
+            cell = Cell(_score(reference), "", reference["n"], [], centre=False)
             cells[reference["model"]][i] = cell
     lines = []
     for model, name in MODELS.items():

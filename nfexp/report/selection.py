@@ -39,6 +39,27 @@ def swept(ablation: pd.DataFrame) -> list[str]:
     return [column for column in before_counts if column != "data.name"]
 
 
+def has_truth(scores: pd.DataFrame) -> bool:
+    """Whether any KL is known: of runs (column kl) or of ablation cells (kl_mean)."""
+    column = "kl" if "kl" in scores else "kl_mean"
+    return bool(scores[column].notna().any())
+
+
+def as_measured(ablation: pd.DataFrame) -> pd.DataFrame:
+    """An ablation with what its figure draws in the columns of the KL.
+
+    That is the KL, of the targets where it is known; where none is, the test NLL of all.
+    """
+    if has_truth(ablation):
+        known = ablation.groupby("data.name")["kl_mean"].transform("count") > 0
+        unscored = ablation.groupby("data.name")["test_nll_mean"].transform("count") == 0
+        return ablation[known | unscored]
+    scores = {}
+    for part in ("mean", "low", "high"):
+        scores[f"kl_{part}"] = ablation[f"test_nll_{part}"]
+    return ablation.assign(**scores)
+
+
 def distinct_values(values: pd.Series) -> list:
     """The values of a column in their order, each once; a missing one is "none"."""
     return list(dict.fromkeys(values_or_none(values)))
@@ -72,6 +93,8 @@ def learning_curves(
     column: str | None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Learning curves along one axis, as excess over the true NLL (nats), and their means.
+
+    Where no run of the table has a true NLL, the excess is the NLL itself.
 
     Parameters
     ----------
@@ -117,7 +140,8 @@ def _true_nll(chosen: pd.DataFrame, runs: pd.DataFrame) -> np.ndarray:
         if own != own:
             own = usual.get((row["data.name"], row["data.noise"]), math.nan)
         truth.append(own)
-    return np.array(truth, dtype=float)
+    found = np.array(truth, dtype=float)
+    return found if runs["true_nll"].notna().any() else np.zeros(len(found))
 
 
 def _with_nll(curves: pd.DataFrame, *, by_split: bool) -> pd.DataFrame:

@@ -89,8 +89,10 @@ def ablation_tex(ablation: AblationTable) -> str:
             rows.append([named, *line.values, cell.kl, diff, runs])
             named = ""
     columns = " and ".join(ablation.columns)
-    about = f"KL to the exact density, nats per point, by {columns}: mean [95% interval]."
-    head = ["target", *ablation.columns, "KL", "KL − centre", "runs"]
+    measure = ablation.measure
+    what = "KL to the exact density" if measure == "KL" else measure
+    about = f"{what}, nats per point, by {columns}: mean [95% interval]."
+    head = ["target", *ablation.columns, measure, f"{measure} − centre", "runs"]
     return to_tex(head, rows, about=about, label=ablation.axis)
 
 

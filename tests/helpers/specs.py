@@ -7,15 +7,40 @@ import yaml
 from nfexp import spec as specs
 from nfexp.configuration import conf_dir
 
+SMALL = {"flow.n_flows": 3, "flow.hidden_width": 16, "train.steps": 40, "train.batch_size": 32, "train.warmup": 5,
+         "train.n_evals": 13, "device": "cpu"}  # fmt: skip
+
+
+def _option(group, name):
+    """An option of a group with those that it rests on."""
+    own = yaml.safe_load((Path(conf_dir()) / group / f"{name}.yaml").read_text())
+    values = {}
+    for other in own.pop("defaults", []):
+        values |= own if other == "_self_" else _option(group, other)
+    return values | own
+
+
+def _composed(data):
+    config = yaml.safe_load((Path(conf_dir()) / "config.yaml").read_text())
+    nested = {k: config[k] for k in ("name", "seed", "device", "data")}
+    for group, option in {"data": data, "flow": "realnvp", "train": "default", "record": "none"}.items():
+        nested[group] = nested.get(group, {}) | _option(group, option)
+    return nested
+
+
+def table_spec(data="table", **flat):
+    """As `small_spec`, of a table that is not read yet."""
+    nested = _composed(data)
+    for key, value in (SMALL | {k.replace("__", "."): v for k, v in flat.items()}).items():
+        group, _, leaf = key.rpartition(".")
+        (nested[group] if group else nested)[leaf] = value
+    nested["train"]["warmup"] = "up_to_5"
+    return specs.from_mapping(nested)
+
 
 def small_spec(**flat):
     """A run of a second: the values of conf/ with fewer steps and points; keys with "__" for "."."""
-    conf = Path(conf_dir())
-    config = yaml.safe_load((conf / "config.yaml").read_text())
-    nested = {k: config[k] for k in ("name", "seed", "device", "data")}
-    for group, option in {"data": "moons", "flow": "realnvp", "train": "default", "record": "none"}.items():
-        nested[group] = nested.get(group, {}) | yaml.safe_load((conf / group / f"{option}.yaml").read_text())
-    values = specs.flatten(specs.from_mapping(nested)) | {
+    values = specs.flatten(specs.from_mapping(_composed("moons"))) | {
         "data.n_samples": 200, "data.n_val": 100, "data.n_test": 200, "flow.n_flows": 3, "flow.hidden_width": 16,
         "train.steps": 40, "train.batch_size": 32, "train.warmup": 5, "train.n_evals": 13, "device": "cpu",
     }  # fmt: skip

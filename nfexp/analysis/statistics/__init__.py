@@ -6,6 +6,7 @@ from nfexp.analysis.statistics.ablations import (
     ablations,
     axis_name,
     deviations,
+    measure_of,
     references,
 )
 from nfexp.analysis.statistics.intervals import (
@@ -40,6 +41,7 @@ __all__ = [
     "holm",
     "mean_interval",
     "mean_tails",
+    "measure_of",
     "named",
     "references",
     "share_interval",

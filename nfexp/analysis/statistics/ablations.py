@@ -30,6 +30,15 @@ AXES = {
     "train.noise": "training_noise",
 }
 AVERAGED = ("test_nll", "kl", "kl_diff")
+# Columns that say which points a run is tested on.
+TESTED_ON = (
+    "data.noise",
+    "data.text",
+    "data.n_test",
+    "data.digest",
+    "data.split",
+    "data.jitter",
+)
 
 Centres = Mapping[str, Mapping[str, Any]]
 
@@ -74,8 +83,9 @@ def ablations(runs: pd.DataFrame, centres: Centres) -> dict[str, pd.DataFrame]:
     A column that alone differs from the centre of the target makes an axis ("flows"); two columns
     that differ together make a grid ("flows_x_depth") with both single axes and the centre. Each
     row is one cell: counts by status, then mean and 95% t interval over seeds of test_nll and kl
-    (nats per point) and of kl_diff = KL(cell) − KL(centre), paired by seed. Runs that diverged,
-    failed or are missing are counted and enter no mean.
+    (nats per point) and of kl_diff = KL(cell) − KL(centre), paired by seed. Where no density is
+    known, kl_diff is the difference of the test NLLs on the same points, from which the true NLL
+    cancels. Runs that diverged, failed or are missing are counted and enter no mean.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1],
     ...                      "flow.n_flows": [6, 6, 3, 3], "kl": [0.1, 0.2, 0.4, 0.6],
@@ -86,7 +96,8 @@ def ablations(runs: pd.DataFrame, centres: Centres) -> dict[str, pd.DataFrame]:
     """
     runs = distinct(runs[runs["data.name"].isin(list(centres))])
     differs = deviations(runs, centres)
-    runs = _beside_the_centre(runs, ~differs.any(axis=1))
+    tested_on = [column for column in TESTED_ON if column in differs]
+    runs = _beside_the_centre(runs, ~differs.any(axis=1), differs[tested_on].any(axis=1))
     tables: dict[str, pd.DataFrame] = {}
     for columns in _swept(differs):
         equal_elsewhere = ~differs.drop(columns=columns).any(axis=1)
@@ -100,14 +111,20 @@ def ablations(runs: pd.DataFrame, centres: Centres) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def _beside_the_centre(runs: pd.DataFrame, is_centre: pd.Series) -> pd.DataFrame:
-    """The runs with `is_centre` and `kl_diff`, their KL minus the centre's at the same seed."""
+def _beside_the_centre(runs: pd.DataFrame, is_centre: pd.Series, is_elsewhere: pd.Series) -> pd.DataFrame:
+    """The runs with `is_centre` and `kl_diff`, their KL minus that of the centre at the same seed.
+
+    Where no KL is known, test NLLs stand in for it, but not for a run tested elsewhere than the
+    centre.
+    """
     pair = ["data.name", "seed"]
-    done = runs[(runs["status"] == "completed") & is_centre]
-    centre_kl = done.set_index(pair)["kl"]
+    done = runs[(runs["status"] == "completed") & is_centre].set_index(pair)
+    opposite = pd.MultiIndex.from_frame(runs[pair])
     # In the order of `runs`; NaN without a pair.
-    opposite = centre_kl.reindex(pd.MultiIndex.from_frame(runs[pair]))
-    kl_diff = runs["kl"].to_numpy() - opposite.to_numpy()
+    kl_diff = runs["kl"].to_numpy() - done["kl"].reindex(opposite).to_numpy()
+    nll_diff = runs["test_nll"].to_numpy() - done["test_nll"].reindex(opposite).to_numpy()
+    unknown = runs["kl"].isna().to_numpy() & done["kl"].isna().reindex(opposite).eq(True).to_numpy()
+    kl_diff = np.where(unknown & ~is_elsewhere.to_numpy(), nll_diff, kl_diff)
     return runs.assign(kl_diff=kl_diff, is_centre=is_centre)
 
 
@@ -162,12 +179,22 @@ def _sortable(value: Any) -> tuple[bool, bool, Any]:
     return missing, isinstance(value, str), 0 if missing else value
 
 
+def measure_of(scores: pd.DataFrame) -> str:
+    """The column that tells how good densities are: kl or, where no KL is known, test_nll.
+
+    >>> measure_of(pd.DataFrame({"kl": [np.nan, np.nan], "test_nll": [1.0, 2.0]}))
+    'test_nll'
+    """
+    return "kl" if scores["kl"].notna().any() or scores["test_nll"].isna().all() else "test_nll"
+
+
 def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFrame:
     """Baselines of one target, noise and sample count over their seeds: one row per model.
 
     Columns: model, n (seeds), n_used, least and most (components, or the bandwidth), then mean, low
     and high (95% t interval) of test_nll, true_nll, kl, seconds and, where `flow` holds the KL of a
-    flow's runs by seed, of over = KL(baseline) − KL(flow), paired by seed.
+    flow's runs by seed (their test NLL, where no density is known), of over = KL(baseline) −
+    KL(flow), paired by seed.
 
     >>> fits = pd.DataFrame({"model": "gaussian", "seed": [0, 1], "kl": [1.5, 1.7],
     ...                      "test_nll": 2.0, "true_nll": 0.4, "n_used": 9, "n_components": 1.0,
@@ -184,14 +211,15 @@ def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFram
         if own.empty:
             continue
         chosen = own["bandwidth" if model == "kde" else "n_components"]
+        measure = measure_of(own)
         row = {
             "model": model,
-            "n": own["kl"].count(),
+            "n": own[measure].count(),
             "n_used": own["n_used"].max(),
             "least": chosen.min(),
             "most": chosen.max(),
         }
-        own["over"] = own["kl"] - flow.reindex(own.index)
+        own["over"] = own[measure] - flow.reindex(own.index)
         for name in ("test_nll", "true_nll", "kl", "seconds", "over"):
             mean, low, high = mean_interval(own[name])
             row |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -21,6 +21,8 @@ BASELINES = "baselines.csv"
 MODELS = {"gaussian": "Gaussian", "mixture": "Gaussian mixture", "kde": "kernel density"}
 # What, with a seed, fixes the draws.
 DATA = ("data.name", "data.n_samples", "data.noise", "data.n_test", "data.text")
+# What fixes the rows of a table besides; a file without tables lacks these columns.
+OF_A_TABLE = ("data.digest", "data.n_val", "data.split", "data.jitter")
 # What a fit came to: n_components is a mixture's, bandwidth a kernel's.
 FACTS = ("n_used", "n_components", "bandwidth", "n_parameters")
 SCORES = ("test_nll", "true_nll", "kl", "kl_se", "seconds")
@@ -31,11 +33,17 @@ LIMIT = 2**25  # bytes
 def data_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """The values of DATA of a run, a baseline or a centre: with equal ones a seed draws the same.
 
+    Of a table there are those of OF_A_TABLE, too.
+
     >>> data_key({"data.name": "moons", "data.n_samples": 200.0, "data.noise": 0.05, "seed": 3})
     ('moons', 200.0, 0.05, None, None)
     """
+    keys: tuple[str, ...] = DATA
+    digest = row.get("data.digest")
+    if isinstance(digest, str) and digest:
+        keys += OF_A_TABLE
     values = []
-    for key in DATA:
+    for key in keys:
         value = row.get(key)
         if value != value:  # NaN
             value = None
@@ -77,8 +85,15 @@ def load_baselines(
             if skipped is None:
                 raise
             skipped.append(error)
-    found = pd.DataFrame(rows, columns=list(COLUMNS))
-    return found.drop_duplicates([*DATA, "seed", "model"], ignore_index=True)
+    found = pd.DataFrame(rows, columns=list(columns_of(rows)))
+    keys = [key for key in (*DATA, *OF_A_TABLE, "seed", "model") if key in found]
+    return found.drop_duplicates(keys, ignore_index=True)
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The columns of a baselines.csv with these rows."""
+    has_table = any(isinstance(row.get("data.digest"), str) for row in rows)
+    return COLUMNS + OF_A_TABLE if has_table else COLUMNS
 
 
 def _read(path: str) -> list[dict[str, Any]]:
@@ -88,12 +103,12 @@ def _read(path: str) -> list[dict[str, Any]]:
     except (OSError, ValueError, csv.Error) as error:
         raise ReportError(path, "a readable table", reason(error)) from None
     head = lines[0]
-    if tuple(head) != COLUMNS:
+    if tuple(head) not in (COLUMNS, COLUMNS + OF_A_TABLE):
         raise ReportError(path, f"the heading {','.join(COLUMNS)}", ",".join(head))
     rows = []
     for number, line in enumerate(lines[1:], 2):
         try:
-            rows.append(_row(dict(zip(COLUMNS, line, strict=True))))
+            rows.append(_row(dict(zip(head, line, strict=True))))
         except ValueError as error:
             raise ReportError(path, f"line {number} as nfexp-baselines writes it", error) from None
     return rows
@@ -117,18 +132,37 @@ def _row(cells: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _draws(cells: Mapping[str, str]) -> dict[str, Any]:
-    """The columns DATA of a line, in the ranges of :class:`nfexp.spec.Data`."""
-    text = live(cells["data.text"]) if cells["data.text"] else None
-    values = {
+    """The columns that fix the draws of a line, in the ranges of :class:`nfexp.spec.Data`."""
+    is_table = bool(cells.get("data.digest"))
+    values: dict[str, Any] = {
         "name": cells["data.name"],
         "n_samples": int(cells["data.n_samples"]),
-        "noise": float(cells["data.noise"]),
+        "noise": None if is_table else float(cells["data.noise"]),
         "n_test": int(cells["data.n_test"]),
-        "n_val": 2,  # is not in the file, and no baseline uses validation points
-        "text": text,
+        "n_val": 2,  # is not in the file of a target, and no baseline uses validation points
+        "text": live(cells["data.text"]) if cells["data.text"] else None,
     }
+    if is_table:
+        jitter = cells["data.jitter"]
+        values |= {
+            "kind": "table",
+            "path": "-",  # says nothing of the rows
+            "digest": cells["data.digest"],
+            "n_val": int(cells["data.n_val"]),
+            "split": int(cells["data.split"]) if cells["data.split"] else None,
+            "jitter": jitter if jitter == "gap" else float(jitter or 0),
+        }
     data = from_mapping(values, Data, "data.")
-    return {key: getattr(data, key.removeprefix("data.")) for key in DATA}
+    return draws_of(data)
+
+
+def draws_of(data: Data) -> dict[str, Any]:
+    """What fixes the draws of a seed, by column; as in a run's record, None for what is usual."""
+    keys = DATA if data.digest is None else DATA + OF_A_TABLE
+    draws = {key: getattr(data, key.removeprefix("data.")) for key in keys}
+    if draws.get("data.jitter") == 0.0:
+        draws["data.jitter"] = None
+    return draws
 
 
 def _whole(key: str, cell: str, least: int) -> int:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, get_type_hints
 
 from nfexp.record.formats import ReportError
 from nfexp.record.metrics import COUNTS
-from nfexp.spec import ADDED, Spec, is_relevant
+from nfexp.spec import ADDED, READING, Spec, is_relevant
 
 LARGEST = 1e100  # of any number, so that squares stay finite
 LARGEST_COUNT = 2**53  # of a whole number, which a float64 still holds exactly
 NAME = 80  # characters of a value of the configuration, or of a key
-TEXT = 1000  # characters of data.text, and of a job
+TEXT = 1000  # characters of a job, of data.text, and of a value of LONG
+LONG = ("data.path", "data.val_path", "data.test_path", "data.columns", "data.drop")
 
 
 def is_config(key: str) -> bool:
     """Whether a key of the flat configuration is a column of the table of runs."""
-    return is_relevant(key)
+    return is_relevant(key) or key in READING  # where a table was read is worth a column
 
 
 def _kinds() -> dict[str, frozenset[type]]:
@@ -33,7 +34,8 @@ def _kinds() -> dict[str, frozenset[type]]:
             continue
         of_group = get_type_hints(group_type)
         for field in fields(group_type):
-            hints[f"{group}.{field.name}"] = of_group[field.name]
+            if field.default is MISSING:  # a key that may be absent is a column where it is there
+                hints[f"{group}.{field.name}"] = of_group[field.name]
     kinds = {}
     for key, hint in hints.items():
         if is_config(key):
@@ -89,7 +91,12 @@ def _is_short(key: str, text: str) -> bool:
     """Whether a text fits its column, and a line; only data.text may have line breaks."""
     if key == "data.text":
         return len(text) <= TEXT and " ".join(text.split()).isprintable()
-    return len(text) <= NAME and text.isprintable()
+    return len(text) <= _limit(key) and text.isprintable()
+
+
+def _limit(key: str) -> int:
+    """The most characters of a text in a column."""
+    return TEXT if key == "data.text" or key in LONG else NAME
 
 
 def config_value(where: object, key: str, value: Any) -> Any:
@@ -105,8 +112,7 @@ def config_value(where: object, key: str, value: Any) -> Any:
     names = sorted("null" if kind is type(None) else kind.__name__ for kind in kinds)
     expected = f"{key} to be {' or '.join(names)}"
     if isinstance(value, str) and str in kinds:
-        limit = TEXT if key == "data.text" else NAME
-        expected += f", printable and at most {limit} characters"
+        expected += f", printable and at most {_limit(key)} characters"
     raise ReportError(where, expected, repr(value))
 
 

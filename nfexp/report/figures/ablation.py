@@ -29,6 +29,7 @@ from nfexp.report.selection import distinct_values, shown_lines, values_or_none
 from nfexp.report.words import TROUBLES, plain, troubles
 
 KL_LABEL = "KL(target ‖ flow), nats per point"
+NLL_LABEL = "NLL, nats per point"
 MARKERS = "osD^vPX*"
 DARK = "#444444"
 MOST_NOTES = 3  # at one value; more become one sum
@@ -80,7 +81,7 @@ class Look:
     cap: float  # KL above which a mean is off the scale
 
 
-def draw_ablation(ablation: pd.DataFrame, columns: Sequence[str]) -> Figure:
+def draw_ablation(ablation: pd.DataFrame, columns: Sequence[str], label: str = KL_LABEL) -> Figure:
     """KL against the swept value, mean and 95% interval over seeds, one panel per target.
 
     `ablation` is one table of :func:`nfexp.analysis.statistics.ablations`; `columns` its one or two
@@ -110,7 +111,7 @@ def draw_ablation(ablation: pd.DataFrame, columns: Sequence[str]) -> Figure:
     marks: set[str] = set()
     for target, axes in by_target.items():
         marks |= _draw_panel(axes, shown[shown["data.name"] == target], look)
-    figure.supylabel(KL_LABEL)
+    figure.supylabel(label)
     handles = _legend(marks, look)
     figure.legend(
         handles=handles,

@@ -8,31 +8,43 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from nfexp.analysis import table
 from nfexp.analysis.table import ReportError, cannot_write
 from nfexp.report.exemplar import exemplar
-from nfexp.report.figures.ablation import draw_ablation
+from nfexp.report.figures.ablation import KL_LABEL, NLL_LABEL, draw_ablation
 from nfexp.report.figures.animations import Animation, animate_training, animate_walk
 from nfexp.report.figures.clouds import draw_gallery, draw_walk
-from nfexp.report.figures.convergence import draw_convergence
+from nfexp.report.figures.convergence import EXCESS_LABEL, draw_convergence
+from nfexp.report.figures.corner import draw_corner
 from nfexp.report.figures.density import draw_density
 from nfexp.report.figures.parallel import draw_in_parallel
 from nfexp.report.figures.summary import draw_summary
 from nfexp.report.figures.writing import ANIMATION, Drawing, path_of
 from nfexp.report.folders import own_folder
-from nfexp.report.selection import centre_scores, differences, learning_curves, swept
+from nfexp.report.selection import (
+    as_measured,
+    centre_scores,
+    differences,
+    has_truth,
+    learning_curves,
+    swept,
+)
 from nfexp.report.words import file_name, plain
 
 MOST_ABLATIONS = 100  # drawn; their tables are always written
 MOST_SUMMARISED = 9  # targets of a summary
+MOST_COLUMNS = 8  # of a corner plot
+SOME = np.array([])
 MOST_NAMED = 4  # settings that a title names, of those in which its run is not the centre
 # By what a run must have stored (see exemplar.SHAPES): the figures of one run per target
 OF_ONE_RUN: dict[str, dict[str, Callable[..., Figure | Animation]]] = {
     "gallery": {"gallery": draw_gallery, "gif_training": animate_training},
     "density": {"density": draw_density},
+    "corner": {"corner": draw_corner},
     "walk": {"walk": draw_walk, "gif_walk": animate_walk},
 }
 
@@ -48,7 +60,11 @@ def plan(
         skipped = []
     drawings: dict[str, Drawing] = {}
     for axis, ablation in list(tables.items())[:MOST_ABLATIONS]:
-        drawings[f"ablation_{file_name(axis)}"] = partial(draw_ablation, ablation, swept(ablation))
+        is_known = has_truth(ablation) or ablation["test_nll_mean"].isna().all()
+        label = KL_LABEL if is_known else NLL_LABEL
+        drawn = as_measured(ablation)
+        drawing = partial(draw_ablation, drawn, swept(ablation), label)
+        drawings[f"ablation_{file_name(axis)}"] = drawing
     drawings |= _convergence(runs, sweep, tables, skipped)
     drawings |= _of_one_run(runs, sweep, skipped)
     drawings |= _summary(runs, sweep, skipped)
@@ -78,7 +94,9 @@ def _convergence(
         if len(curves):
             title = f"validation NLL by {column}" if column else "NLL of the runs at the centre"
             name = f"convergence_{file_name(axis)}"
-            drawings[name] = partial(draw_convergence, curves, means, title)
+            has_excess = bool(runs["true_nll"].notna().any())
+            label = EXCESS_LABEL if has_excess else NLL_LABEL
+            drawings[name] = partial(draw_convergence, curves, means, title, label)
     return drawings
 
 
@@ -92,7 +110,7 @@ def _of_one_run(
     for kind, pictures in OF_ONE_RUN.items():
         for target in sorted(set(runs["data.name"])):
             row = exemplar(runs, sweep.centres, target, kind, skipped=skipped)
-            if row is None:
+            if row is None or row["arrays"].get("columns", SOME)[MOST_COLUMNS:].size:
                 continue
             title = _title(row)
             for name, picture in pictures.items():

@@ -24,7 +24,7 @@ VECTORS = 500  # lines of one panel; more become pixels in the PDF
 Colours = dict[object, ColorType]
 
 
-def draw_convergence(curves: pd.DataFrame, means: pd.DataFrame, title: str) -> Figure:
+def draw_convergence(curves: pd.DataFrame, means: pd.DataFrame, title: str, label: str = EXCESS_LABEL) -> Figure:
     """Excess validation NLL against the training step, one panel per target, one colour per value.
 
     `curves` and `means` are the two tables of :func:`nfexp.report.selection.learning_curves`: thin
@@ -50,7 +50,7 @@ def draw_convergence(curves: pd.DataFrame, means: pd.DataFrame, title: str) -> F
         axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: plain(step)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("training step")
-    figure.supylabel(EXCESS_LABEL)
+    figure.supylabel(label)
     handles = _legend(values, colours)
     if has_crosses:
         cross = Line2D([], [], color="#444444", marker="x", linestyle="none", label="diverged")

@@ -1,0 +1,373 @@
+"""RealNVP by scikit-learn's conventions, trained by the same core as every run."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from sklearn.base import BaseEstimator, DensityMixin, clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from nfexp.configuration import conf_dir
+from nfexp.data import Dataset
+from nfexp.flows.stack import FlowStack
+from nfexp.run import train_stack
+from nfexp.spec import Spec, SpecError, unflatten
+from nfexp.streams import stream
+from nfexp.sweep.planning import plan_stacks
+from nfexp.tables import split_rows
+from nfexp.train import State, Training
+
+FEWEST_ROWS = 4
+LARGEST_SEED = 2**31 - 1
+CHUNK = 4096  # points at a time: what bounds the memory of score_samples
+
+
+@cache
+def _values(group: str, option: str) -> dict[str, Any]:
+    """The values of a file of the configuration, where each stands once."""
+    text = (Path(conf_dir()) / group / f"{option}.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+_FLOW = _values("flow", "realnvp")
+_TRAIN = _values("train", "default")
+_TABLE = _values("data", "table")
+
+
+class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
+    """A density over R^D, learned by maximum likelihood: x = f(z), f a chain of couplings.
+
+    Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017.
+
+    The parameters are the keys ``flow.*`` and ``train.*`` of the command line by their last names,
+    with the same defaults; those below are the estimator's own.
+
+    Parameters
+    ----------
+    validation_fraction
+        The share of the rows that choose the kept weights and are not trained on, see `select`.
+    n_members
+        Flows in an ensemble: they share the rows and differ in initialisation and batches, and
+        train as one stack. The density is the mean of theirs.
+    random_state
+        A number is the seed of the run: with the same keys, rows and seed the command line trains
+        the same weights.
+    device
+        "auto" (CUDA where it is there), "cpu" or "cuda".
+    verbose
+        1: print each evaluation.
+
+    Attributes
+    ----------
+    weights_, fixed_ : arrays (E, ·)
+        The learned and the fixed numbers of each member.
+    history_ : dict
+        "step", "train_nll" and "val_nll" at each evaluation, nats per point, of the first member.
+    best_step_ : list
+        The step whose weights are kept, by member.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(200, 3))
+    >>> model = RealNVP(n_flows=2, steps=20, random_state=0).fit(x)
+    >>> model.score_samples(x[:5]).shape, model.sample(4, random_state=1).shape
+    ((5,), (4, 3))
+    """
+
+    def __init__(
+        self,
+        *,
+        n_flows: int = _FLOW["n_flows"],
+        hidden_depth: int = _FLOW["hidden_depth"],
+        hidden_width: int = _FLOW["hidden_width"],
+        activation: str = _FLOW["activation"],
+        mask: str = _FLOW["mask"],
+        coupling: str = _FLOW["coupling"],
+        conditioner: str = _FLOW["conditioner"],
+        conditioner_input: str = _FLOW["conditioner_input"],
+        scale: str = _FLOW["scale"],
+        init: str = _FLOW["init"],
+        standardise: str = _FLOW["standardise"],
+        norm: str = _FLOW["norm"],
+        norm_every: int = _FLOW["norm_every"],
+        base: str = _FLOW["base"],
+        tail_bound: float | None = _FLOW["tail_bound"],
+        tail: str = _FLOW["tail"],
+        steps: int = _TRAIN["steps"],
+        batch_size: int | str = _TRAIN["batch_size"],
+        optimizer: str = _TRAIN["optimizer"],
+        lr: float = _TRAIN["lr"],
+        schedule: str = _TRAIN["schedule"],
+        warmup: int | str = _TRAIN["warmup"],
+        grad_clip: float | None = _TRAIN["grad_clip"],
+        weight_decay: float = _TRAIN["weight_decay"],
+        noise: float = _TRAIN["noise"],
+        noise_end: float = _TRAIN["noise_end"],
+        select: str = _TRAIN["select"],
+        n_evals: int = _TRAIN["n_evals"],
+        matmul_precision: str = _TRAIN["matmul_precision"],
+        kernel: str = _TRAIN["kernel"],
+        validation_fraction: float = _TABLE["val_share"],
+        n_members: int = 1,
+        random_state: Any = None,
+        device: str = "auto",
+        verbose: int = 0,
+    ) -> None:
+        self.n_flows = n_flows
+        self.hidden_depth = hidden_depth
+        self.hidden_width = hidden_width
+        self.activation = activation
+        self.mask = mask
+        self.coupling = coupling
+        self.conditioner = conditioner
+        self.conditioner_input = conditioner_input
+        self.scale = scale
+        self.init = init
+        self.standardise = standardise
+        self.norm = norm
+        self.norm_every = norm_every
+        self.base = base
+        self.tail_bound = tail_bound
+        self.tail = tail
+        self.steps = steps
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self.lr = lr
+        self.schedule = schedule
+        self.warmup = warmup
+        self.grad_clip = grad_clip
+        self.weight_decay = weight_decay
+        self.noise = noise
+        self.noise_end = noise_end
+        self.select = select
+        self.n_evals = n_evals
+        self.matmul_precision = matmul_precision
+        self.kernel = kernel
+        self.validation_fraction = validation_fraction
+        self.n_members = n_members
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None, **unsupported: Any) -> RealNVP:
+        """Learn the density of the rows of X (N, D); `y` is ignored.
+
+        Raises
+        ------
+        ValueError
+            For a parameter out of range, rows that are not finite numbers, too few of them, or a
+            column that does not vary where it is trained on.
+        TypeError
+            For sample weights, which the loss does not take: resample rows by their weights
+            instead.
+        """
+        task = self._task(X, unsupported)
+        members = _train(task.specs, task.datasets, verbose=bool(self.verbose))
+        return self._keep(task, members)
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """The log-density of each row of X (N, D), shape (N,), in nats and in the units of X."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        stack = self._stack()
+        n = stack.n_members
+        found = np.empty(len(X))
+        for begin in range(0, len(X), CHUNK):
+            points = torch.from_numpy(X[begin : begin + CHUNK]).expand(n, -1, -1)
+            with torch.no_grad():
+                of_members = stack.log_density(points)
+            # log of the mean density: log (1/E) Σ_e exp(log q_e)
+            found[begin : begin + CHUNK] = (torch.logsumexp(of_members, 0) - math.log(n)).numpy()
+        return found
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The mean log-density of the rows of X, nats per point: the higher the better."""
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
+        """Draw rows, (n_samples, D); of an ensemble each from a member drawn at random."""
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"n_samples: expected an integer >= 1; got {n_samples!r}")
+        seed = _seed(self.random_state if random_state is None else random_state)
+        stack = self._stack()
+        with torch.no_grad():
+            draws = stack.sample(n_samples, [stream(seed, "sample")] * stack.n_members)
+        if stack.n_members == 1:
+            return draws[0].numpy()
+        member = torch.randint(stack.n_members, (n_samples,), generator=stream(seed, "members"))
+        return draws[member, torch.arange(n_samples)].numpy()
+
+    def _stack(self) -> FlowStack:
+        """The fitted flows; in float64 a row's density does not depend on its neighbours."""
+        flow = self.spec_.flow
+        theta = torch.from_numpy(self.weights_).double()
+        fixed = torch.from_numpy(self.fixed_).double()
+        return FlowStack(flow, self.n_features_in_, theta, fixed)
+
+    def _task(self, X: Any, unsupported: Mapping[str, Any]) -> _Task:
+        """What there is to train, once it is checked."""
+        if unsupported:
+            name = next(iter(unsupported))
+            hint = "; resample rows by their weights" if name == "sample_weight" else ""
+            raise TypeError(f"fit: expected X alone, for the loss takes no {name}{hint}")
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=FEWEST_ROWS)
+        seed = _seed(self.random_state)
+        members = self.n_members
+        if not isinstance(members, int | np.integer) or members < 1:
+            raise ValueError(f"n_members: expected an integer >= 1; got {members!r}")
+        specs = [self._spec(X, (seed + e) % 2**63) for e in range(members)]
+        lead = specs[0]
+        rows = split_rows(lead.data, seed, len(X), own_val=False, own_test=True)
+        train = X[rows.train]
+        constant = np.flatnonzero(train.min(0) == train.max(0))
+        if len(constant) and self.standardise == "moments":
+            raise ValueError(
+                f"X: expected columns that vary where they are trained on; got a constant one, {constant[0]}"
+            )
+        dataset = Dataset(
+            event_shape=(X.shape[1],),
+            train=torch.from_numpy(train),
+            val=torch.from_numpy(X[rows.val]),
+            test=torch.empty(0, X.shape[1], dtype=torch.float64),
+        )
+        return _Task(specs=specs, datasets=[dataset] * members)
+
+    def _spec(self, X: np.ndarray, seed: int) -> Spec:
+        own = self.get_params(deep=False)
+        fraction = self.validation_fraction
+        if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+            raise ValueError(f"validation_fraction: expected a number between 0 and 1; got {fraction!r}")
+        n_val = min(max(2, round(fraction * len(X))), len(X) - 2)
+        flat: dict[str, Any] = {"name": "estimator", "seed": seed, "device": self.device}
+        flat |= {f"flow.{key}": _plain(own.get(key, value)) for key, value in _FLOW.items()}
+        flat |= {f"train.{key}": _plain(own.get(key, value)) for key, value in _TRAIN.items()}
+        flat |= {f"record.{key}": 0 for key in ("samples", "grid", "walk")} | {"record.snapshots": 1}
+        flat |= {
+            "data.name": "array", "data.kind": "array", "data.noise": None, "data.text": None, "data.dim": X.shape[1],
+            "data.n_samples": len(X) - n_val, "data.n_val": n_val, "data.n_test": None, "data.digest": _digest(X),
+        }  # fmt: skip
+        try:
+            return unflatten(flat)
+        except SpecError as error:
+            raise ValueError(str(error).partition(".")[2] if "." in error.key else str(error)) from None
+
+    def _keep(self, task: _Task, members: Sequence[_Member]) -> RealNVP:
+        """Note what was learned."""
+        for e, member in enumerate(members):
+            if member.diverged_at is not None:
+                what = f"member {e} diverged at step {member.diverged_at}; its best weights before are kept"
+                hint = "a smaller lr or scale='soft' may hold it together"
+                warnings.warn(f"{what}: {hint}", ConvergenceWarning, stacklevel=3)
+        self.spec_ = task.specs[0]
+        self.weights_ = np.stack([member.theta for member in members])
+        self.fixed_ = np.stack([member.fixed for member in members])
+        self.best_step_ = [member.best_step for member in members]
+        self.history_ = members[0].history
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """The members to train for one estimator."""
+
+    specs: Sequence[Spec]
+    datasets: Sequence[Dataset]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """One trained flow as plain numbers, and what its training saw."""
+
+    theta: np.ndarray
+    fixed: np.ndarray
+    best_step: int
+    diverged_at: int | None
+    history: dict[str, np.ndarray]
+
+
+def _train(specs: Sequence[Spec], datasets: Sequence[Dataset], *, verbose: bool = False) -> list[_Member]:
+    """Train runs, those of one architecture as one stack; what came of each, in their order."""
+    found: dict[int, _Member] = {}
+    for positions in plan_stacks(specs):
+        stack, history = train_stack(
+            [specs[i] for i in positions],
+            [datasets[i] for i in positions],
+            told=_print_progress if verbose else None,
+        )
+        theta = stack.theta.detach().float().cpu().numpy()
+        fixed = stack.fixed.float().cpu().numpy()
+        for e, i in enumerate(positions):
+            found[i] = _Member(
+                theta=theta[e],
+                fixed=fixed[e],
+                best_step=history.best_step[e],
+                diverged_at=history.diverged_at[e],
+                history={
+                    "step": np.array(history.steps),
+                    "train_nll": history.train_nll[e].cpu().numpy(),
+                    "val_nll": history.val_nll[e].cpu().numpy(),
+                },
+            )
+    return [found[i] for i in range(len(specs))]
+
+
+def fit_many(estimators: Iterable[RealNVP | Mapping[str, Any]], X: Any) -> list[RealNVP]:
+    """Fit many estimators to the rows of X (N, D), those of one architecture as one stack.
+
+    Each is a :class:`RealNVP`, which is left alone, or the parameters of one; the fitted ones come
+    in their order, and each is the same as fitted alone.
+
+    >>> x = np.random.default_rng(0).normal(size=(100, 2))
+    >>> models = fit_many([{"steps": 10, "lr": lr, "random_state": 0} for lr in (0.001, 0.01)], x)
+    >>> [model.lr for model in models]
+    [0.001, 0.01]
+    """
+    fitted = [RealNVP(**one) if isinstance(one, Mapping) else clone(one) for one in estimators]
+    tasks = [model._task(X, {}) for model in fitted]
+    specs = [spec for task in tasks for spec in task.specs]
+    datasets = [dataset for task in tasks for dataset in task.datasets]
+    members = iter(_train(specs, datasets))
+    for model, task in zip(fitted, tasks, strict=True):
+        model._keep(task, list(islice(members, len(task.specs))))
+    return fitted
+
+
+def _print_progress(training: Training, state: State) -> None:
+    """One line for an evaluation: the mean NLLs of the members."""
+    position = training.evaluation_steps().index(state.step)
+    train_nll, val_nll = state.curves[:, position, :2].mean(0).tolist()
+    n_steps = training.lead.train.steps
+    print(
+        f"step {state.step} of {n_steps}: NLL {train_nll:.4f} train, {val_nll:.4f} validation",
+        flush=True,
+    )
+
+
+def _seed(random_state: Any) -> int:
+    """The seed that a random_state stands for; a number is its own."""
+    if isinstance(random_state, int | np.integer) and random_state >= 0:
+        return int(random_state)
+    return int(check_random_state(random_state).randint(LARGEST_SEED))
+
+
+def _plain(value: Any) -> Any:
+    """A number of Python's in place of one of numpy's, as a grid search gives."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _digest(X: np.ndarray) -> str:
+    return hashlib.sha256(repr(X.shape).encode() + np.ascontiguousarray(X).tobytes()).hexdigest()[:16]

@@ -1,0 +1,385 @@
+"""The user's own tables: a file as named columns of numbers, checked; which rows train. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nfexp.published import read_published
+from nfexp.readers import read_file
+from nfexp.spec import Data, Spec, SpecError, Words, names_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+FEWEST_ROWS = 10
+FEW_VALUES, FEW_SHARE = (
+    20,
+    0.05,
+)  # a column with so few distinct values, or so few for its rows, is not continuous
+BUNDLED = ("wine", "breast_cancer", "diabetes", "iris", "digits")  # of scikit-learn
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table:
+    """Rows of finite numbers, (N, D) in float64; `dropped` rows had missing values."""
+
+    place: str
+    names: tuple[str, ...]
+    values: np.ndarray
+    dropped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """The rows a dataset is made of, and those for validation and test where they have files."""
+
+    main: Table
+    val: Table | None = None
+    test: Table | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits of a hash of all numbers."""
+        found = hashlib.sha256()
+        for table in (self.main, self.val, self.test):
+            if table is not None:
+                found.update(repr(table.values.shape).encode())
+                found.update(np.ascontiguousarray(table.values).tobytes())
+        return found.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Which rows of :attr:`Source.main` a run trains, validates and tests on."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+
+# --- Columns and rows ------------------------------------------------------------------------------------------------
+
+
+def _position(key: str, asked: str, names: Sequence[str], place: str) -> int:
+    """Where a column stands that is asked for by its name or its position (0, 1, …)."""
+    if asked in names:
+        return list(names).index(asked)
+    if asked.isdecimal() and int(asked) < len(names):
+        return int(asked)
+    near = difflib.get_close_matches(asked, names, n=1)
+    hint = f" (near: {near[0]!r})" if near else ""
+    raise SpecError(key, f"columns of {place}: {_shortened(names)}", Words(f"{asked!r}{hint}"))
+
+
+def _shortened(names: Sequence[str], most: int = 12) -> str:
+    shown = [str(name) for name in names[:most]]
+    return ", ".join(shown) + (f", … ({len(names)})" if len(names) > most else "")
+
+
+def pick(frame: pd.DataFrame, data: Data, place: str) -> pd.DataFrame:
+    """The columns that `data.columns` asks for, in that order, without those of `data.drop`."""
+    names = [str(name) for name in frame.columns]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise SpecError(
+            "data.path",
+            f"columns of {place} with names of their own",
+            Words(f"{repeated[0]!r} twice"),
+        )
+    positions = list(range(len(names)))
+    if data.columns is not None:
+        positions = [_position("data.columns", asked, names, place) for asked in names_of(data.columns)]
+    if data.drop is not None:
+        dropped = {_position("data.drop", asked, names, place) for asked in names_of(data.drop)}
+        positions = [position for position in positions if position not in dropped]
+    if not positions:
+        raise SpecError("data.columns", f"at least one column of {place}", Words("none"))
+    return frame.iloc[:, positions]
+
+
+def numbers(frame: pd.DataFrame, place: str, *, missing: str, key: str = "data.path") -> Table:
+    """A frame as finite numbers; rows with missing values are dropped or, by `missing`, refused."""
+    import pandas as pd
+
+    columns = []
+    for name in frame.columns:
+        column = frame[name]
+        if pd.api.types.is_complex_dtype(column.dtype) or pd.api.types.is_datetime64_any_dtype(column.dtype):
+            converted = pd.Series([np.nan] * len(column), index=column.index)
+        else:
+            converted = pd.to_numeric(column, errors="coerce")
+        strange = np.flatnonzero((converted.isna() & column.notna()).to_numpy())
+        if len(strange):
+            where = f"{str(column.iloc[strange[0]])!r:.60} in column {name!r}, row {strange[0] + 1} of {place}"
+            raise SpecError(key, f"columns of numbers (data.drop={name} leaves one out)", Words(where))
+        columns.append(converted.to_numpy(dtype=np.float64, na_value=np.nan))
+    values = np.stack(columns, axis=1)
+    infinite = np.argwhere(np.isinf(values))
+    if len(infinite):
+        row, column_at = infinite[0]
+        where = f"{values[row, column_at]} in column {frame.columns[column_at]!r}, row {row + 1} of {place}"
+        raise SpecError(key, "finite numbers", Words(where))
+    lost = np.isnan(values).any(axis=1)
+    if lost.any() and missing == "error":
+        row = int(np.flatnonzero(lost)[0])
+        name = frame.columns[int(np.flatnonzero(np.isnan(values[row]))[0])]
+        where = f"none in column {name!r}, row {row + 1} of {place} ({int(lost.sum())} rows lack some)"
+        raise SpecError("data.missing", "a value in every cell", Words(where))
+    names = tuple(str(name) for name in frame.columns)
+    return Table(place=place, names=names, values=values[~lost], dropped=int(lost.sum()))
+
+
+def check_rows(table: Table) -> None:
+    """Raise for too few rows, more columns than rows, and columns that do not vary."""
+    n, d = table.values.shape
+    if n < FEWEST_ROWS:
+        dropped = f" (and {table.dropped} with missing values)" if table.dropped else ""
+        raise SpecError("data.path", f"at least {FEWEST_ROWS} rows", Words(f"{n} in {table.place}{dropped}"))
+    if d > n:
+        what = f"{d} columns, {n} rows in {table.place}"
+        raise SpecError("data.path", "no more columns than rows (data.columns picks some)", Words(what))
+    check_vary(table.names, table.values, table.place)
+
+
+def check_vary(names: Sequence[str], values: np.ndarray, place: str) -> None:
+    constant = [name for name, column in zip(names, values.T, strict=True) if column.min() == column.max()]
+    if constant:
+        asks = f"columns that vary (data.drop={constant[0]} leaves one out)"
+        raise SpecError(
+            "data.columns",
+            asks,
+            Words(f"the same value in every row of {place}: {_shortened(constant)}"),
+        )
+
+
+# --- What a spec asks for --------------------------------------------------------------------------------------------
+
+
+def _signature(path: str | None) -> tuple[int, int] | None:
+    """What tells that a file was changed since it was last read."""
+    try:
+        status = os.stat(os.path.expanduser(path or ""))
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def source(data: Data) -> Source:
+    """The tables that `data` names, read and checked; once, while the files stay as they are.
+
+    Raises
+    ------
+    SpecError
+        For a file that is missing or not what its name says, and for columns or rows that cannot
+        be learned from.
+    """
+    reading = replace(
+        data, name=data.name if data.kind in ("sklearn", "maf") else "table", n_samples=None, n_val=None, n_test=None,
+        val_share=None, test_share=None, split=None, jitter=0.0, dim=2, digest=None,
+    )  # fmt: skip
+    signatures = tuple(_signature(path) for path in (data.path, data.val_path, data.test_path))
+    return _source(reading, signatures)
+
+
+@lru_cache(maxsize=8)
+def _source(data: Data, signatures: tuple[object, ...]) -> Source:
+    if data.kind == "maf":
+        return _standard(data.name, str(data.path))
+    if data.kind == "sklearn":
+        frame = _bundled(data.name)
+        main = numbers(pick(frame, data, data.name), data.name, missing=data.missing)
+        check_rows(main)
+        return Source(main=main)
+    main = _table(data, "data.path", str(data.path))
+    check_rows(main)
+    others = {}
+    for key in ("val", "test"):
+        path = getattr(data, f"{key}_path")
+        if path is not None:
+            others[key] = _like(main, _table(data, f"data.{key}_path", path), f"data.{key}_path")
+    return Source(main=main, **others)
+
+
+def _table(data: Data, key: str, path: str) -> Table:
+    frame = read_file(key, path, header=data.header)
+    return numbers(pick(frame, data, path), path, missing=data.missing, key=key)
+
+
+def _like(main: Table, other: Table, key: str) -> Table:
+    """The table `other` once it is known to have the columns of `main`, and rows."""
+    if other.names != main.names:
+        asks = f"the columns of {main.place}: {_shortened(main.names)}"
+        raise SpecError(key, asks, Words(f"{_shortened(other.names)} in {other.place}"))
+    if len(other.values) < 2:
+        raise SpecError(key, "at least 2 rows", Words(f"{len(other.values)} in {other.place}"))
+    return other
+
+
+def _standard(name: str, folder: str) -> Source:
+    """One of the field's standard tables, divided as published."""
+    parts = read_published(name, folder)
+    tables = {}
+    for part in ("train", "val", "test"):
+        values = getattr(parts, part)
+        names = tuple(str(i) for i in range(values.shape[1]))
+        tables[part] = Table(place=f"{name} ({part})", names=names, values=values)
+    return Source(main=tables["train"], val=tables["val"], test=tables["test"])
+
+
+def _bundled(name: str) -> pd.DataFrame:
+    """A table that comes with scikit-learn, without what it is meant to predict."""
+    from sklearn import datasets
+
+    if name not in BUNDLED:
+        raise SpecError("data.name", f"one of {', '.join(BUNDLED)}", name)
+    return getattr(datasets, f"load_{name}")(as_frame=True).data
+
+
+def settled(spec: Spec) -> Spec:
+    """A spec whose table has been read: it has a name, sizes, dimension and digest.
+
+    The spec of a target is given back as it is.
+
+    Raises
+    ------
+    SpecError
+        For a table that cannot be learned from, or sizes that it does not have.
+    """
+    data = spec.data
+    if data.kind in ("density", "array"):
+        return spec
+    found = source(data)
+    n = len(found.main.values)
+    n_test = _part("test", data, found.test, n)
+    n_val = _part("val", data, found.val, n)
+    left = n - (0 if found.test is not None else n_test) - (0 if found.val is not None else n_val)
+    if left < 2:
+        raise SpecError("data.n_val", f"at least 2 of the {n} rows left for training", Words(f"{left}"))
+    if data.n_samples is not None and data.n_samples > left:
+        asks = f"at most {left}, the rows for training in {found.main.place}, or null for all of them"
+        raise SpecError("data.n_samples", asks, data.n_samples)
+    name = data.name
+    if data.kind == "table" and name == "table":
+        name = name_of(str(data.path))
+    full = replace(
+        data, name=name, n_samples=data.n_samples or left, n_val=n_val, n_test=n_test, val_share=None,
+        test_share=None, dim=found.main.values.shape[1], digest=found.digest,
+    )  # fmt: skip
+    return replace(spec, data=full)
+
+
+def name_of(path: str) -> str:
+    """The name of a table from that of its file.
+
+    >>> name_of("somewhere/my points (1).csv")
+    'my_points_1'
+    """
+    stem = Path(path).name.split(".")[0]
+    return re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII).strip("_") or "table"
+
+
+def _part(key: str, data: Data, given: Table | None, n: int) -> int:
+    """Rows of validation or test: as many as asked for, all of a file, or a share of the n."""
+    asked = getattr(data, f"n_{key}")
+    share = getattr(data, f"{key}_share")
+    if given is not None:
+        there = len(given.values)
+        if asked is not None and asked > there:
+            raise SpecError(
+                f"data.n_{key}",
+                f"at most {there}, the rows of {given.place}, or null for all",
+                asked,
+            )
+        return asked or there
+    if asked is not None:
+        return int(asked)
+    if share is None:
+        raise SpecError(f"data.{key}_share", "a share of the rows, or data.n_" + key, None)
+    return max(2, round(share * n))
+
+
+def split_rows(data: Data, seed: int, n: int, *, own_val: bool, own_test: bool) -> Rows:
+    """Divide n rows at random: for the test first, then for validation, the rest for training.
+
+    `seed` is the run's; `data.split`, where given, makes one split serve all seeds. A part with a
+    file of its own (`own_val`, `own_test`) takes no rows here.
+    """
+    by = seed if data.split is None else data.split
+    bits = hashlib.sha256(f"split/{by}".encode()).digest()
+    order = np.random.default_rng(int.from_bytes(bits, "little")).permutation(n)
+    n_train, n_val, n_test = data.points
+    n_test = 0 if own_test else n_test
+    n_val = 0 if own_val else n_val
+    return Rows(
+        test=order[:n_test],
+        val=order[n_test : n_test + n_val],
+        train=order[n_test + n_val :][:n_train],
+    )
+
+
+# --- What is said before training ------------------------------------------------------------------------------------
+
+
+def few_values(table: Table) -> dict[str, float]:
+    """The smallest gap between two values of each column that has few distinct ones, by name."""
+    gaps = {}
+    for name, column in zip(table.names, table.values.T, strict=True):
+        distinct = np.unique(column)
+        if len(distinct) <= max(FEW_VALUES, FEW_SHARE * len(column)):
+            gaps[name] = float(np.diff(distinct).min())
+    return gaps
+
+
+def tell(specs: Iterable[Spec]) -> None:
+    """Log what is to be known of every table before training, once each."""
+    told = set()
+    for spec in specs:
+        data = spec.data
+        if data.kind not in ("density", "array") and (data.name, data.digest, data.points) not in told:
+            told.add((data.name, data.digest, data.points))
+            log.info(facts(data))
+            for line in warnings_of(data):
+                log.warning(line)
+
+
+def facts(data: Data) -> str:
+    """The sizes of a table, and what was left out of it or comes twice."""
+    table = source(data).main
+    n, d = table.values.shape
+    n_train, n_val, n_test = data.points
+    parts = [f"{n} rows, {d} columns ({_shortened(table.names)})"]
+    if table.dropped:
+        parts.append(f"{table.dropped} rows with missing values dropped")
+    repeats = n - len(np.unique(table.values, axis=0))
+    if repeats:
+        parts.append(f"{repeats} rows repeat another")
+    parts.append(f"{n_train} train, {n_val} validate, {n_test} test")
+    return f"{data.name}: {'; '.join(parts)}"
+
+
+def warnings_of(data: Data) -> list[str]:
+    """What a density suffers from in a table: columns of few values, and a single column."""
+    table = source(data).main
+    lines = []
+    few = few_values(table)
+    if few and data.jitter == 0.0:
+        remedy = "a density can grow without bound on them; data.jitter=gap spreads them, see docs/own-data.md"
+        lines.append(f"{data.name}: few distinct values in {_shortened(list(few))}: {remedy}")
+    if len(table.names) == 1:
+        limit = "one column leaves a coupling nothing to look at: the flow is one affine map of its base"
+        remedy = "a mixture or a kernel density (nfexp-baselines) takes any shape on a line"
+        lines.append(f"{data.name}: {limit}; {remedy}")
+    return lines
