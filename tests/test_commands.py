@@ -182,7 +182,7 @@ HOSTILE = {
 def test_jobs_from_elsewhere_name_neither_code_nor_a_place(nfexp, monkeypatch, tmp_path, override):
     monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
     job = {"job": "0000", "run_id": "x", "data.name": "moons", "seed": 0, "config": {}, "overrides": [override]}
-    plan = {"schema_version": 1, "arguments": ["-m"], "centres": {"moons": {}}, "jobs": [job]}
+    plan = {"schema_version": 1, "name": "adhoc", "arguments": ["-m"], "centres": {"moons": {}}, "jobs": [job]}
     Path("s").mkdir()
     Path("s/sweep.json").write_text(json.dumps(plan))
     code, _, err = nfexp("s", "mixed=true", entry=cli.resume)

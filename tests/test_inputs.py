@@ -32,7 +32,7 @@ CONFIGURATION = {
     "a group removed": ("~data", "data.name: expected a value; got nothing"),
     "a group that is a value": ("flow=3", "Config group override must be a string or a list. Got int"),
     "unknown group": ("flows=realnvp", "flows: expected .*; got .*"),
-    "unknown target": ("data=moon", "data: expected one of banana, checkerboard, circles, .*; got 'moon'"),
+    "unknown target": ("data=moon", "data: expected one of banana, breast_cancer, .*; got 'moon'"),
     "unknown target in a sweep": ("-m data=moons,moon", "data: expected one of banana, .*; got 'moon'"),
     "unknown experiment": ("-m experiment=nope", "experiment: expected one of ablate_activation, .*; got 'nope'"),
     "unknown training": ("train=slow", "train: expected one of blog, default, .*; got 'slow'"),
