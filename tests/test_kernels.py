@@ -285,9 +285,10 @@ def small_kernel(monkeypatch, tmp_path, caplog):
 
 def test_a_kernel_is_compiled_once_and_kept(small_kernel, caplog, tmp_path):
     assert small_kernel() == 42.0
-    assert "compiled the fused kernel in" in caplog.text and str(tmp_path) in caplog.text
+    assert caplog.text.index("compiling the fused kernel") < caplog.text.index("compiled the fused kernel in")
+    assert str(tmp_path) in caplog.text
     assert small_kernel() == 42.0
-    assert "compiled" not in caplog.text
+    assert "compil" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["*.nbi", "*.nbc"])

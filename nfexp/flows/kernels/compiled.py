@@ -112,6 +112,8 @@ def machine_code(functions: tuple[Typed, ...]) -> list[Function]:
     folder = cache_folder()
     with FileLock(folder / ".lock") if folder is not None else nullcontext():
         begun = time.perf_counter()
+        if folder is None or not any(folder.rglob("*.nbi")):  # numba's index files: none, nothing is kept
+            log.info("compiling the fused kernel: some 10 to 20 s, at its first use only")
         try:
             found = _compiled(functions, folder)
         except Exception as error:  # whatever unpickling a broken file raises
