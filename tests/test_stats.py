@@ -102,6 +102,10 @@ def test_bootstrap_interval(n):
         means = np.mean([*itertools.product(x, repeat=3)], axis=1)
         assert (low, high) == pytest.approx(np.quantile(means, [0.025, 0.975], method="inverted_cdf"))
     assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0) and np.isnan(bootstrap_interval([2.0])).all()
+    again = scipy_stats.bootstrap(
+        (x,), np.mean, n_resamples=1999, method="percentile", random_state=np.random.default_rng(0)
+    )
+    assert (low, high) == pytest.approx(tuple(again.confidence_interval), rel=1e-12)
 
 
 def test_holm_is_the_closure_of_bonferroni():
