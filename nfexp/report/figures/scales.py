@@ -42,7 +42,7 @@ def scale_of(means: np.ndarray) -> Scale:
     small = sizes.min() if len(sizes) else 1.0
     large = sizes.max() if len(sizes) else 1.0
     least = means.min()
-    if large / small <= 10 or (least <= 0 and large <= 10 * -least):
+    if large <= 10 * small or (least <= 0 and large <= 10 * -least):
         return Scale("linear", least - large, means.max() + large)
     if least > 0:
         return Scale("log", least / 4, 4 * large)
