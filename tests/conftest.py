@@ -12,6 +12,8 @@ import pytest
 
 import nfexp as package
 from nfexp.cli import main
+from nfexp.report import figures
+from tests.helpers.sabotage import NO_REPORT, site
 from tests.helpers.specs import small_spec
 
 
@@ -20,13 +22,24 @@ def make_spec():
     return small_spec
 
 
+def no_pictures(*arguments, **keywords):
+    """In the place of `figures.draw_all`: draws nothing."""
+    return {}
+
+
 @pytest.fixture
-def nfexp(tmp_path, monkeypatch, capsys):
-    """Call the command line in an empty folder; gives (exit code, stdout, stderr)."""
+def nfexp(request, tmp_path, monkeypatch, capsys):
+    """Call the command line in an empty folder; gives (exit code, stdout, stderr).
+
+    Reports are made without pictures, but for tests with the mark `pictures`: drawing takes longer than all the rest.
+    """
     monkeypatch.chdir(tmp_path)
+    with_pictures = request.node.get_closest_marker("pictures") is not None
 
     def call(*arguments: str, entry=main) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["nfexp", *arguments])
+        if not with_pictures:
+            monkeypatch.setattr(figures, "draw_all", no_pictures)
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         code = 0
         handlers, level = logging.root.handlers[:], logging.root.level
@@ -58,10 +71,10 @@ def small_args():
 
 
 class Sweep(subprocess.Popen):
-    """A sweep in a process (and a process group) of its own, with its folder `s`."""
+    """A sweep in a process (and a process group) of its own, with its folder `s`; `path` holds its `site`."""
 
-    def __init__(self, cwd, *arguments, path="", limits=""):
-        home = os.pathsep.join(filter(None, [str(path), str(Path(package.__file__).parents[1])]))
+    def __init__(self, cwd, *arguments, path, limits=""):
+        home = os.pathsep.join([str(path), str(Path(package.__file__).parents[1])])
         given = {a.split("=")[0] for a in arguments}
         small = [a for a in SMALL if a.split("=")[0] not in given]
         command = [sys.executable, "-m", "nfexp", "-m", *small, "record=none", "hydra.sweep.dir=s", *arguments]
@@ -107,12 +120,17 @@ def parent_of(pid):
 
 
 @pytest.fixture
-def sweep(tmp_path):
-    """Start a sweep of small runs as its users do; what is left of it is ended with the test."""
+def sweep(tmp_path, tmp_path_factory):
+    """Start a sweep of small runs as its users do; what is left of it is ended with the test.
+
+    `changes` is code by module, as `site` takes it. Without `report` none is made: it is most of a small sweep's time.
+    """
     started = []
 
-    def start(*arguments, cwd=tmp_path, **options):
-        started.append(Sweep(cwd, *arguments, **options))
+    def start(*arguments, cwd=tmp_path, changes=None, report=False, **options):
+        changes = (changes or {}) | ({} if report else NO_REPORT)
+        path = site(tmp_path_factory.mktemp("site"), changes)
+        started.append(Sweep(cwd, *arguments, path=path, **options))
         return started[-1]
 
     yield start

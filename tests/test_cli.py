@@ -47,6 +47,7 @@ def test_one_run_leaves_its_directory(nfexp, small_args):
     assert package.load_runs("out")["kl"].iloc[0] == pytest.approx(record["metrics"]["kl"])
 
 
+@pytest.mark.pictures
 def test_a_sweep_from_the_command_line(nfexp, small_args):
     code, out, err = nfexp("-m", *small_args, "record=lean", "flow.n_flows=1,2", "seed=range(2)", "hydra.sweep.dir=s")
     assert code == 0, err
@@ -70,15 +71,20 @@ def test_of_equal_runs_the_one_that_records_more_is_kept(nfexp, small_args, firs
     assert held == {0: first == "full", 1: True}
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_other_launchers_give_the_same_numbers(nfexp, small_args, launcher):
-    extra = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+def test_other_launchers_give_the_same_numbers(nfexp, small_args):
     sweep = ["-m", *small_args, "record=none", "seed=0,1", "data=moons,circles"]
-    for name, args in {"stack": [], launcher: [f"hydra/launcher={launcher}", *extra]}.items():
-        code, _, err = nfexp(*sweep, f"hydra.sweep.dir={name}", *args)
+    launchers = {
+        "stack": [],
+        "basic": ["hydra/launcher=basic"],
+        "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    }
+    tables = {}
+    for name, choice in launchers.items():
+        code, _, err = nfexp(*sweep, f"hydra.sweep.dir={name}", *choice)
         assert code == 0, err
-    stack, other = (pd.read_csv(f"{n}/runs.csv").drop(columns=["seconds", "stack_size"]) for n in ("stack", launcher))
-    pd.testing.assert_frame_equal(stack, other, rtol=1e-5)
+        tables[name] = pd.read_csv(f"{name}/runs.csv").drop(columns=["seconds", "stack_size"])
+    for name in ("basic", "joblib"):
+        pd.testing.assert_frame_equal(tables["stack"], tables[name], rtol=1e-5)
 
 
 def test_callbacks_and_logs_are_hydras_own(nfexp, small_args):

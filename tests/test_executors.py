@@ -27,7 +27,7 @@ from nfexp.sweep.pool import Pool
 from nfexp.sweep.slurm import Slurm, resources
 from nfexp.sweep.stacking import Options, Stacking
 from nfexp.sweep.worker import Job, work
-from tests.helpers.sabotage import patched
+from tests.helpers.sabotage import at_seed_one, site
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 QUIET = {
@@ -170,10 +170,9 @@ def test_every_backend_gives_the_same_numbers(by, tmp_path, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_process_that_dies_does_not_end_the_sweep(by, tmp_path, backend):
     pytest.importorskip(BACKENDS[backend])
-    path = patched(tmp_path / "site", KILL)
     grid = ["seed=range(6)", "hydra.launcher.max_stack=2", "hydra.launcher.workers=2"]
     extra = ["hydra.launcher.executor=joblib", f"hydra.launcher.backend={backend}"]
-    code, said, runs = by(tmp_path / "executor", *grid, *extra, path=path)
+    code, said, runs = by(tmp_path / "executor", *grid, *extra, changes=at_seed_one(KILL))
     assert code == 1 and re.search(rf"{backend} lost [12] stacks", said)
     assert runs["status"].tolist() == ["completed", "failed", *["completed"] * 4]
     assert "6 runs: 5 completed, 1 failed; the first that failed: s/0001: its process was killed by SIGKILL" in said
@@ -181,7 +180,7 @@ def test_a_process_that_dies_does_not_end_the_sweep(by, tmp_path, backend):
 
 @linux
 def test_ctrl_c_ends_a_sweep_by_joblib_in_good_order(sweep):
-    running = sweep("seed=0,1", "train.steps=20,100000", "hydra.launcher.workers=3", "hydra.launcher.executor=joblib")
+    running = sweep("seed=0,1", "train.steps=20,100000", "hydra.launcher.workers=2", "hydra.launcher.executor=joblib")
     running.wait_for(lambda: len(running.finished()) == 2)
     os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=120)
@@ -194,7 +193,7 @@ def test_ctrl_c_ends_a_sweep_by_joblib_in_good_order(sweep):
 @pytest.mark.parametrize("backend", ["loky", "dask"])
 def test_training_by_joblib_does_not_outlive_the_command(sweep, backend):
     pytest.importorskip(BACKENDS[backend])
-    extra = ["hydra.launcher.workers=3", "hydra.launcher.executor=joblib", f"hydra.launcher.backend={backend}"]
+    extra = ["hydra.launcher.workers=2", "hydra.launcher.executor=joblib", f"hydra.launcher.backend={backend}"]
     running = sweep("seed=0,1", "train.steps=20,100000000", *extra)
     running.wait_for(lambda: len(running.finished()) == 2)
     family = running.family()
@@ -264,26 +263,20 @@ class Here(Slurm):
                 os.kill(self.task_of(handle), what)
 
 
-CHECKPOINTS = """
-from nfexp import run
-run.CHECKPOINT_SECONDS = 0.0
-"""
+CHECKPOINTS = {"nfexp.run": "CHECKPOINT_SECONDS = 0.0"}
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The executor `slurm` on submitit's local executor, below which every process reads `sitecustomize`."""
+    """The executor `slurm` on submitit's local executor, below which every process has these changes."""
     pytest.importorskip("submitit")
     monkeypatch.setattr(slurm, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(slurm, "queued", lambda *options: set())
     pool, processes = Pool(), []
 
-    def make(sitecustomize):
-        (tmp_path / "site").mkdir(exist_ok=True)
-        (tmp_path / "site/sitecustomize.py").write_text(sitecustomize)
-        monkeypatch.setenv(
-            "PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(Path(executors.__file__).parents[2])])
-        )
+    def make(changes):
+        path = site(tmp_path / "site", changes)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(path), str(Path(executors.__file__).parents[2])]))
         (tmp_path / "s").mkdir(exist_ok=True)
         executor = Here(tmp_path / "s", pool, resources(NEEDS), wait=True)
         executor.processes = processes
@@ -305,7 +298,7 @@ def ends(jobs):
 
 @linux
 def test_a_dead_element_is_tried_again_and_its_mates_finish(here, tmp_path, make_spec):
-    executor = here(patched(tmp_path / "other", KILL).joinpath("sitecustomize.py").read_text())
+    executor = here(at_seed_one(KILL))
     jobs = jobs_below(tmp_path / "s", [make_spec(seed=s, train__steps=2, train__warmup=0) for s in range(5)])
     done = [i for part in executor.run([[0, 1, 2], [3, 4]], jobs.__getitem__, workers=2, fail_fast=False) for i in part]
     assert sorted(done) == [0, 1, 2, 3, 4]
@@ -363,7 +356,7 @@ def test_an_element_told_to_make_room_stops_and_waits_to_be_killed(here, tmp_pat
 def test_without_wait_the_stacks_are_submitted_and_left(here, tmp_path, make_spec, caplog):
     caplog.set_level("INFO")
     jobs = jobs_below(tmp_path / "s", [make_spec(seed=s, train__steps=2, train__warmup=0) for s in range(2)])
-    executor = here("")
+    executor = here({})
     executor.wait = False
     assert list(executor.run([[0], [1]], jobs.__getitem__, workers=2, fail_fast=False)) == []
     assert "2 stacks are submitted as SLURM job" in caplog.text and f"nfexp-report {tmp_path}/s" in caplog.text
@@ -506,8 +499,7 @@ def test_slurm_gives_the_same_numbers_on_two_nodes(cluster, by, tmp_path):
 
 @on_slurm
 def test_slurm_isolates_a_run_that_kills_its_process(cluster, by, tmp_path):
-    path = patched(tmp_path / "site", KILL)
-    code, said, runs = by(tmp_path / "executor", "seed=range(3)", *SLURM, path=path)
+    code, said, runs = by(tmp_path / "executor", "seed=range(3)", *SLURM, changes=at_seed_one(KILL))
     assert code == 1 and "is gone; 3 unfinished runs of its stack are tried again" in said
     assert runs["status"].tolist() == ["completed", "failed", "completed"]
     assert re.search(r"s/0001: SLURM job \d+(_\d+)? ended without a record", said)

@@ -16,9 +16,9 @@ linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /
 
 
 @linux
-def test_a_sweep_killed_five_times_ends_as_one_never_disturbed(tmp_path):
-    rows = faults.campaign(tmp_path, kills=5, seeds=1, steps=200, span=3.0)
-    assert rows["fault"].isin(faults.VICTIMS).sum() >= 5
+def test_a_sweep_killed_three_times_ends_as_one_never_disturbed(tmp_path):
+    rows = faults.campaign(tmp_path, kills=3, seeds=1, steps=200, span=3.0)
+    assert rows["fault"].isin(faults.VICTIMS).sum() >= 3
     assert not rows["lost"].any() and not rows["half_written"].any(), rows["message"].tolist()
     assert not rows["leftovers"].any() and set(rows["fault"]) <= {*faults.VICTIMS, "at the end"}
 

@@ -11,7 +11,7 @@ import pytest
 
 from nfexp import load_runs
 from nfexp.sweep.pool import Pool
-from tests.helpers.sabotage import patched
+from tests.helpers.sabotage import at_seed_one
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 
@@ -37,8 +37,8 @@ ENDLESS = ("seed=range(4)", "train.steps=20,100000", "hydra.launcher.workers=5")
 
 
 def test_a_failed_run_is_recorded_and_its_mates_finish(sweep, tmp_path):
-    path = patched(tmp_path / "site", "raise LookupError('a bad batch')")
-    running = sweep("seed=range(3)", "hydra.launcher.workers=1", path=path)
+    changes = at_seed_one("raise LookupError('a bad batch')")
+    running = sweep("seed=range(3)", "hydra.launcher.workers=1", changes=changes, report=True)
     out, err = running.communicate(timeout=300)
     assert running.returncode == 1 and "Traceback" not in err
     assert "3 runs: 2 completed, 1 failed; the first that failed: s/0001: LookupError: a bad batch" in err
@@ -48,9 +48,9 @@ def test_a_failed_run_is_recorded_and_its_mates_finish(sweep, tmp_path):
 
 
 def test_fail_fast_ends_the_sweep_at_the_first_failure(sweep, tmp_path):
-    path = patched(tmp_path / "site", "raise LookupError('a bad batch')")
+    changes = at_seed_one("raise LookupError('a bad batch')")
     extra = ["seed=1,2,3", "hydra.launcher.workers=1", "hydra.launcher.max_stack=1", "fail_fast=true"]
-    running = sweep(*extra, path=path)
+    running = sweep(*extra, changes=changes)
     _, err = running.communicate(timeout=300)
     assert running.returncode == 1 and "3 runs: 1 failed, 2 not finished" in err
     assert [p.parent.name for p in running.finished()] == ["0000"]
@@ -58,8 +58,8 @@ def test_fail_fast_ends_the_sweep_at_the_first_failure(sweep, tmp_path):
 
 @linux
 def test_a_run_that_kills_its_process_fails_alone(sweep, tmp_path):
-    path = patched(tmp_path / "site", "os.kill(os.getpid(), signal.SIGKILL)")
-    running = sweep("seed=range(4)", "hydra.launcher.workers=1", path=path)
+    changes = at_seed_one("os.kill(os.getpid(), signal.SIGKILL)")
+    running = sweep("seed=range(4)", "hydra.launcher.workers=1", changes=changes)
     out, err = running.communicate(timeout=300)
     assert running.returncode == 1 and "its process was killed by SIGKILL" in err
     assert "a worker was killed by SIGKILL; 4 unfinished runs of its stack are tried again" in out
@@ -97,7 +97,7 @@ def test_workers_do_not_outlive_their_parent(sweep):
 
 @linux
 def test_a_first_interrupt_ends_in_good_order_a_second_at_once(sweep, tmp_path):
-    running = sweep(*ENDLESS)
+    running = sweep(*ENDLESS, report=True)
     running.wait_for(lambda: len(running.finished()) == 4)
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does: the whole group
     _, err = running.communicate(timeout=120)

@@ -29,6 +29,7 @@ def sweep(nfexp):
     return Path("s")
 
 
+@pytest.mark.pictures
 def test_the_report_of_tables(sweep, capsys):
     runs = load_runs(sweep)
     assert len(runs) == 8 and set(runs["data.name"]) == {"a", "b"}

@@ -29,10 +29,9 @@ from nfexp.files import parse_json
 from nfexp.record import load_flow
 from nfexp.record.formats import LIMITS
 from nfexp.report.exemplar import exemplar
-from nfexp.report.figures import animations, catalogue, parallel
+from nfexp.report.figures import animations, catalogue, parallel, writing
 from nfexp.report.figures.clouds import draw_gallery
 from nfexp.report.figures.summary import draw_summary
-from nfexp.report.figures.writing import draw
 from nfexp.report.selection import centre_scores
 from tests.helpers.fake_sweep import METRICS, centre, default_metrics, write_run, write_sweep
 from tests.helpers.pages import Page
@@ -229,6 +228,15 @@ def fine(folder, n=4):
 
 
 @pytest.fixture
+def coarse(tmp_path, monkeypatch):
+    """Draw coarsely, in this process, and without embedding fonts, which takes longest: every line of nfexp runs."""
+    style = tmp_path / "coarse.mplstyle"
+    style.write_text(writing.STYLE.read_text().replace("dpi: 150", "dpi: 30").replace("fonttype: 42", "fonttype: 3"))
+    monkeypatch.setattr(writing, "STYLE", style)
+    monkeypatch.setattr(parallel, "MOST_PROCESSES", 1)
+
+
+@pytest.fixture
 def inside(tmp_path, monkeypatch):
     """An empty folder to be in, which holds nothing else afterwards but what the test put there."""
     home = tmp_path / "home"
@@ -289,7 +297,7 @@ def test_an_archive_is_read_by_name_and_never_unpacked(tmp_path, inside):
     assert (back["base"] == fortran).all() and back["name"].tolist() == ["é", "x"] and back["one"] == 3
 
 
-def test_one_report_of_everything_hostile(tmp_path, inside, capsys):
+def test_one_report_of_everything_hostile(tmp_path, inside, coarse, capsys):
     """Every hostile file at once, hostile names in every place: the report stands, and says what it skipped."""
     runs = [({"seed": s}, {"kl": 0.04 + 0.01 * s}, "completed") for s in range(3)]
     runs += [({"data.text": name, "seed": s}, {"kl": 0.06}, "completed") for name in NAMES.values() for s in (0, 1)]
@@ -427,7 +435,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("case", ODD)
-def test_odd_arrays_are_drawn_or_left_out(case, tmp_path, monkeypatch):
+def test_odd_arrays_are_drawn_or_left_out(case, tmp_path, coarse, monkeypatch):
     monkeypatch.setattr(animations, "MOVES", 1)
     changed, expected = ODD[case]
     folder = write_run(tmp_path / "run", centre(), {}, "completed", arrays=False)
@@ -440,12 +448,12 @@ def test_odd_arrays_are_drawn_or_left_out(case, tmp_path, monkeypatch):
              for kind in expected for name, picture in catalogue.OF_ONE_RUN[kind].items()}  # fmt: skip
     if rows["summary"]:
         tasks["summary"] = partial(draw_summary, {"moons": rows["summary"]["arrays"]}, *scores, NAMES["long"])
-    draw(tmp_path, tasks)
+    writing.draw(tmp_path, tasks)
     for name in tasks:
         assert (tmp_path / f"{name}.{'gif' if 'gif' in name else 'pdf'}").stat().st_size > 1000
 
 
-def test_odd_numbers_are_drawn(tmp_path):
+def test_odd_numbers_are_drawn(tmp_path, coarse):
     """Histories and metrics at the ends of what is read, many values on one axis: figures for all of it."""
     rng = np.random.default_rng(0)
     values = [0.0, -1e99, 1e99, 1e-300, 5.0, *rng.standard_normal(300)]
@@ -769,26 +777,36 @@ def test_a_hostile_flow_is_refused(case, tmp_path, trained, inside):
 # The processes that draw
 
 
-def test_workers_draw_and_the_share_of_one_that_fails_is_drawn_here(tmp_path, monkeypatch, inside):
-    drawn, here = [], parallel.draw
+def few_points():
+    """Arrays of a gallery with one snapshot, which is soon drawn."""
+    return clouds(snapshots=clouds()["snapshots"][:1], snapshot_steps=np.array([1]))
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """Two processes draw three galleries; gives these."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(parallel, "WORTHWHILE", 3)
+    return {f"gallery_{i}": partial(draw_gallery, few_points(), f"{i}") for i in range(3)}
+
+
+def test_workers_draw_and_the_share_of_one_that_fails_is_drawn_here(two_processes, tmp_path, monkeypatch, inside):
+    drawn, here = [], parallel.draw
     monkeypatch.setattr(parallel, "draw", lambda folder, tasks: (drawn.extend(tasks), here(folder, tasks)))
-    tasks = {f"gallery_{i}": partial(draw_gallery, clouds(), f"{i}") for i in range(5)}
-    parallel.draw_in_parallel(tmp_path, tasks)
-    assert drawn == ["gallery_0", "gallery_2", "gallery_4"]
-    assert {p.name for p in tmp_path.glob("*.p*")} == {f"{n}.{e}" for n in tasks for e in ("png", "pdf")}
+    parallel.draw_in_parallel(tmp_path, two_processes)
+    assert drawn == ["gallery_0", "gallery_2"]
+    assert {p.name for p in tmp_path.glob("*.p*")} == {f"{n}.{e}" for n in two_processes for e in ("png", "pdf")}
     drawn.clear()
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    parallel.draw_in_parallel(tmp_path, tasks)
-    assert drawn == ["gallery_0", "gallery_2", "gallery_4", "gallery_1", "gallery_3"]
+    parallel.draw_in_parallel(tmp_path, two_processes)
+    assert drawn == ["gallery_0", "gallery_2", "gallery_1"]
 
 
-def test_a_worker_does_not_import_from_the_folder_it_is_called_in(tmp_path, monkeypatch):
+def test_a_worker_does_not_import_from_the_folder_it_is_called_in(two_processes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     for name in ("numpy", "nfexp", "matplotlib", "pickle"):
         (tmp_path / f"{name}.py").write_text("open('trapped', 'w')")
     folder = tmp_path / "figures"
     folder.mkdir()
-    parallel.draw_in_parallel(folder, {f"gallery_{i}": partial(draw_gallery, clouds(), f"{i}") for i in range(5)})
-    assert len(list(folder.iterdir())) == 10 and not (tmp_path / "trapped").exists()
+    parallel.draw_in_parallel(folder, two_processes)
+    assert len(list(folder.iterdir())) == 6 and not (tmp_path / "trapped").exists()
