@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,17 @@ def test_each_draw_is_fitted_once_and_the_table_says_what_was_fitted(tmp_path, c
     )
 
 
-def test_given_again_only_what_is_missing_is_fitted(tmp_path, capsys):
+@pytest.fixture
+def here(monkeypatch):
+    """Fit in this process: one that is started takes seconds to import what it needs."""
+
+    def pool(n_workers, mp_context, initializer):
+        return ThreadPoolExecutor(1)
+
+    monkeypatch.setattr(baselines, "ProcessPoolExecutor", pool)
+
+
+def test_given_again_only_what_is_missing_is_fitted(here, tmp_path, capsys):
     folder = small_sweep(tmp_path / "sweep")
     assert baselines.main([str(folder)]) == 0
     path = folder / "baselines.csv"
@@ -189,7 +200,8 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     folder = small_sweep(tmp_path / "sweep", seeds=400)
     code = "import sys; from nfexp.baselines import main; sys.exit(main())"
     paths = os.pathsep.join(filter(os.path.isabs, [str(Path(baselines.__file__).parents[1]), *sys.path]))
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True,
+    command = [sys.executable, "-c", code, str(folder), "workers=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
                                stderr=subprocess.PIPE, start_new_session=True,
                                env=os.environ | {"PYTHONPATH": paths})  # fmt: skip
     try:
@@ -205,7 +217,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     assert [p.name for p in folder.glob(".baselines*")] == []
 
 
-def test_what_cannot_be_drawn_is_one_line_and_the_rest_is_fitted(tmp_path, capsys):
+def test_what_cannot_be_drawn_is_one_line_and_the_rest_is_fitted(here, tmp_path, capsys):
     cells = ({}, {"data.noise": 1e-9}, {"data.n_samples": 1}, {"data.name": "unheard"}, {"data.n_test": 2**60})
     folder = write_sweep(tmp_path / "sweep", [(SMALL | cell, {}, "completed") for cell in cells])
     assert baselines.main([str(folder)]) == 1

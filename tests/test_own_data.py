@@ -3,34 +3,52 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
-from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# The commands as they stand in a fresh environment
-COMMAND = '{name}() {{ "{python}" -c "import sys; from {module} import main; sys.exit(main())" "$@"; }}\n'
-MODULES = {
-    "nfexp": "nfexp.cli",
-    "nfexp-report": "nfexp.report",
-    "nfexp-baselines": "nfexp.baselines",
-}
-COMMANDS = "".join(COMMAND.format(name=name, python=sys.executable, module=module) for name, module in MODULES.items())
+# The page in one process: what its lines import is imported once
+COMMANDS = """
+import sys
+from importlib import import_module
+
+MODULES = {"nfexp": "nfexp.cli", "nfexp-report": "nfexp.report", "nfexp-baselines": "nfexp.baselines"}
+
+def command(*words):
+    sys.argv = [*words]
+    try:
+        code = import_module(MODULES[words[0]]).main()
+    except SystemExit as stop:
+        code = stop.code
+    assert not code, f"{words} ended with {code}"
+"""
 
 
-def run(command, folder, text=None):
+def as_python(language, text):
+    """A block of a page as lines of Python."""
+    if language == "python":
+        return text
+    calls = []
+    for line in text.splitlines():
+        words = shlex.split(line)
+        if words:
+            calls.append(f"command(*{words!r})\n")
+    return "".join(calls)
+
+
+def run(text, folder):
     environment = os.environ | {
         "PYTHONPATH": str(DOCS.parent), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default",
     }  # fmt: skip
     done = subprocess.run(
-        command,
+        [sys.executable, "-c", text],
         cwd=folder,
         env=environment,
-        input=text,
         capture_output=True,
         text=True,
         timeout=900,
@@ -47,12 +65,7 @@ def folder(tmp_path_factory):
 def test_the_page(folder):
     blocks = BLOCK.findall((DOCS / "own-data.md").read_text())
     assert len(blocks) >= 9
-    for language, group in groupby(blocks, key=lambda block: block[0]):
-        text = "\n".join(text for _, text in group)
-        if language == "sh":
-            run(["bash", "-e", "-c", COMMANDS + text], folder)
-        else:
-            run([sys.executable, "-"], folder, text)
+    run(COMMANDS + "".join(as_python(*block) for block in blocks), folder)
     for name in ("report.html", "runs.csv", "baselines.csv"):
         assert (folder / "sweep" / name).exists()
 
@@ -61,5 +74,5 @@ def test_the_notebook(folder):
     notebook = json.loads((DOCS / "own-data.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
-    out = run([sys.executable, "-"], folder, "\n".join(cells))
+    out = run("\n".join(cells), folder)
     assert "step 400 of 400: NLL" in out and "held-out log-density:" in out
