@@ -180,7 +180,7 @@ def test_a_process_that_dies_does_not_end_the_sweep(by, tmp_path, backend):
 
 @linux
 def test_ctrl_c_ends_a_sweep_by_joblib_in_good_order(sweep):
-    running = sweep("seed=0,1", "train.steps=20,100000", "hydra.launcher.workers=2", "hydra.launcher.executor=joblib")
+    running = sweep("seed=0,1", "train.steps=20,100000", "hydra.launcher.workers=3", "hydra.launcher.executor=joblib")
     running.wait_for(lambda: len(running.finished()) == 2)
     os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=120)
@@ -193,7 +193,7 @@ def test_ctrl_c_ends_a_sweep_by_joblib_in_good_order(sweep):
 @pytest.mark.parametrize("backend", ["loky", "dask"])
 def test_training_by_joblib_does_not_outlive_the_command(sweep, backend):
     pytest.importorskip(BACKENDS[backend])
-    extra = ["hydra.launcher.workers=2", "hydra.launcher.executor=joblib", f"hydra.launcher.backend={backend}"]
+    extra = ["hydra.launcher.workers=3", "hydra.launcher.executor=joblib", f"hydra.launcher.backend={backend}"]
     running = sweep("seed=0,1", "train.steps=20,100000000", *extra)
     running.wait_for(lambda: len(running.finished()) == 2)
     family = running.family()
