@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from nfexp.flows.stack import Kernel, Law
+from nfexp.flows.stack import Law
 from nfexp.spec import Train
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba 2015, and PyTorch's NAdam
@@ -147,28 +147,6 @@ def momentum(step: int) -> float:
     """
     growing: float = 1 - 0.5 * 0.96 ** (step * MOMENTUM_DECAY)
     return BETA1 * growing
-
-
-class ByKernel(Optimiser):
-    """Another optimiser's steps, made by a kernel that passes over each row once."""
-
-    def __init__(self, other: Optimiser, kernel: Kernel) -> None:
-        super().__init__(other.theta, other.first, other.second, other.recipes)
-        self.other = other
-        self.kernel = kernel
-
-    def step(self, grad: Tensor, *, step: int, factor: float) -> None:
-        self.kernel.move(
-            self.theta,
-            self.first,
-            self.second,
-            grad,
-            members=self.members,
-            lr=[recipe.lr * factor for recipe in self.recipes],
-            decay=[recipe.weight_decay for recipe in self.recipes],
-            law=self.other.law(step),
-            step=step,
-        )
 
 
 OPTIMISERS: dict[str, type[Optimiser]] = {"adam": Adam, "nadam": NAdam}

@@ -17,13 +17,14 @@ from nfexp.data import Dataset
 from nfexp.flows.cost import CHUNK
 from nfexp.flows.kernels import kernel_for
 from nfexp.flows.layers import Batch
-from nfexp.flows.stack import FlowStack, build, initialise_actnorm
-from nfexp.optimisers import OPTIMISERS, ByKernel
+from nfexp.flows.stack import Course, FlowStack, Kernel, Rows, build, initialise_actnorm
+from nfexp.optimisers import OPTIMISERS
 from nfexp.spec import Spec, batch_points
 from nfexp.streams import stream
 
 CURVES = ("train_nll", "val_nll", "grad_norm", "lr")  # what an evaluation notes
 ALIVE = -1  # in `diverged_at` and `diverged_in`
+AT_ONCE = 16  # steps of members that a kernel makes in one go
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -222,10 +223,15 @@ def advance(training: Training, state: State, *, until: int) -> None:
     `diverged_at` and `diverged_in`; its mates never notice. Stopping in between changes no number.
     """
     stepper = _Stepper(training, state)
-    evaluation_steps = set(training.evaluation_steps())
+    kernel = training.fresh.kernel
+    stops = [*training.evaluation_steps(), until]
     while stepper.optimiser.members and state.step < until:
-        stepper.step()
-        if state.step in evaluation_steps:
+        if kernel is None:
+            stepper.step()
+        else:
+            next_stop = min(stop for stop in stops if stop > state.step)
+            stepper.steps_by(kernel, next_stop - state.step)
+        if state.step in stops[:-1]:
             stepper.evaluate()
 
 
@@ -252,9 +258,7 @@ class _Stepper:
                 n = training.sizes[e]
                 sd = training.train[e, :n].std(0, correction=0)
                 self.noises[e] = Noise(n=n, batch=batch_points(lead), seed=training.specs[e].seed, sd=sd)
-        optimiser = OPTIMISERS[lead.train.optimizer](state.theta, state.first, state.second, recipes)
-        kernel = training.fresh.kernel
-        self.optimiser = optimiser if kernel is None else ByKernel(optimiser, kernel)
+        self.optimiser = OPTIMISERS[lead.train.optimizer](state.theta, state.first, state.second, recipes)
         self.optimiser.train(self._alive_members())
 
     def _flow(self, theta: Tensor) -> FlowStack:
@@ -263,18 +267,26 @@ class _Stepper:
     def _alive_members(self) -> list[int]:
         return [e for e, alive in enumerate(self.state.alive.tolist()) if alive]
 
-    def _lr_factor(self) -> float:
+    def _lr_factor(self, step: int) -> float:
         recipe = self.training.lead.train
-        return lr_factor(self.state.step, steps=recipe.steps, warmup=recipe.warmup, schedule=recipe.schedule)
+        return lr_factor(step, steps=recipe.steps, warmup=recipe.warmup, schedule=recipe.schedule)
+
+    def _positions(self, step: int) -> Tensor:
+        """Which training points each member learns from at a step, (E, N)."""
+        return torch.stack([order.at(step) for order in self.orders])
+
+    def _points(self, step: int, positions: Tensor) -> Tensor:
+        """The points at these positions (E, N), with the noise of a step on them: (E, N, D)."""
+        x = self.training.train[self.member, positions.to(self.state.theta.device)]
+        for e, noise in self.noises.items():
+            x[e].add_(noise.at(step), alpha=noise_share(self.training.specs[e].train, step))
+        return x
 
     def step(self) -> None:
         """One step of every member that is alive."""
         state = self.state
         state.step += 1
-        positions = torch.stack([order.at(state.step) for order in self.orders])
-        x = self.training.train[self.member, positions.to(state.theta.device)]
-        for e, noise in self.noises.items():
-            x[e].add_(noise.at(state.step), alpha=noise_share(self.training.specs[e].train, state.step))
+        x = self._points(state.step, self._positions(state.step))
         if state.step == 1:
             initialise_actnorm(self._flow(state.theta), x)
         batch = Batch()
@@ -285,14 +297,44 @@ class _Stepper:
             self._freeze_lost(finite, x, Batch())
             state.grad_norm = norm
             grad.mul_((self.clip / norm).clamp_(max=1.0))
-            self.optimiser.step(grad, step=state.step, factor=self._lr_factor())
+            self.optimiser.step(grad, step=state.step, factor=self._lr_factor(state.step))
             self._keep_statistics(batch)
+
+    def steps_by(self, kernel: Kernel, most: int) -> None:
+        """The next steps of every member that is alive, by a kernel: as many as it makes in one go, and at `most`."""
+        state, training = self.state, self.training
+        begun = state.step
+        steps = range(begun + 1, begun + 1 + min(most, max(1, AT_ONCE // len(self.optimiser.members))))
+        positions = [self._positions(step) for step in steps]
+        if begun == 0:
+            initialise_actnorm(self._flow(state.theta), self._points(1, positions[0]))
+        course = Course(
+            members=self.optimiser.members,
+            clip=self.clip[:, 0].tolist(),
+            lr=[spec.train.lr for spec in training.specs],
+            decay=[spec.train.weight_decay for spec in training.specs],
+            factors=[self._lr_factor(step) for step in steps],
+            laws=[self.optimiser.law(step) for step in steps],
+            begun=begun,
+        )
+        x = training.train
+        order = torch.stack(positions)
+        if self.noises:
+            x = torch.cat([self._points(*each) for each in zip(steps, positions, strict=True)], dim=1)
+            order = torch.arange(x.shape[1]).view(len(steps), 1, -1)
+        rows = Rows(theta=state.theta, fixed=state.fixed, first=state.first, second=state.second)
+        done = kernel.steps(rows, x, order, course)
+        state.grad_norm = done.norm[:, None]
+        for made in sorted({done.made[e] for e in course.members}):
+            if made < len(steps):  # some members were lost at the step after these
+                state.step = begun + made + 1
+                lost = torch.tensor(done.made) == made
+                self._freeze_lost(~lost, self._points(state.step, positions[made]), Batch())
+        if self.optimiser.members:
+            state.step = steps[-1]
 
     def _gradient(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each member's mean NLL of its points x (E, N, D), nats, and the gradient: (E,) and (E, P)."""
-        kernel = self.training.fresh.kernel
-        if kernel is not None:
-            return kernel.gradient(self.state.theta, self.state.fixed, x)
         loss = -self._flow(self.theta).log_prob(x, batch=batch).mean(1)
         (grad,) = torch.autograd.grad(loss.sum(), self.theta)  # member e's loss depends on row e alone
         return loss, grad
@@ -334,7 +376,7 @@ class _Stepper:
         state.best_fixed[better] = state.fixed[better]
         state.best_step[better] = state.step
         peaks = [spec.train.lr for spec in training.specs]
-        rates = torch.tensor(peaks, device=alive.device, dtype=torch.float64) * self._lr_factor()
+        rates = torch.tensor(peaks, device=alive.device, dtype=torch.float64) * self._lr_factor(state.step)
         row = torch.stack([train_nll, val_nll, state.grad_norm[:, 0].double(), rates], 1)
         position = training.evaluation_steps().index(state.step)
         state.curves[:, position] = torch.where(alive[:, None], row, math.nan)

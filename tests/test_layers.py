@@ -12,8 +12,9 @@ PACKAGE = ROOT / "nfexp"
 ROOMS = """
     surroundings files spec readers published tables arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
-    flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.plan flows.kernels.coupling
-    flows.kernels.member flows.kernels.moments flows.kernels.compiled flows.kernels
+    flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.bases flows.kernels.plan
+    flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments flows.kernels.member
+    flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.tables data
     optimisers batches train score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-_MIX_MEAN, _MIX_SD = 0.8, 0.6  # 0.8² + 0.6² = 1: unit variance
-_STUDENT_DF = 5
-_OUTLIERS, _OUTLIER_SCALE = 0.01, 2.0  # of the contaminated normal: the share that is Student's, and its scale
+MIX_MEAN, MIX_SD = 0.8, 0.6  # 0.8² + 0.6² = 1: unit variance
+STUDENT_DF = 5
+OUTLIERS, OUTLIER_SCALE = 0.01, 2.0  # of the contaminated normal: the share that is Student's, and its scale
 Shape = tuple[int, ...]
 
 
@@ -56,38 +56,38 @@ def _sample_laplace(shape: Shape, generator: Generator) -> Tensor:
 
 
 def _student_t(z: Tensor) -> Tensor:
-    nu = _STUDENT_DF
+    nu = STUDENT_DF
     constant = math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2) - 0.5 * math.log(nu * math.pi)
     return constant - (nu + 1) / 2 * torch.log1p(z.square() / nu)
 
 
 def _sample_student_t(shape: Shape, generator: Generator) -> Tensor:
     z = _sample_normal(shape, generator)
-    chi2 = _sample_normal((_STUDENT_DF, *shape), generator).square().sum(0)
-    return z / torch.sqrt(chi2 / _STUDENT_DF)
+    chi2 = _sample_normal((STUDENT_DF, *shape), generator).square().sum(0)
+    return z / torch.sqrt(chi2 / STUDENT_DF)
 
 
 def _mixture(z: Tensor) -> Tensor:
     # ½N(-m, s²) + ½N(m, s²) = N(|z|; m, s²) (1 + exp(-2 m |z| / s²)) / 2
-    other_half = torch.log1p(torch.exp(-2 * _MIX_MEAN * z.abs() / _MIX_SD**2)) - math.log(2)
-    return _normal((z.abs() - _MIX_MEAN) / _MIX_SD) - math.log(_MIX_SD) + other_half
+    other_half = torch.log1p(torch.exp(-2 * MIX_MEAN * z.abs() / MIX_SD**2)) - math.log(2)
+    return _normal((z.abs() - MIX_MEAN) / MIX_SD) - math.log(MIX_SD) + other_half
 
 
 def _sample_mixture(shape: Shape, generator: Generator) -> Tensor:
     z = _sample_normal(shape, generator)
     sign = torch.randint(2, shape, generator=generator) * 2 - 1
-    return _MIX_MEAN * sign + _MIX_SD * z
+    return MIX_MEAN * sign + MIX_SD * z
 
 
 def _contaminated(z: Tensor) -> Tensor:
-    outlier = _student_t(z / _OUTLIER_SCALE) + math.log(_OUTLIERS / _OUTLIER_SCALE)
-    return torch.logaddexp(_normal(z) + math.log1p(-_OUTLIERS), outlier)
+    outlier = _student_t(z / OUTLIER_SCALE) + math.log(OUTLIERS / OUTLIER_SCALE)
+    return torch.logaddexp(_normal(z) + math.log1p(-OUTLIERS), outlier)
 
 
 def _sample_contaminated(shape: Shape, generator: Generator) -> Tensor:
     z = _sample_normal(shape, generator)
-    outlier = _OUTLIER_SCALE * _sample_student_t(shape, generator)
-    return torch.where(_sample_uniform(shape, generator) < _OUTLIERS, outlier, z)
+    outlier = OUTLIER_SCALE * _sample_student_t(shape, generator)
+    return torch.where(_sample_uniform(shape, generator) < OUTLIERS, outlier, z)
 
 
 BASES: dict[str, Base] = {

@@ -80,29 +80,58 @@ class Law:
     epsilon: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What a step of training reads and changes: weights, fixed numbers and both moments of a stack, (E, ·)."""
+
+    theta: Tensor
+    fixed: Tensor
+    first: Tensor
+    second: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """The next steps of a training, after `begun` of them.
+
+    By row: the bound `clip` on the norm of its gradient, its learning rate `lr` and its weight decay `decay`; by step
+    the factor of the learning rate and the optimiser's law. Rows that are not among `members` stay as they are.
+    """
+
+    members: Sequence[int]
+    clip: Sequence[float]
+    lr: Sequence[float]
+    decay: Sequence[float]
+    factors: Sequence[float]
+    laws: Sequence[Law]
+    begun: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """How many steps each row made before its loss or gradient was not finite, and the last gradient's norm (E,)."""
+
+    made: list[int]
+    norm: Tensor
+
+
 class Kernel(Protocol):
-    """A quicker way to the numbers of a stack than its layers in torch; the same up to rounding."""
+    """A quicker way to the numbers of a stack than its layers in torch: the same up to rounding, not differentiable."""
 
     def log_prob(self, theta: Tensor, fixed: Tensor, x: Tensor) -> Tensor:
-        """As :meth:`FlowStack.log_prob`, without a derivative."""
+        """As :meth:`FlowStack.log_prob`."""
 
-    def gradient(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Each member's mean −log q of its points x (E, N, D), and the gradient: (E,) and (E, P)."""
+    def inverse(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`FlowStack.inverse`."""
 
-    def move(
-        self,
-        theta: Tensor,
-        first: Tensor,
-        second: Tensor,
-        grad: Tensor,
-        *,
-        members: Sequence[int],
-        lr: Sequence[float],
-        decay: Sequence[float],
-        law: Law,
-        step: int,
-    ) -> None:
-        """One step of an optimiser on the rows of `members`, in place; `lr` and `decay` have one entry per row."""
+    def forward(self, theta: Tensor, fixed: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`FlowStack.forward`."""
+
+    def steps(self, rows: Rows, x: Tensor, order: Tensor, course: Course) -> Made:
+        """Make S steps in place: step i of row e learns from the points order[i, e] of x[e], (S, E, N) and (E, M, D).
+
+        A row whose loss or gradient is not finite is not moved then, nor later.
+        """
 
 
 class FlowStack:
@@ -120,7 +149,7 @@ class FlowStack:
     fixed
         Masks, standardisation and running statistics, shape (E, S).
     kernel
-        What computes log-densities instead of the layers, where they are not to be differentiated.
+        What computes instead of the layers, where there is no `batch`; its results have no derivatives.
 
     Examples
     --------
@@ -196,6 +225,8 @@ class FlowStack:
         Shapes: (E, N, D) to (E, N, D) and (E, N). With a `batch` the points are one to train on, see
         :class:`nfexp.flows.layers.Batch`.
         """
+        if self.kernel is not None and batch is None:
+            return self.kernel.inverse(self.theta, self.fixed, x)
         z = x.mT
         total = x.new_zeros(x.shape[:-1])
         for z, log_det in self._inverse_steps(x, batch):  # noqa: B007 (the last z is what is asked for)
@@ -204,6 +235,8 @@ class FlowStack:
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Base to data: x and log|det ∂x/∂z|, shapes as in :meth:`inverse`."""
+        if self.kernel is not None:
+            return self.kernel.forward(self.theta, self.fixed, z)
         x = z.mT
         total = z.new_zeros(z.shape[:-1])
         for x, log_det in self._forward_steps(z):  # noqa: B007

@@ -29,9 +29,12 @@ KNOWN: dict[str, tuple[str, ...] | None] = {
     "scale": ("learned", "tanh", "soft", "exp"),
     "init": ANY,
     "standardise": ANY,
-    "norm": ("none",),
+    "norm": ("none", "actnorm"),
     "norm_every": ANY,
-    "base": ("normal", "logistic", "laplace", "student_t", "mixture"),
+    "base": ("normal", "logistic", "laplace", "student_t", "mixture", "contaminated"),
+    "conditioner_input": ANY,
+    "tail_bound": ANY,
+    "tail": ANY,
 }
 MEMORY_TYPE = torch.float32
 

@@ -22,17 +22,13 @@ from numba import config
 from torch import Tensor
 
 from nfexp.flows.kernels.lanes import OPTIONS
-from nfexp.flows.kernels.member import passes
-from nfexp.flows.kernels.moments import move
+from nfexp.flows.kernels.member import DENSITY, GRADIENT, STEPS, TO_BASE, TO_DATA, Results, Steps, work
 from nfexp.flows.kernels.plan import make_plan, make_tile, make_weights
-from nfexp.flows.stack import FlowStack, Law
+from nfexp.flows.stack import Course, FlowStack, Made, Rows
 
 log = logging.getLogger(__name__)
 
 TILE = 64  # points that go through all couplings and back together: what they leave on the way fits into a L2 cache
-MATRIX = numba.float32[:, ::1]
-NUMBERS = numba.float64[::1]
-MOVED = (*[MATRIX] * 4, numba.int64[::1], *[NUMBERS] * 2, *[numba.float64] * 5, numba.int64)  # arguments of `move`
 
 Function = Callable[..., None]
 Typed = tuple[Function, tuple[Any, ...]]  # a function and the types of its arguments
@@ -140,7 +136,7 @@ def _empty(folder: Path) -> None:
 
 
 class Fused:
-    """The fused kernel at work for stacks of one architecture: log-density, and loss with its gradient.
+    """The fused kernel at work for stacks of one architecture.
 
     One thread at a time: the memory that it works in is its own.
     """
@@ -152,62 +148,111 @@ class Fused:
         self.grads = make_weights(self.plan)
         self.kept = make_tile(self.plan, tile, kept=self.plan.n_couplings)
         self.passing = make_tile(self.plan, tile, kept=1)
-        self.passes, self.moved = machine_code(((passes, self._types()), (move, MOVED)))
+        own = self.plan, self.weights, self.back, self.grads, self.kept
+        none = np.empty((0, 0), dtype=np.float32)
+        types = *own, none, none, _numbers(0, 0, 0), _steps(), _results(0, 0, 0), DENSITY
+        (self.work,) = machine_code(((work, tuple(map(numba.typeof, types))),))  # the same for every architecture
 
-    def _types(self) -> tuple[Any, ...]:
-        """Of the arguments of `passes`: the same for every architecture."""
-        own = (self.plan, self.weights, self.back, self.grads)
-        rows = (MATRIX, MATRIX)
-        results = (MATRIX, numba.float32[::1], MATRIX)
-        return (
-            *map(numba.typeof, own),
-            *rows,
-            numba.typeof(self.kept),
-            numba.float32[:, :, ::1],
-            *results,
-            numba.boolean,
-        )
+    def _run(self, theta: Tensor, fixed: Tensor, x: Tensor, steps: Steps, results: Results, task: int) -> None:
+        own = self.plan, self.weights, self.back, self.grads
+        tile = self.kept if task in (GRADIENT, STEPS) else self.passing
+        self.work(*own, tile, _array(theta), _array(fixed), _array(x), steps, results, task)
 
-    def _run(self, *arguments: Any) -> None:
-        self.passes(self.plan, self.weights, self.back, self.grads, *arguments)
+    def _evaluate(self, theta: Tensor, fixed: Tensor, x: Tensor, task: int) -> tuple[Tensor, Tensor]:
+        """Each member's points at the other end (E, N, D), empty for densities, and log-det or log q (E, N)."""
+        n_members, n_points, dim = x.shape
+        results = _results(n_members, n_points, 0 if task == DENSITY else dim)
+        self._run(theta, fixed, x, _steps(members=range(n_members), order=_all(n_points)), results, task)
+        return torch.from_numpy(results.points), torch.from_numpy(results.log_det)
 
     def log_prob(self, theta: Tensor, fixed: Tensor, x: Tensor) -> Tensor:
         """log q(x) in nats, (E, N, D) to (E, N), of the members with these rows."""
-        log_q = torch.empty(x.shape[:2])
-        nothing = np.empty((0, 0), dtype=np.float32)
-        self._run(
-            _array(theta), _array(fixed), self.passing, _array(x), log_q.numpy(), nothing.reshape(-1), nothing, False
-        )
-        return log_q
+        return self._evaluate(theta, fixed, x, DENSITY)[1]
+
+    def inverse(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Data to base: z and log|det ∂z/∂x|, (E, N, D) to (E, N, D) and (E, N)."""
+        return self._evaluate(theta, fixed, x, TO_BASE)
+
+    def forward(self, theta: Tensor, fixed: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Base to data: x and log|det ∂x/∂z|, (E, N, D) to (E, N, D) and (E, N)."""
+        return self._evaluate(theta, fixed, z, TO_DATA)
 
     def gradient(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Each member's mean −log q of its points x (E, N, D), nats, and the gradient: (E,) and (E, P)."""
         n_members, n_points, _ = x.shape
-        log_q = np.empty((n_members, n_points), dtype=np.float32)
-        loss = torch.empty(n_members)
         grad = torch.empty_like(theta)
-        self._run(_array(theta), _array(fixed), self.kept, _array(x), log_q, loss.numpy(), grad.numpy(), True)
-        return loss, grad
+        steps = _steps(members=range(n_members), order=_all(n_points), grad=grad.numpy())
+        results = _results(n_members, n_points, 0)
+        self._run(theta, fixed, x, steps, results, GRADIENT)
+        return torch.from_numpy(results.loss), grad
 
-    def move(
-        self,
-        theta: Tensor,
-        first: Tensor,
-        second: Tensor,
-        grad: Tensor,
-        *,
-        members: Sequence[int],
-        lr: Sequence[float],
-        decay: Sequence[float],
-        law: Law,
-        step: int,
-    ) -> None:
-        """One step of an optimiser, in place, on the rows of `members`: :func:`nfexp.flows.kernels.moments.move`."""
-        rows = theta.numpy(), first.numpy(), second.numpy(), grad.numpy()
-        rates = np.array(lr, dtype=np.float64), np.array(decay, dtype=np.float64)
-        numbers = law.of_grad, law.of_first, law.beta1, law.beta2, law.epsilon
-        self.moved(*rows, np.array(members, dtype=np.int64), *rates, *numbers, step)
+    def steps(self, rows: Rows, x: Tensor, order: Tensor, course: Course) -> Made:
+        """Steps of training, in place on `rows`: see :class:`nfexp.flows.stack.Kernel`."""
+        n_members, n_parameters = rows.theta.shape
+        steps = _steps(
+            members=course.members,
+            order=order.contiguous().numpy(),
+            grad=np.empty((1, n_parameters), dtype=np.float32),
+            moments=(rows.first.numpy(), rows.second.numpy()),
+            course=course,
+        )
+        results = _results(n_members, order.shape[2], 0)
+        self._run(rows.theta, rows.fixed, x, steps, results, STEPS)
+        return Made(norm=torch.from_numpy(results.norm), made=results.made.tolist())
 
 
 def _array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
+
+
+def _numbers(*shape: int) -> np.ndarray:
+    return np.empty(shape, dtype=np.float32)
+
+
+def _all(n_points: int) -> np.ndarray:
+    """One step on all points in their order, (1, 1, N)."""
+    return np.arange(n_points)[None, None]
+
+
+def _results(n_members: int, n_points: int, dim: int) -> Results:
+    """Room for what comes of a stack's points; a dim of 0 where the points themselves are not asked for."""
+    return Results(
+        points=_numbers(n_members, n_points, dim),
+        log_det=_numbers(n_members, n_points),
+        loss=_numbers(n_members),
+        norm=np.full(n_members, np.nan, dtype=np.float32),
+        made=np.zeros(n_members, dtype=np.int64),
+    )
+
+
+NO_COURSE = Course(members=(), clip=(), lr=(), decay=(), factors=(), laws=(), begun=0)
+NOTHING = _numbers(0, 0)
+
+
+def _steps(
+    *,
+    members: Sequence[int] = (),
+    order: np.ndarray | None = None,
+    grad: np.ndarray = NOTHING,
+    moments: tuple[np.ndarray, np.ndarray] = (NOTHING, NOTHING),
+    course: Course = NO_COURSE,
+) -> Steps:
+    """What the kernel is told of steps; without a course it makes none."""
+    laws = course.laws
+    return Steps(
+        order=_all(0) if order is None else order,
+        first=moments[0],
+        second=moments[1],
+        grad=grad,
+        members=np.array(members, dtype=np.int64),
+        clip=np.array(course.clip, dtype=np.float64),
+        lr=np.array(course.lr, dtype=np.float64),
+        decay=np.array(course.decay, dtype=np.float64),
+        factor=np.array(course.factors, dtype=np.float64),
+        of_grad=np.array([law.of_grad for law in laws], dtype=np.float64),
+        of_first=np.array([law.of_first for law in laws], dtype=np.float64),
+        beta1=laws[0].beta1 if laws else 0.0,
+        beta2=laws[0].beta2 if laws else 0.0,
+        epsilon=laws[0].epsilon if laws else 0.0,
+        begun=course.begun,
+    )

@@ -1,4 +1,4 @@
-"""One coupling layer over a tile of points: its networks, z = x ⊙ exp(s) + t, and the way back through both."""
+"""One coupling layer over a tile of points: its networks, z = x ⊙ exp(s) + t, its inverse, and the way back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from nfexp.flows.kernels.elementary import SILU, activated, exp, sigmoid, slope_of, tanh
-from nfexp.flows.kernels.lanes import LANES, fma, inner, load, magnitude, splat, store
+from nfexp.flows.kernels.lanes import LANES, fma, inner, load, magnitude, splat, store, where_less
 from nfexp.flows.kernels.products import (
     add_dots,
     add_outer_products,
@@ -98,17 +98,30 @@ def through_activation(code, grad, y, slope, bias_grad, n_points):
         store(bias_grad, p, 0, running)
 
 
+@inner
+def clamp(out, x, bound, n_points):
+    """out = x within ±bound; both (D, T). What is not a number stays so."""
+    highest = splat(bound)
+    lowest = splat(-bound)
+    for d in range(x.shape[0]):
+        for j in range(0, n_points, LANES):
+            value = load(x, d, j)
+            value = where_less(highest, value, highest, value)
+            store(out, d, j, where_less(value, lowest, lowest, value))
+
+
 @njit(inline="always")
 def networks(plan, weights, mask, tile, c, slot, n_points):
-    """What the networks of coupling c say of b ⊙ x: `tile.raw` for the coordinates that move.
+    """What the networks of coupling c say of b ⊙ x, within its bound: `tile.raw` for the coordinates that move.
 
     Their hidden layers stay in `tile.hidden[slot]`.
     """
-    x = tile.x[slot]
+    seen = tile.seen[slot]
+    clamp(seen, tile.x[slot], plan.bound, n_points)
     for g in range(plan.nets):
         h = tile.hidden[slot, g, 0]
         slope = tile.slope[slot, g, 0]
-        first_layer(plan.activation, h, slope, x, mask, weights.first[c, g], weights.bias[c, g, 0], n_points)
+        first_layer(plan.activation, h, slope, seen, mask, weights.first[c, g], weights.bias[c, g, 0], n_points)
         for i in range(1, plan.depth):
             h = tile.hidden[slot, g, i]
             below = tile.hidden[slot, g, i - 1]
@@ -151,28 +164,51 @@ def bound_of(weights, c, d):
     return F(math.exp(weights.log_scale[c, d, 0]))
 
 
+@inner
+def shift_only(z, x, shift, d, n_points, drawing):
+    """z = x + t for a coordinate of an additive coupling, or x - t from base to data."""
+    for j in range(0, n_points, LANES):
+        by = load(shift, d, j)
+        if drawing:
+            by = splat(ZERO) - by
+        store(z, d, j, load(x, d, j) + by)
+
+
+@inner
+def scale_back(z, log_det, x, raw, code, bound, d, n_points):
+    """z = (x - t) exp(-s) for a coordinate: base → data."""
+    for j in range(0, n_points, LANES):
+        s = squash(code, load(raw[0], d, j)) * splat(bound)
+        store(z, d, j, (load(x, d, j) - load(raw[1], d, j)) * exp(splat(ZERO) - s))
+        store(log_det, 0, j, load(log_det, 0, j) - s)
+
+
 @njit(inline="always")
-def coupling(plan, weights, mask, tile, c, slot, n_points):
-    """Data → base through coupling c, in place on `tile.z`; its log-det is added to `tile.log_det`."""
+def coupling(plan, weights, mask, tile, c, slot, n_points, drawing):
+    """Data → base through coupling c, in place on `tile.z`; its log-det is added to `tile.log_det`.
+
+    With `drawing` base → data.
+    """
     copy(tile.x[slot], tile.z)
     networks(plan, weights, mask, tile, c, slot, n_points)
     for d in range(plan.dim):
         if mask[d] == ONE:
             continue
+        if plan.heads == 1:
+            shift_only(tile.z, tile.x[slot], tile.raw[0], d, n_points, drawing)
+            continue
+        if drawing:
+            scale_back(tile.z, tile.log_det, tile.x[slot], tile.raw, plan.scale, bound_of(weights, c, d), d, n_points)
+            continue
         bound = splat(bound_of(weights, c, d))
         for j in range(0, n_points, LANES):
-            x = load(tile.x[slot], d, j)
-            shift = load(tile.raw[plan.heads - 1], d, j)
-            if plan.heads == 1:  # additive
-                store(tile.z, d, j, x + shift)
-            else:
-                squashed = squash(plan.scale, load(tile.raw[0], d, j))
-                s = squashed * bound
-                gain = exp(s)
-                store(tile.squashed[slot], d, j, squashed)
-                store(tile.gain[slot], d, j, gain)
-                store(tile.z, d, j, fma(x, gain, shift))
-                store(tile.log_det, 0, j, load(tile.log_det, 0, j) + s)
+            squashed = squash(plan.scale, load(tile.raw[0], d, j))
+            s = squashed * bound
+            gain = exp(s)
+            store(tile.squashed[slot], d, j, squashed)
+            store(tile.gain[slot], d, j, gain)
+            store(tile.z, d, j, fma(load(tile.x[slot], d, j), gain, load(tile.raw[1], d, j)))
+            store(tile.log_det, 0, j, load(tile.log_det, 0, j) + s)
 
 
 @njit(inline="always")
@@ -204,6 +240,15 @@ def coupling_back(plan, weights, back, grads, mask, tile, c, n_points):
     networks_back(plan, weights, back, grads, mask, tile, c, n_points)
 
 
+@inner
+def add_within(z_grad, seen_grad, x, bound, d, n_points):
+    """z_grad[d] += seen_grad where the bound left x[d] as it is: the gradient through :func:`clamp`."""
+    zero = splat(ZERO)
+    for j in range(0, n_points, LANES):
+        grad = where_less(splat(bound), magnitude(load(x, d, j)), zero, load(seen_grad, 0, j))
+        store(z_grad, d, j, load(z_grad, d, j) + grad)
+
+
 @njit(inline="always")
 def networks_back(plan, weights, back, grads, mask, tile, c, n_points):
     """The gradient through the networks of coupling c, from `tile.raw_grad` down to the inputs."""
@@ -229,7 +274,9 @@ def networks_back(plan, weights, back, grads, mask, tile, c, n_points):
                 upper, lower = lower, upper
         for d in range(plan.dim):
             if mask[d] == ONE:
-                add_weighted_rows(grads.first[c, g, d], tile.x[c, d], upper, n_points)
+                add_weighted_rows(grads.first[c, g, d], tile.seen[c, d], upper, n_points)
                 if c > 0:  # nothing is learned before the first coupling
-                    add_dots(tile.z_grad[d], upper, weights.first[c, g, d], n_points)
-                    fill(tile.z_grad[d], ZERO, n_points)
+                    fill(tile.seen_grad[0], ZERO, 0)
+                    add_dots(tile.seen_grad[0], upper, weights.first[c, g, d], n_points)
+                    fill(tile.seen_grad[0], ZERO, n_points)
+                    add_within(tile.z_grad, tile.seen_grad, tile.x[c], plan.bound, d, n_points)

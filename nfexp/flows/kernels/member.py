@@ -1,79 +1,126 @@
-"""A whole flow over the points of its members: log-density, and the gradient of their mean −log-density."""
+"""A flow over the points of its members: to the base, to data, back with the gradient, and on with the weights."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from nfexp.flows.kernels.bases import log_law
 from nfexp.flows.kernels.coupling import coupling, coupling_back
-from nfexp.flows.kernels.lanes import BLOCK, LANES, fma, inner, load, splat, store, transpose_block
+from nfexp.flows.kernels.elementwise import affine, affine_back, affine_to_data, tail, tail_back
+from nfexp.flows.kernels.moments import move, norm_of
 from nfexp.flows.kernels.plan import ABSENT
 from nfexp.flows.kernels.products import fill
+from nfexp.flows.kernels.rows import clear, pack, unpack
 
 F = np.float32
 ZERO = F(0.0)
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-MIX_MEAN = 0.8
-MIX_SD = 0.6
-STUDENT_DF = 5
-STUDENT_CONSTANT = math.lgamma(3.0) - math.lgamma(2.5) - 0.5 * math.log(5 * math.pi)
-NORMAL, LOGISTIC, LAPLACE, STUDENT_T, MIXTURE = range(5)
+ONE = F(1.0)
+DENSITY, TO_BASE, TO_DATA, GRADIENT, STEPS = range(5)  # what can be asked for
 
 
-@inner
-def log_law(code, z):
-    """The log-density of a base law at z, and its derivative, in float64."""
-    if code == NORMAL:
-        return -0.5 * z * z - HALF_LOG_2PI, -z
-    if code == STUDENT_T:
-        value = STUDENT_CONSTANT - 0.5 * (STUDENT_DF + 1) * math.log1p(z * z / STUDENT_DF)
-        return value, -(STUDENT_DF + 1) * z / (STUDENT_DF + z * z)
-    size = abs(z)
-    sign = float(np.sign(z))  # 0 at 0
-    if code == LAPLACE:
-        return -size - math.log(2.0), -sign
-    if code == LOGISTIC:
-        e = math.exp(-size)
-        return -size - 2 * math.log1p(e), -sign * (1 - e) / (1 + e)
-    # ½N(-m, s²) + ½N(m, s²) = N(|z|; m, s²) (1 + exp(-2 m |z| / s²)) / 2
-    variance = MIX_SD * MIX_SD
-    e = math.exp(-2 * MIX_MEAN * size / variance)
-    from_centre = (size - MIX_MEAN) / MIX_SD
-    value = -0.5 * from_centre * from_centre - HALF_LOG_2PI - math.log(MIX_SD) + math.log1p(e) - math.log(2.0)
-    return value, -sign * (from_centre / MIX_SD + 2 * MIX_MEAN / variance * e / (1 + e))
+class Results(NamedTuple):
+    """What comes of points (E, N, D): `points` (E, N, D) at the other end; `log_det` (E, N), or log q in its place.
+
+    Where something is learned also each member's `loss` (E,) and `norm` (E,) of its gradient, at its last step, and
+    how many steps it `made` (E,).
+    """
+
+    points: np.ndarray
+    log_det: np.ndarray
+    loss: np.ndarray
+    norm: np.ndarray
+    made: np.ndarray
+
+
+class Steps(NamedTuple):
+    """What steps of training need: `order` (S, E, N) says which points each of S steps learns from.
+
+    The optimiser's moments `first`, `second` (E, P), the `members` that are trained, the `clip` of each, its learning
+    rate `lr` and its `decay` (E,); by step `factor`, `of_grad` and `of_first` (S,), see :func:`move`; `begun`, the steps before these; `grad` (1, P), scratch, or (E, P) where gradients are asked for.
+    """
+
+    order: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    grad: np.ndarray
+    members: np.ndarray
+    clip: np.ndarray
+    lr: np.ndarray
+    decay: np.ndarray
+    factor: np.ndarray
+    of_grad: np.ndarray
+    of_first: np.ndarray
+    beta1: float
+    beta2: float
+    epsilon: float
+    begun: int
 
 
 @njit(inline="always")
-def read_in(plan, fixed, x, begin, n_points, tile):
-    """Standardise the points from `begin` on into `tile.z`; what fills the lanes up is a copy of the last point."""
+def read_in(plan, fixed, x, order, begin, n_points, tile, drawing):
+    """The points from `begin` on into `tile.z`, standardised unless they are draws of the base.
+
+    What fills the lanes up is a copy of the last point.
+    """
     log_det = 0.0
     for d in range(plan.dim):
-        log_det -= 0.5 * math.log(fixed[plan.var_at + d])
-        mean = fixed[plan.mean_at + d]
-        gain = F(math.exp(-0.5 * math.log(fixed[plan.var_at + d])))
+        mean = ZERO
+        gain = ONE
+        if not drawing:
+            log_det -= 0.5 * math.log(fixed[plan.var_at + d])
+            mean = fixed[plan.mean_at + d]
+            gain = F(math.exp(-0.5 * math.log(fixed[plan.var_at + d])))
         for j in range(n_points):
-            tile.z[d, j] = (x[begin + j, d] - mean) * gain
+            tile.z[d, j] = (x[order[begin + j], d] - mean) * gain
         fill(tile.z[d], tile.z[d, n_points - 1], n_points)
     fill(tile.log_det[0], F(log_det), 0)
 
 
 @njit(inline="always")
-def to_base(plan, weights, fixed, x, begin, n_points, tile, keep):
-    """Carry a tile from data to base; with `keep` what each coupling needs for the way back stays."""
-    read_in(plan, fixed, x, begin, n_points, tile)
-    for c in range(plan.n_couplings):
+def write_out(plan, fixed, tile, n_points, points, log_det, begin, drawing):
+    """The points of a tile, in data units if they are drawn, and their log-det."""
+    total = 0.0
+    for d in range(plan.dim):
+        mean = ZERO
+        sd = ONE
+        if drawing:
+            total += 0.5 * math.log(fixed[plan.var_at + d])
+            mean = fixed[plan.mean_at + d]
+            sd = F(math.exp(0.5 * math.log(fixed[plan.var_at + d])))
+        for j in range(n_points):
+            points[begin + j, d] = tile.z[d, j] * sd + mean
+    for j in range(n_points):
+        log_det[begin + j] = tile.log_det[0, j] + F(total)
+
+
+@njit(inline="always")
+def through(plan, weights, fixed, n_points, tile, keep, drawing):
+    """Carry a tile from data to base or, `drawing`, back; with `keep` what the gradient needs of each layer stays."""
+    n = plan.n_couplings
+    if drawing:
+        if plan.tail_at != ABSENT:
+            tail(tile.z, tile.log_det, tile.straight, weights.log_power, n_points, drawing)
+        if plan.gain_at[n] != ABSENT:
+            affine_to_data(tile.z, tile.log_det, weights.log_gain[n], weights.shift[n], n_points)
+    for i in range(n):
+        c = n - 1 - i if drawing else i
         slot = c if keep else 0
         mask = fixed[plan.mask_at[c] : plan.mask_at[c] + plan.dim]
-        coupling(plan, weights, mask, tile, c, slot, n_points)
-    if plan.diagonal_at != ABSENT:
-        for d in range(plan.dim):
-            log_gain = weights.diagonal[d, 0]
-            gain = splat(F(math.exp(log_gain)))
-            for j in range(0, n_points, LANES):
-                store(tile.z, d, j, load(tile.z, d, j) * gain)
-                store(tile.log_det, 0, j, load(tile.log_det, 0, j) + splat(log_gain))
+        if drawing and plan.gain_at[c] != ABSENT:
+            affine_to_data(tile.z, tile.log_det, weights.log_gain[c], weights.shift[c], n_points)
+        coupling(plan, weights, mask, tile, c, slot, n_points, drawing)
+        if not drawing and plan.gain_at[c] != ABSENT:
+            affine(tile.z, tile.log_det, tile.before[slot], weights.log_gain[c], weights.shift[c], n_points)
+    if not drawing:
+        if plan.gain_at[n] != ABSENT:
+            last = tile.before[tile.before.shape[0] - 1]
+            affine(tile.z, tile.log_det, last, weights.log_gain[n], weights.shift[n], n_points)
+        if plan.tail_at != ABSENT:
+            tail(tile.z, tile.log_det, tile.straight, weights.log_power, n_points, drawing)
 
 
 @njit(inline="always")
@@ -82,215 +129,84 @@ def log_densities(plan, tile, n_points, out, begin):
     for j in range(n_points):
         log_p = 0.0
         for d in range(plan.dim):
-            value, slope = log_law(plan.base, float(tile.z[d, j]))
+            value, slope = log_law(plan.base, tile.z[d, j])
             log_p += value
             tile.z_grad[d, j] = F(slope)
         out[begin + j] = F(log_p + tile.log_det[0, j])
 
 
 @njit(inline="always")
-def to_data(plan, weights, back, grads, fixed, tile, n_points, per_point):
-    """The way back: from ∂(log q)/∂z in `tile.z_grad` to what a tile adds to the gradient of the mean −log q."""
+def way_back(plan, weights, back, grads, fixed, tile, n_points, per_point):
+    """From ∂(log q)/∂z in `tile.z_grad` to what a tile adds to the gradient of the mean −log q."""
     for d in range(plan.dim):
         for j in range(n_points):
             tile.z_grad[d, j] *= -per_point
         fill(tile.z_grad[d], ZERO, n_points)
     fill(tile.det_grad[0], -per_point, 0)
     fill(tile.det_grad[0], ZERO, n_points)
-    if plan.diagonal_at != ABSENT:
-        for d in range(plan.dim):
-            gain = splat(F(math.exp(weights.diagonal[d, 0])))
-            for j in range(0, n_points, LANES):
-                z_grad = load(tile.z_grad, d, j)
-                of_gain = fma(z_grad, load(tile.z, d, j), load(tile.det_grad, 0, j))  # ∂z/∂γ = z
-                store(grads.diagonal, d, 0, load(grads.diagonal, d, 0) + of_gain)
-                store(tile.z_grad, d, j, z_grad * gain)
-    for c in range(plan.n_couplings - 1, -1, -1):
-        mask = fixed[plan.mask_at[c] : plan.mask_at[c] + plan.dim]
-        coupling_back(plan, weights, back, grads, mask, tile, c, n_points)
-
-
-@inner
-def row_in(theta, e, at, n, out):
-    """`n` numbers of member e from column `at` on into panels, (P, LANES)."""
-    for p in range(out.shape[0]):
-        first = p * LANES
-        if n - first >= LANES:
-            store(out, p, 0, load(theta, e, at + first))
-        else:
-            for lane in range(n - first):
-                out[p, lane] = theta[e, at + first + lane]
-
-
-@inner
-def row_out(theta, e, at, n, panels):
-    """The inverse of :func:`row_in`."""
-    for p in range(panels.shape[0]):
-        first = p * LANES
-        if n - first >= LANES:
-            store(theta, e, at + first, load(panels, p, 0))
-        else:
-            for lane in range(n - first):
-                theta[e, at + first + lane] = panels[p, lane]
-
-
-@inner
-def matrix_in(theta, e, at, n, out):
-    """A matrix (n, n) of member e into panels of its columns, (P, P LANES, LANES)."""
-    for p in range(out.shape[0]):
-        first = p * LANES
-        for k in range(n):
-            if n - first >= LANES:
-                store(out, p, k, load(theta, e, at + k * n + first))
-            else:
-                for lane in range(n - first):
-                    out[p, k, lane] = theta[e, at + k * n + first + lane]
-
-
-@inner
-def matrix_out(theta, e, at, n, panels):
-    """The inverse of :func:`matrix_in`."""
-    for p in range(panels.shape[0]):
-        first = p * LANES
-        for k in range(n):
-            if n - first >= LANES:
-                store(theta, e, at + k * n + first, load(panels, p, k))
-            else:
-                for lane in range(n - first):
-                    theta[e, at + k * n + first + lane] = panels[p, k, lane]
-
-
-@inner
-def transpose(out, panels):
-    """The transpose of a matrix in panels of its columns, (P, P LANES, LANES)."""
-    for p in range(out.shape[0]):  # panel of the result
-        for q in range(out.shape[0]):  # panel of the matrix: rows q LANES … of the result
-            for i in range(0, LANES, BLOCK):
-                for k in range(0, LANES, BLOCK):
-                    transpose_block(out, p, q * LANES + i, k, panels, q, p * LANES + k, i)
+    if plan.tail_at != ABSENT:
+        tail_back(tile.z_grad, tile.det_grad, tile.straight, weights.log_power, grads.log_power, n_points)
+    for k in range(plan.n_couplings, -1, -1):
+        if plan.gain_at[k] != ABSENT:
+            before = tile.before[k]
+            gain_grad = grads.log_gain[k]
+            affine_back(tile.z_grad, tile.det_grad, before, weights.log_gain[k], gain_grad, grads.shift[k], n_points)
+        if k < plan.n_couplings:
+            mask = fixed[plan.mask_at[k] : plan.mask_at[k] + plan.dim]
+            coupling_back(plan, weights, back, grads, mask, tile, k, n_points)
 
 
 @njit(inline="always")
-def unpack(plan, theta, e, weights, back, learning):
-    """The weights of member e from its row of theta into panels; to `back` those between hidden layers, transposed."""
-    width = plan.width
-    outputs = plan.dim * plan.heads // plan.nets
-    for c in range(plan.n_couplings):
-        at = plan.net_at[c]
-        for g in range(plan.nets):
-            for d in range(plan.dim):
-                row_in(theta, e, at + (g * plan.dim + d) * width, width, weights.first[c, g, d])
-        at += plan.nets * plan.dim * width
-        for i in range(plan.depth):
-            for g in range(plan.nets):
-                row_in(theta, e, at + g * width, width, weights.bias[c, g, i])
-            at += plan.nets * width
-            if i < plan.depth - 1:
-                for g in range(plan.nets):
-                    matrix_in(theta, e, at + g * width * width, width, weights.hidden[c, g, i])
-                    if learning:
-                        transpose(back.hidden[c, g, i], weights.hidden[c, g, i])
-                at += plan.nets * width * width
-        for head in range(plan.heads):
-            g = min(head, plan.nets - 1)
-            for d in range(plan.dim):
-                column = d if plan.nets == plan.heads else head * plan.dim + d
-                begin = at + g * width * outputs + column
-                last = weights.last[c, head, d]
-                for k in range(width):
-                    last[k // LANES, k % LANES] = theta[e, begin + k * outputs]
-                bias_at = at + plan.nets * width * outputs + g * outputs + column
-                weights.last_bias[c, head, d, 0] = theta[e, bias_at]
-        if plan.scale_at[c] != ABSENT:
-            for d in range(plan.dim):
-                weights.log_scale[c, d, 0] = theta[e, plan.scale_at[c] + d]
-    if plan.diagonal_at != ABSENT:
-        for d in range(plan.dim):
-            weights.diagonal[d, 0] = theta[e, plan.diagonal_at + d]
+def learn(plan, theta, e, steps, results, i, n_points, task):
+    """End a step of member e: its loss and the norm of its gradient; the optimiser moves it if both are finite.
 
-
-@njit(inline="always")
-def pack(plan, grads, grad, e):
-    """The gradients of member e from panels into its row: the inverse of :func:`unpack`.
-
-    What a mask keeps from acting has a gradient of zero, as `grads` were before the first tile.
+    Says whether they are.
     """
-    width = plan.width
-    outputs = plan.dim * plan.heads // plan.nets
-    for c in range(plan.n_couplings):
-        at = plan.net_at[c]
-        for g in range(plan.nets):
-            for d in range(plan.dim):
-                row_out(grad, e, at + (g * plan.dim + d) * width, width, grads.first[c, g, d])
-        at += plan.nets * plan.dim * width
-        for i in range(plan.depth):
-            for g in range(plan.nets):
-                row_out(grad, e, at + g * width, width, grads.bias[c, g, i])
-            at += plan.nets * width
-            if i < plan.depth - 1:
-                for g in range(plan.nets):
-                    matrix_out(grad, e, at + g * width * width, width, grads.hidden[c, g, i])
-                at += plan.nets * width * width
-        for head in range(plan.heads):
-            g = min(head, plan.nets - 1)
-            for d in range(plan.dim):
-                column = d if plan.nets == plan.heads else head * plan.dim + d
-                begin = at + g * width * outputs + column
-                last = grads.last[c, head, d]
-                for k in range(width):
-                    grad[e, begin + k * outputs] = last[k // LANES, k % LANES]
-                bias_at = at + plan.nets * width * outputs + g * outputs + column
-                grad[e, bias_at] = lane_sum(grads.last_bias[c, head, d])
-        if plan.scale_at[c] != ABSENT:
-            for d in range(plan.dim):
-                grad[e, plan.scale_at[c] + d] = lane_sum(grads.log_scale[c, d])
-    if plan.diagonal_at != ABSENT:
-        for d in range(plan.dim):
-            grad[e, plan.diagonal_at + d] = lane_sum(grads.diagonal[d])
+    row = e if task == GRADIENT else 0
+    summed = 0.0
+    for j in range(n_points):
+        summed -= results.log_det[e, j]
+    results.loss[e] = F(summed / n_points)
+    results.norm[e] = norm_of(steps.grad, row)
+    if not (math.isfinite(results.loss[e]) and math.isfinite(results.norm[e])):
+        return False
+    if task == STEPS:
+        clip = min(F(steps.clip[e]) / results.norm[e], ONE)
+        rate = steps.lr[e] * steps.factor[i]
+        law = steps.of_grad[i], steps.of_first[i], steps.beta1, steps.beta2, steps.epsilon
+        number = steps.begun + i + 1
+        move(theta, steps.first, steps.second, e, steps.grad, row, clip, rate, steps.decay[e], law, number)
+    return True
 
 
-@inner
-def lane_sum(numbers):
-    """The sum of all lanes, (LANES,)."""
-    summed = ZERO
-    for lane in range(LANES):
-        summed += numbers[lane]
-    return summed
+def work(plan, weights, back, grads, tile, theta, fixed, x, steps, results, task):
+    """For each member all that is asked for (`task`), a tile of points at a time.
 
-
-@inner
-def clear(grads):
-    """Set all gradients to zero."""
-    fill(grads.first.reshape(-1), ZERO, 0)
-    fill(grads.bias.reshape(-1), ZERO, 0)
-    fill(grads.hidden.reshape(-1), ZERO, 0)
-    fill(grads.last.reshape(-1), ZERO, 0)
-    fill(grads.last_bias.reshape(-1), ZERO, 0)
-    fill(grads.log_scale.reshape(-1), ZERO, 0)
-    fill(grads.diagonal.reshape(-1), ZERO, 0)
-
-
-def passes(plan, weights, back, grads, theta, fixed, tile, x, log_q, loss, grad, learning):
-    """log q of every member's points and, if `learning`, the gradient of their mean −log q.
-
-    Shapes: theta (E, P), fixed (E, S), x (E, N, D) to log_q (E, N), loss (E,), grad (E, P).
+    Shapes: theta (E, P), fixed (E, S), x (E, N, D).
     """
-    n_points = x.shape[1]
     tile_points = tile.z.shape[1]
+    n_points = steps.order.shape[2]
     per_point = F(1.0 / n_points)
-    for e in range(theta.shape[0]):
-        unpack(plan, theta, e, weights, back, learning)
-        if learning:
-            clear(grads)
-        for begin in range(0, n_points, tile_points):
-            n_here = min(tile_points, n_points - begin)
-            to_base(plan, weights, fixed[e], x[e], begin, n_here, tile, learning)
-            log_densities(plan, tile, n_here, log_q[e], begin)
+    learning = task in (GRADIENT, STEPS)
+    drawing = task == TO_DATA
+    for e in steps.members:
+        for i in range(steps.order.shape[0]):
+            order = steps.order[i, min(e, steps.order.shape[1] - 1)]
+            unpack(plan, theta, fixed, e, weights, back, learning)
             if learning:
-                to_data(plan, weights, back, grads, fixed[e], tile, n_here, per_point)
-        if learning:
-            pack(plan, grads, grad, e)
-            summed = 0.0
-            for j in range(n_points):
-                summed -= float(log_q[e, j])
-            loss[e] = F(summed / n_points)
+                clear(grads)
+            for begin in range(0, n_points, tile_points):
+                n_here = min(tile_points, n_points - begin)
+                read_in(plan, fixed[e], x[e], order, begin, n_here, tile, drawing)
+                through(plan, weights, fixed[e], n_here, tile, learning, drawing)
+                if task in (TO_BASE, TO_DATA):
+                    write_out(plan, fixed[e], tile, n_here, results.points[e], results.log_det[e], begin, drawing)
+                else:
+                    log_densities(plan, tile, n_here, results.log_det[e], begin)
+                if learning:
+                    way_back(plan, weights, back, grads, fixed[e], tile, n_here, per_point)
+            if learning:
+                pack(plan, grads, fixed, steps.grad, e, e if task == GRADIENT else 0)
+                if not learn(plan, theta, e, steps, results, i, n_points, task):
+                    break
+                results.made[e] = i + 1

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from nfexp.flows.kernels.lanes import LANES, fma, inner, load, splat, totals
+
 F = np.float32
 ZERO = F(0.0)
 # A unit that ceased to act leaves moments that decay towards 0 and get stuck in denormal numbers, with which a core
@@ -14,12 +16,30 @@ LEAST = F(1e-18)
 LEAST_SQUARE = F(1e-36)
 
 
-def move(theta, first, second, grad, members, lr, decay, of_grad, of_first, beta1, beta2, epsilon, step):
-    """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← (1 − lr decay) θ − lr (a g + b m) / (√(v / (1 − β₂ᵗ)) + ε).
+@inner
+def norm_of(rows, e):
+    """The Euclidean norm of row e of `rows` (E, P)."""
+    n = rows.shape[1]
+    whole = n - n % LANES
+    zero = splat(ZERO)
+    squares = zero
+    for k in range(0, whole, LANES):
+        part = load(rows, e, k)
+        squares = fma(part, part, squares)
+    summed = np.float64(totals(squares, zero, zero, zero)[0])
+    for k in range(whole, n):
+        summed += np.float64(rows[e, k]) * np.float64(rows[e, k])
+    return F(math.sqrt(summed))
 
-    In place, on the rows of these members: theta, first (m), second (v) and grad (E, P), lr and decay (E,). What a
-    (`of_grad`) and b (`of_first`) are at step t makes the optimiser: Adam or NAdam.
+
+@inner
+def move(theta, first, second, e, grad, row, clip, lr, decay, law, step):
+    """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← (1 − lr decay) θ − lr (a g + b m) / (√(v/(1 − β₂ᵗ)) + ε).
+
+    In place, on row e of theta, first (m) and second (v), (E, P); g is `clip` times a row of `grad`. The law holds a, b,
+    β₁, β₂ and ε; what a and b are at step t = 1, 2, … makes the optimiser: Adam or NAdam.
     """
+    of_grad, of_first, beta1, beta2, epsilon = law
     a = F(of_grad)
     b = F(of_first)
     new_1 = F(1 - beta1)
@@ -27,16 +47,15 @@ def move(theta, first, second, grad, members, lr, decay, of_grad, of_first, beta
     new_2 = F(1 - beta2)
     correction = F(1 / (1 - beta2**step))
     least = F(epsilon)
-    for e in members:
-        kept = F(1 - lr[e] * decay[e])
-        rate = F(lr[e])
-        for k in range(theta.shape[1]):
-            g = grad[e, k]
-            g = ZERO if abs(g) < LEAST else g
-            m = first[e, k] + (g - first[e, k]) * new_1
-            m = ZERO if abs(m) < LEAST else m
-            v = second[e, k] * old_2 + g * g * new_2
-            v = ZERO if v < LEAST_SQUARE else v
-            first[e, k] = m
-            second[e, k] = v
-            theta[e, k] = theta[e, k] * kept - rate * (a * g + b * m) / (math.sqrt(v * correction) + least)
+    kept = F(1 - lr * decay)
+    rate = F(lr)
+    for k in range(theta.shape[1]):
+        g = grad[row, k] * clip
+        g = ZERO if abs(g) < LEAST else g
+        m = first[e, k] + (g - first[e, k]) * new_1
+        m = ZERO if abs(m) < LEAST else m
+        v = second[e, k] * old_2 + g * g * new_2
+        v = ZERO if v < LEAST_SQUARE else v
+        first[e, k] = m
+        second[e, k] = v
+        theta[e, k] = theta[e, k] * kept - rate * (a * g + b * m) / (math.sqrt(v * correction) + least)

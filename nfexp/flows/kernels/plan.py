@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nfexp.flows.kernels.bases import BASES
 from nfexp.flows.kernels.elementary import ACTIVATIONS, SILU
 from nfexp.flows.kernels.lanes import LANES
 from nfexp.flows.kernels.products import rounded_up
@@ -13,31 +14,38 @@ from nfexp.flows.layers import Coupling
 from nfexp.flows.stack import FlowStack
 
 SCALES = {"tanh": 0, "learned": 0, "soft": 1, "exp": 2}  # how a network's output becomes s; "learned" adds a bound
-BASES = {"normal": 0, "logistic": 1, "laplace": 2, "student_t": 3, "mixture": 4}
 ABSENT = -1  # the place of what an architecture does not have
 
 
 class Plan(NamedTuple):
     """Sizes and choices of an architecture; `…_at` says in which column of its matrix a tensor begins.
 
-    `net_at`, `scale_at`, `mask_at` have one entry per coupling.
+    `inputs`, `outputs` (coordinates that a network reads, and that it has an output for each head for), `net_at`,
+    `scale_at`, `mask_at` have one entry per coupling; `gain_at`, `shift_at` those of the affine layers: one behind
+    each coupling, and one behind them all.
     """
 
     n_couplings: int
     dim: int
+    compact: bool
+    inputs: np.ndarray
+    outputs: np.ndarray
     depth: int
     width: int
     nets: int
     heads: int
     activation: int
     scale: int
+    bound: np.float32
     base: int
     net_at: np.ndarray
     scale_at: np.ndarray
     mask_at: np.ndarray
     mean_at: int
     var_at: int
-    diagonal_at: int
+    gain_at: np.ndarray
+    shift_at: np.ndarray
+    tail_at: int
 
 
 class Weights(NamedTuple):
@@ -45,8 +53,9 @@ class Weights(NamedTuple):
 
     `first` (C, G, D, P, L) the rows of the first layer, `bias` (C, G, K, P, L) of the hidden layers, `hidden`
     (C, G, K - 1, P, P L, L) between them, `last` (C, heads, D, P, L) the columns of the last layer and `last_bias`
-    (C, heads, D, L), `log_scale` (C, D, L), `diagonal` (D, L). Of the last three lane 0 holds the number; of their
-    gradients all lanes are to be summed.
+    (C, heads, D, L), `log_scale` (C, D, L), `log_gain` and `shift` (C + 1, D, L) of the affine layers, `log_power`
+    (D, L) of the tail. From `last_bias` on lane 0 holds the number; of their gradients all lanes are to be summed.
+    Where a network reads only the coordinates that pass, nothing is kept for the others.
     """
 
     first: np.ndarray
@@ -55,29 +64,36 @@ class Weights(NamedTuple):
     last: np.ndarray
     last_bias: np.ndarray
     log_scale: np.ndarray
-    diagonal: np.ndarray
+    log_gain: np.ndarray
+    shift: np.ndarray
+    log_power: np.ndarray
 
 
 class Tile(NamedTuple):
     """What is kept of a tile of T points on its way through the couplings, for the way back.
 
-    Per coupling: `x` (C, D, T) what came in, `squashed`, `gain` (C, D, T), `hidden` (C, G, K, P, T, L) the outputs of
-    the hidden layers and, for silu, their `slope`. `z` (D, T) where the points stand, `log_det` (1, T), `raw`
-    (heads, D, T) what the networks say. On the way back `raw_grad`, `z_grad`, `det_grad` their gradients, and
-    `upper`, `lower` (P, T, L) those of two layers.
+    Per coupling: `x` (C, D, T) what came in, `seen` (C, D, T) what of it the networks see, `squashed`, `gain`
+    (C, D, T), `hidden` (C, G, K, P, T, L) the outputs of the hidden layers and, for silu, their `slope`. `before`
+    (C + 1, D, T) what came into the affine layers, `straight` (D, T) into the tail. `z` (D, T) where the points
+    stand, `log_det` (1, T), `raw` (heads, D, T) what the networks say. On the way back `raw_grad`, `z_grad`,
+    `det_grad` their gradients, `seen_grad` (1, T), and `upper`, `lower` (P, T, L) those of two layers.
     """
 
     x: np.ndarray
+    seen: np.ndarray
     squashed: np.ndarray
     gain: np.ndarray
     hidden: np.ndarray
     slope: np.ndarray
+    before: np.ndarray
+    straight: np.ndarray
     z: np.ndarray
     log_det: np.ndarray
     raw: np.ndarray
     raw_grad: np.ndarray
     z_grad: np.ndarray
     det_grad: np.ndarray
+    seen_grad: np.ndarray
     upper: np.ndarray
     lower: np.ndarray
 
@@ -97,23 +113,31 @@ def make_plan(flow: FlowStack) -> Plan:
     spec = flow.flow
     learned = _columns(flow.learned_layout.shapes)
     fixed = _columns(flow.fixed_layout.shapes)
-    names = [layer.name for layer in flow.layers if isinstance(layer, Coupling)]
+    couplings = [layer for layer in flow.layers if isinstance(layer, Coupling)]
+    names = [coupling.name for coupling in couplings]
+    affine = [f"norm.{i}" for i in range(len(names))] + ["diagonal"]
     return Plan(
         n_couplings=len(names),
         dim=flow.dim,
+        compact=spec.conditioner_input == "passed",
+        inputs=np.array([coupling.n_inputs for coupling in couplings]),
+        outputs=np.array([coupling.n_outputs for coupling in couplings]),
         depth=spec.hidden_depth,
         width=spec.hidden_width,
         nets=spec.nets,
         heads=spec.heads,
         activation=ACTIVATIONS[spec.activation],
         scale=SCALES[spec.scale],
+        bound=np.float32(np.inf if spec.tail_bound is None else spec.tail_bound),
         base=BASES[spec.base],
         net_at=np.array([learned[f"{name}.net.0.weight"] for name in names]),
         scale_at=np.array([learned.get(f"{name}.log_scale", ABSENT) for name in names]),
         mask_at=np.array([fixed[f"{name}.mask"] for name in names]),
         mean_at=fixed["standardise.mean"],
         var_at=fixed["standardise.var"],
-        diagonal_at=learned.get("diagonal.log_gain", ABSENT),
+        gain_at=np.array([learned.get(f"{name}.log_gain", ABSENT) for name in affine]),
+        shift_at=np.array([learned.get(f"{name}.shift", ABSENT) for name in affine]),
+        tail_at=learned.get("tail.log_power", ABSENT),
     )
 
 
@@ -132,7 +156,9 @@ def make_weights(plan: Plan) -> Weights:
         last=zeros(c, plan.heads, d, p, LANES),
         last_bias=zeros(c, plan.heads, d, LANES),
         log_scale=zeros(c, d, LANES),
-        diagonal=zeros(d, LANES),
+        log_gain=zeros(c + 1, d, LANES),
+        shift=zeros(c + 1, d, LANES),
+        log_power=zeros(d, LANES),
     )
 
 
@@ -147,16 +173,20 @@ def make_tile(plan: Plan, points: int, *, kept: int) -> Tile:
     silu = kept if plan.activation == SILU else 0
     return Tile(
         x=room(kept, d, points),
+        seen=room(kept, d, points),
         squashed=room(kept, d, points),
         gain=room(kept, d, points),
         hidden=room(kept, g, k, p, points, LANES),
         slope=room(silu, g, k, p, points, LANES),
+        before=room(kept + 1, d, points),
+        straight=room(d, points),
         z=room(d, points),
         log_det=room(1, points),
         raw=room(plan.heads, d, points),
         raw_grad=room(plan.heads, d, points),
         z_grad=room(d, points),
         det_grad=room(1, points),
+        seen_grad=room(1, points),
         upper=room(p, points, LANES),
         lower=room(p, points, LANES),
     )

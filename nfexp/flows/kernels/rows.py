@@ -1,0 +1,228 @@
+"""A member's row of weights into panels, and its gradients out of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from nfexp.flows.kernels.lanes import BLOCK, LANES, inner, load, store, transpose_block
+from nfexp.flows.kernels.plan import ABSENT
+from nfexp.flows.kernels.products import fill
+
+F = np.float32
+ZERO = F(0.0)
+ONE = F(1.0)
+
+
+@inner
+def row_in(theta, e, at, n, out):
+    """`n` numbers of member e from column `at` on into panels, (P, LANES)."""
+    for p in range(out.shape[0]):
+        first = p * LANES
+        if n - first >= LANES:
+            store(out, p, 0, load(theta, e, at + first))
+        else:
+            for lane in range(n - first):
+                out[p, lane] = theta[e, at + first + lane]
+
+
+@inner
+def row_out(theta, e, at, n, panels):
+    """The inverse of :func:`row_in`."""
+    for p in range(panels.shape[0]):
+        first = p * LANES
+        if n - first >= LANES:
+            store(theta, e, at + first, load(panels, p, 0))
+        else:
+            for lane in range(n - first):
+                theta[e, at + first + lane] = panels[p, lane]
+
+
+@inner
+def matrix_in(theta, e, at, n, out):
+    """A matrix (n, n) of member e into panels of its columns, (P, P LANES, LANES)."""
+    for p in range(out.shape[0]):
+        first = p * LANES
+        for k in range(n):
+            if n - first >= LANES:
+                store(out, p, k, load(theta, e, at + k * n + first))
+            else:
+                for lane in range(n - first):
+                    out[p, k, lane] = theta[e, at + k * n + first + lane]
+
+
+@inner
+def matrix_out(theta, e, at, n, panels):
+    """The inverse of :func:`matrix_in`."""
+    for p in range(panels.shape[0]):
+        first = p * LANES
+        for k in range(n):
+            if n - first >= LANES:
+                store(theta, e, at + k * n + first, load(panels, p, k))
+            else:
+                for lane in range(n - first):
+                    theta[e, at + k * n + first + lane] = panels[p, k, lane]
+
+
+@inner
+def transpose(out, panels):
+    """The transpose of a matrix in panels of its columns, (P, P LANES, LANES)."""
+    for p in range(out.shape[0]):  # panel of the result
+        for q in range(out.shape[0]):  # panel of the matrix: rows q LANES … of the result
+            for i in range(0, LANES, BLOCK):
+                for k in range(0, LANES, BLOCK):
+                    transpose_block(out, p, q * LANES + i, k, panels, q, p * LANES + k, i)
+
+
+@inner
+def place_of(compact, mask, d):
+    """Which row or column of a coupling's weights is that of coordinate d: with `compact` among those of its kind."""
+    if not compact:
+        return d
+    place = 0
+    for other in range(d):
+        if mask[other] == mask[d]:
+            place += 1
+    return place
+
+
+@njit(inline="always")
+def unpack(plan, theta, fixed, e, weights, back, learning):
+    """The weights of member e from its row of theta into panels; to `back` those between hidden layers, transposed."""
+    width = plan.width
+    for c in range(plan.n_couplings):
+        mask = fixed[e, plan.mask_at[c] : plan.mask_at[c] + plan.dim]
+        n_in = plan.inputs[c]
+        n_out = plan.outputs[c]
+        columns = n_out * plan.heads // plan.nets  # of a network's last layer
+        hidden_at = plan.net_at[c] + plan.nets * n_in * width
+        last_at = hidden_at + plan.nets * (plan.depth * width + (plan.depth - 1) * width * width)
+        last_bias_at = last_at + plan.nets * width * columns
+        for d in range(plan.dim):
+            place = place_of(plan.compact, mask, d)
+            if mask[d] == ONE or not plan.compact:
+                for g in range(plan.nets):
+                    row_in(theta, e, plan.net_at[c] + (g * n_in + place) * width, width, weights.first[c, g, d])
+            if mask[d] != ONE or not plan.compact:
+                for head in range(plan.heads):
+                    g = min(head, plan.nets - 1)
+                    column = place if plan.nets == plan.heads else head * n_out + place
+                    column_in(
+                        theta, e, last_at + g * width * columns + column, columns, width, weights.last[c, head, d]
+                    )
+                    weights.last_bias[c, head, d, 0] = theta[e, last_bias_at + g * columns + column]
+                if plan.scale_at[c] != ABSENT:
+                    weights.log_scale[c, d, 0] = theta[e, plan.scale_at[c] + place]
+        at = hidden_at
+        for i in range(plan.depth):
+            for g in range(plan.nets):
+                row_in(theta, e, at + g * width, width, weights.bias[c, g, i])
+            at += plan.nets * width
+            if i < plan.depth - 1:
+                for g in range(plan.nets):
+                    matrix_in(theta, e, at + g * width * width, width, weights.hidden[c, g, i])
+                    if learning:
+                        transpose(back.hidden[c, g, i], weights.hidden[c, g, i])
+                at += plan.nets * width * width
+    for k in range(plan.n_couplings + 1):
+        numbers_in(theta, e, plan.gain_at[k], weights.log_gain[k])
+        numbers_in(theta, e, plan.shift_at[k], weights.shift[k])
+    numbers_in(theta, e, plan.tail_at, weights.log_power)
+
+
+@njit(inline="always")
+def pack(plan, grads, fixed, grad, e, row):
+    """The gradients of member e from panels into a row: the inverse of :func:`unpack`.
+
+    What a mask keeps from acting has a gradient of zero, as `grads` were before the first tile.
+    """
+    width = plan.width
+    for c in range(plan.n_couplings):
+        mask = fixed[e, plan.mask_at[c] : plan.mask_at[c] + plan.dim]
+        n_in = plan.inputs[c]
+        n_out = plan.outputs[c]
+        columns = n_out * plan.heads // plan.nets
+        hidden_at = plan.net_at[c] + plan.nets * n_in * width
+        last_at = hidden_at + plan.nets * (plan.depth * width + (plan.depth - 1) * width * width)
+        last_bias_at = last_at + plan.nets * width * columns
+        for d in range(plan.dim):
+            place = place_of(plan.compact, mask, d)
+            if mask[d] == ONE or not plan.compact:
+                for g in range(plan.nets):
+                    row_out(grad, row, plan.net_at[c] + (g * n_in + place) * width, width, grads.first[c, g, d])
+            if mask[d] != ONE or not plan.compact:
+                for head in range(plan.heads):
+                    g = min(head, plan.nets - 1)
+                    column = place if plan.nets == plan.heads else head * n_out + place
+                    column_out(
+                        grad, row, last_at + g * width * columns + column, columns, width, grads.last[c, head, d]
+                    )
+                    grad[row, last_bias_at + g * columns + column] = lane_sum(grads.last_bias[c, head, d])
+                if plan.scale_at[c] != ABSENT:
+                    grad[row, plan.scale_at[c] + place] = lane_sum(grads.log_scale[c, d])
+        at = hidden_at
+        for i in range(plan.depth):
+            for g in range(plan.nets):
+                row_out(grad, row, at + g * width, width, grads.bias[c, g, i])
+            at += plan.nets * width
+            if i < plan.depth - 1:
+                for g in range(plan.nets):
+                    matrix_out(grad, row, at + g * width * width, width, grads.hidden[c, g, i])
+                at += plan.nets * width * width
+    for k in range(plan.n_couplings + 1):
+        sums_out(grad, row, plan.gain_at[k], grads.log_gain[k])
+        sums_out(grad, row, plan.shift_at[k], grads.shift[k])
+    sums_out(grad, row, plan.tail_at, grads.log_power)
+
+
+@inner
+def column_in(theta, e, at, step, n, out):
+    """`n` numbers of member e, every `step`-th from column `at` on, into panels (P, LANES)."""
+    for k in range(n):
+        out[k // LANES, k % LANES] = theta[e, at + k * step]
+
+
+@inner
+def column_out(theta, e, at, step, n, panels):
+    """The inverse of :func:`column_in`."""
+    for k in range(n):
+        theta[e, at + k * step] = panels[k // LANES, k % LANES]
+
+
+@inner
+def numbers_in(theta, e, at, out):
+    """One number of member e for each coordinate into lane 0 of `out` (D, LANES), if there are any."""
+    if at != ABSENT:
+        for d in range(out.shape[0]):
+            out[d, 0] = theta[e, at + d]
+
+
+@inner
+def sums_out(theta, e, at, lanes):
+    """The sums of `lanes` (D, LANES) into the row of member e, if they have a place there."""
+    if at != ABSENT:
+        for d in range(lanes.shape[0]):
+            theta[e, at + d] = lane_sum(lanes[d])
+
+
+@inner
+def lane_sum(numbers):
+    """The sum of all lanes, (LANES,)."""
+    summed = ZERO
+    for lane in range(LANES):
+        summed += numbers[lane]
+    return summed
+
+
+@inner
+def clear(grads):
+    """Set all gradients to zero."""
+    fill(grads.first.reshape(-1), ZERO, 0)
+    fill(grads.bias.reshape(-1), ZERO, 0)
+    fill(grads.hidden.reshape(-1), ZERO, 0)
+    fill(grads.last.reshape(-1), ZERO, 0)
+    fill(grads.last_bias.reshape(-1), ZERO, 0)
+    fill(grads.log_scale.reshape(-1), ZERO, 0)
+    fill(grads.log_gain.reshape(-1), ZERO, 0)
+    fill(grads.shift.reshape(-1), ZERO, 0)
+    fill(grads.log_power.reshape(-1), ZERO, 0)
