@@ -1,4 +1,4 @@
-# make reproduce | reproduction-docs | test | lint | bench | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
+# make reproduce | reproduction-docs | docs | test | lint | bench | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
 PYTHON ?= python3
 BIN := .venv/bin
 HAS_TORCH = -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
@@ -9,6 +9,12 @@ reproduce: .venv/installed
 # The page, tables and pictures of docs/reproduction.md, from the CSVs in docs/reproduction/.
 reproduction-docs: .venv/installed
 	$(BIN)/python -m reproduction docs
+
+# The documentation site, build/site/index.html; any warning is an error. Nothing is fetched once the packages are there.
+docs: .venv/installed
+	$(BIN)/python -c "import zensical, mkdocstrings_handlers" || \
+		$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[docs]'
+	$(BIN)/python -m documentation
 
 # One process per core, at most four: many tests start a small sweep of their own.
 test: lint
@@ -34,4 +40,4 @@ bench: .venv/installed
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: reproduce reproduction-docs test lint bench clean
+.PHONY: reproduce reproduction-docs docs test lint bench clean

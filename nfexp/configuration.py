@@ -47,6 +47,7 @@ def _amount(value: Any) -> bool:
 CONTROLS = {
     "dry_run": Control("true or false", _truth),
     "fail_fast": Control("true or false", _truth),
+    "explorer": Control("true or false", _truth),
     "mixed": Control("true or false", _truth),
     "redo": Control(f"one of {', '.join(REDO)}", lambda value: value in tuple(REDO)),
     "until": Control("decided, or null", lambda value: value in (None, "decided")),

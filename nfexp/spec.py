@@ -50,12 +50,14 @@ def within(
     words: tuple[str, ...] = (),
     null: str = "null",
     default: Any = MISSING,
+    meaning: str = "",
 ) -> Any:
     """A number in [low, high] ((low, high] if exclusive), or one of `words`; the field's type says int or float.
 
-    `null` says in an error message what null is for, where the type admits it.
+    `null` says in an error message what null is for, where the type admits it. `meaning` is for a key that stands in
+    no file of `conf/`; of all others the comment there says it.
     """
-    metadata = {"low": low, "high": high, "exclusive": exclusive, "words": words, "null": null}
+    metadata = {"low": low, "high": high, "exclusive": exclusive, "words": words, "null": null, "meaning": meaning}
     return field(default=default, metadata=metadata)
 
 
@@ -67,6 +69,11 @@ def named() -> Any:
 def listed() -> Any:
     """Names, as a list or as one text with commas; the text is what the spec holds."""
     return field(default=None, metadata={"listed": True})
+
+
+def filled_in(meaning: str) -> Any:
+    """Text that nfexp fills in itself; its meaning stands here, for it is in no file of `conf/`."""
+    return field(default=None, metadata={"meaning": meaning})
 
 
 OF_A_TABLE = "null for a table"
@@ -110,8 +117,8 @@ class Data:
     test_share: float | None = within(0, 0.9, exclusive=True, default=None)
     split: int | None = within(0, 2**63 - 1, default=None)
     jitter: float | str = within(0, 1e6, words=("gap",), default=0.0)
-    dim: int = within(1, 65_536, default=2)
-    digest: str | None = None
+    dim: int = within(1, 65_536, default=2, meaning="coordinates of a point; read off the table, not to be set")
+    digest: str | None = filled_in("of the numbers of a table, which names its runs; not to be set")
 
     @property
     def points(self) -> tuple[int, int, int]:

@@ -28,7 +28,9 @@ ROOMS = """
     report.figures.panels report.figures.scales report.figures.ablation report.figures.convergence
     report.figures.clouds report.figures.corner report.figures.density report.figures.animations report.figures.summary
     report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
-    report.verdicts report.results report.contents report.tex report.layouts report
+    report.verdicts report.results report.explorer.frames report.explorer.charts report.explorer.libraries
+    report.explorer.contents report.explorer.page report.explorer
+    report.contents report.tex report.layouts report
     configuration
     sweep.stopping sweep.worker sweep.planning sweep.executors sweep.pool sweep.slurm sweep.joblib
     sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose

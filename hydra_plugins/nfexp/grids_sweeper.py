@@ -292,7 +292,8 @@ class GridsSweeper(Sweeper):
                 trained += [job.spec for n, job in step.jobs.items() if n not in done]
         except KeyboardInterrupt:
             interrupted = True
-        ends = conclusion.report_on(folder, step.folders())
+        explorer = bool(self.config.explorer)
+        ends = conclusion.report_on(folder, step.folders(), explorer=explorer)
         if interrupted:
             there = conclusion.summarise(ends)
             raise conclusion.Interrupted(f"interrupted; {there}; {conclusion.go_on(folder)}")

@@ -18,6 +18,7 @@ from nfexp.commands import folder_word
 from nfexp.files import replacing
 from nfexp.report import figures
 from nfexp.report.contents import contents_of
+from nfexp.report.explorer import EXPLORER, lacking, write_explorer
 from nfexp.report.folders import output_folder, own_folder
 from nfexp.report.layouts import claim_lines, to_html, to_markdown
 from nfexp.report.tex import ablation_tex, baselines_tex, claims_tex
@@ -34,15 +35,15 @@ class Report:
     judged: pd.DataFrame
 
 
-def _make(dirs: Sequence[str | Path], out: str | Path | None) -> Report:
+def _make(dirs: Sequence[str | Path], out: str | Path | None, *, explorer: bool) -> Report:
     folder = output_folder(dirs, out)
     try:
-        return _write(dirs, folder)
+        return _write(dirs, folder, explorer=explorer)
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
-def _write(dirs: Sequence[str | Path], folder: Path) -> Report:
+def _write(dirs: Sequence[str | Path], folder: Path, *, explorer: bool) -> Report:
     """Read, compute, write: tables first, then figures, at last the pages that show both."""
     found = table.collect(*dirs, cache=folder)
     centres = found.sweep.centres
@@ -58,8 +59,13 @@ def _write(dirs: Sequence[str | Path], folder: Path) -> Report:
         table.write_csv(ablation, folder / f"ablation_{file_name(axis)}.csv")
     # also adds to found.skipped what it cannot read, which the pages list
     pictures = figures.draw_all(folder, found.runs, found.sweep, tables, skipped=found.skipped)
+    has_explorer = explorer and not lacking()
+    if has_explorer:
+        write_explorer(found, judged, folder, skipped=found.skipped)
+    else:
+        (folder / EXPLORER).unlink(missing_ok=True)  # an older one would tell of other runs
     arguments = shlex.join(map(folder_word, dirs))
-    contents = contents_of(found, tables, judged, pictures, arguments, fits)
+    contents = contents_of(found, tables, judged, pictures, arguments, fits, has_explorer=has_explorer)
     for own in contents.axes:
         _write_text(ablation_tex(own), tex_folder / f"{own.file}.tex")
     _write_text(claims_tex(judged), tex_folder / "claims.tex")
@@ -91,18 +97,18 @@ def _write_text(text: str, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def build(*dirs: str | Path, out: str | Path | None = None) -> Path:
+def build(*dirs: str | Path, out: str | Path | None = None, explorer: bool = True) -> Path:
     """Write tables, figures and reports of the runs below `dirs` into `out`; path of the HTML.
 
     One folder gets its report itself where `out` is not given; several need one that holds no runs
-    of its own.
+    of its own. `explorer` also writes explorer.html, where its libraries are installed.
 
     Raises
     ------
     ReportError
         If there are no readable runs, or the folder cannot be written.
     """
-    return _make(dirs, out).page
+    return _make(dirs, out, explorer=explorer).page
 
 
 USAGE = Usage(
@@ -111,6 +117,7 @@ USAGE = Usage(
     folders=RUNS,
     options={
         "out=PATH": "where the report goes: the folder itself if not given; needed for several folders",
+        "explorer=false": "do not write explorer.html, the page to ask questions with",
     },
     examples=[
         "nfexp-report outputs/sweeps/ablations/2026-01-31_12-00-00",
@@ -121,12 +128,15 @@ USAGE = Usage(
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """``nfexp-report DIR… [out=PATH]``: build the report; print the claims and its path."""
+    """``nfexp-report DIR… [out=PATH] [explorer=false]``: build the report; print the claims and its path."""
     return run(USAGE, argv, _report)
 
 
 def _report(folders: list[str], options: dict[str, str]) -> int:
-    made = _make(folders, options.get("out"))
+    wanted = options.get("explorer", "true")
+    if wanted not in ("true", "false"):
+        raise table.ReportError("explorer", "true or false", wanted)
+    made = _make(folders, options.get("out"), explorer=wanted == "true")
     for line in claim_lines(made.judged):
         print(line)
     print(table.printable(made.page, 4096))

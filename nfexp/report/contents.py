@@ -11,6 +11,7 @@ import pandas as pd
 
 from nfexp.analysis import table
 from nfexp.analysis.table.records import rows_of
+from nfexp.report.explorer.libraries import HOW_TO_GET
 from nfexp.report.results import (
     CELL,
     AblationTable,
@@ -74,6 +75,7 @@ class Contents:
     n_skipped: int
     config: list[tuple[str, str]]  # key and value at the centre
     command: str  # the arguments that make this report again
+    explorer: str  # how to get explorer.html; empty where it is beside the page
 
 
 def contents_of(
@@ -83,6 +85,8 @@ def contents_of(
     pictures: Mapping[str, Path],
     command: str,
     fits: pd.DataFrame,
+    *,
+    has_explorer: bool = False,
 ) -> Contents:
     """What there is to say of the runs `found`, with their tables, verdicts and pictures."""
     centres = found.sweep.centres
@@ -109,6 +113,7 @@ def contents_of(
         n_skipped=len(found.skipped),
         config=_configuration(centres),
         command=command,
+        explorer="" if has_explorer else HOW_TO_GET,
     )
 
 

@@ -18,28 +18,34 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C ended a sweep in good order; the message says what is there and how to go on."""
 
 
-def report(folder: Path) -> None:
+def report(folder: Path, *, explorer: bool = True) -> None:
     """Make the tables, figures and pages of a finished sweep and print its claim table."""
     from nfexp import report as reporting
 
+    options = [] if explorer else ["explorer=false"]
     try:
-        reporting.main([str(folder)])
+        reporting.main([str(folder), *options])
     except Exception:
         again = folder_command("nfexp-report", folder)
         log.exception(f"the runs are safe, but the report failed: make it again with {again}")
 
 
-def report_on(folder: Path, places: Mapping[int, str]) -> dict[int, Outcome | None]:
+def report_on(
+    folder: Path,
+    places: Mapping[int, str],
+    *,
+    explorer: bool = True,
+) -> dict[int, Outcome | None]:
     """Report on a sweep if any of its runs has ended; gives the outcome of each, by number.
 
-    `places` holds the folder of each run, from that of the sweep.
+    `places` holds the folder of each run, from that of the sweep; `explorer` asks for the page too.
     """
     ends = {}
     for number, place in places.items():
         ends[number] = outcome(folder / place)
     if any(ends.values()):
         begun = time.perf_counter()
-        report(folder)
+        report(folder, explorer=explorer)
         log.info(f"{time.perf_counter() - begun:.1f} s to report")
     log.info(summarise(ends))
     return ends

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,11 @@ def deviations(runs: pd.DataFrame, centres: Centres) -> pd.DataFrame:
     return pd.DataFrame(differs, index=runs.index, dtype=bool)
 
 
-def ablations(runs: pd.DataFrame, centres: Centres) -> dict[str, pd.DataFrame]:
+def ablations(
+    runs: pd.DataFrame,
+    centres: Centres,
+    averaged: Sequence[str] = AVERAGED,
+) -> dict[str, pd.DataFrame]:
     """Find the ablation axes in `runs` and summarise each cell over its seeds.
 
     A column that alone differs from the centre of the target makes an axis ("flows"); two columns
@@ -85,7 +89,8 @@ def ablations(runs: pd.DataFrame, centres: Centres) -> dict[str, pd.DataFrame]:
     row is one cell: counts by status, then mean and 95% t interval over seeds of test_nll and kl
     (nats per point) and of kl_diff = KL(cell) − KL(centre), paired by seed. Where no density is
     known, kl_diff is the difference of the test NLLs on the same points, from which the true NLL
-    cancels. Runs that diverged, failed or are missing are counted and enter no mean.
+    cancels. Runs that diverged, failed or are missing are counted and enter no mean. `averaged` asks
+    for the means of other columns.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1],
     ...                      "flow.n_flows": [6, 6, 3, 3], "kl": [0.1, 0.2, 0.4, 0.6],
@@ -107,7 +112,7 @@ def ablations(runs: pd.DataFrame, centres: Centres) -> dict[str, pd.DataFrame]:
         name = "_x_".join(axis_name(column) for column in columns)
         if name in tables:  # two columns may share their short name
             name = "_x_".join(columns)
-        tables[name] = _summary(inside, columns, list(centres))
+        tables[name] = _summary(inside, columns, list(centres), averaged)
     return tables
 
 
@@ -143,21 +148,26 @@ def _swept(differs: pd.DataFrame) -> list[list[str]]:
     return found
 
 
-def _summary(runs: pd.DataFrame, columns: list[str], targets: list[str]) -> pd.DataFrame:
+def _summary(
+    runs: pd.DataFrame,
+    columns: list[str],
+    targets: list[str],
+    averaged: Sequence[str],
+) -> pd.DataFrame:
     """One row per target and value of `columns`: counts by status, means and intervals."""
     by = ["data.name", *columns]
     statuses = [*STATUSES, "missing"]
     # NaN for a run that did not complete: no mean counts it.
-    averaged = runs[list(AVERAGED)].where(runs["status"] == "completed")
+    scores = runs[list(averaged)].where(runs["status"] == "completed")
     # A column of 0 and 1 for each status, also for one that no run has; sums of these are counts.
     flags = pd.get_dummies(pd.Categorical(runs["status"], statuses)).set_index(runs.index)
-    whole = pd.concat([runs[[*by, "is_centre"]], averaged, flags], axis=1)
+    whole = pd.concat([runs[[*by, "is_centre"]], scores, flags], axis=1)
     groups = whole.groupby(by, dropna=False, sort=False)  # a null is a value of an axis
     counts = groups[statuses].sum()
     table = pd.DataFrame({"n": counts["completed"]})
     for status in ("diverged", "failed", "missing"):
         table[f"n_{status}"] = counts[status]
-    for name in AVERAGED:
+    for name in averaged:
         mean = groups[name].mean()
         low, high = t_interval(mean, groups[name].std(), groups[name].count())
         table[f"{name}_mean"] = mean
