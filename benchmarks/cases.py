@@ -25,12 +25,14 @@ class Case:
     depth: int = 2
     n_flows: int = 6
     batch: int = 256
-    kernel: str = "auto"  # train.kernel of nfexp
+    kernel: str = "fused"  # train.kernel of nfexp
     full: bool = False  # the batch is all there is: `data.n_samples` points, train.batch_size=full
 
     @property
     def name(self) -> str:
-        return self.library + (f" E={self.members}" if self.library == "nfexp" or self.members > 1 else "")
+        if self.library == "nfexp":
+            return f"nfexp {self.kernel} E={self.members}"
+        return self.library + (f" E={self.members}" if self.members > 1 else "")
 
     @property
     def flop(self) -> float:
@@ -44,6 +46,12 @@ class Case:
         nets, heads = (2, 1) if self.conditioner == "separate" else (1, 2)
         macs = nets * (self.width + (self.depth - 1) * self.width**2 + self.width * heads)
         return 3 * 2 * self.batch * self.n_flows * macs
+
+
+SHAPES = {  # the columns of the table of steps
+    **{name: Case(width=width, depth=depth) for name, (width, depth) in HIDDEN.items()},
+    "64x2, batch 32": Case(batch=32),
+}
 
 
 def installed() -> list[str]:

@@ -1,4 +1,4 @@
-"""python -m benchmarks.kernel: CPU time of a training step by the fused kernel and by torch, beside sgemm.
+"""CPU time of a training step by the fused kernel and by torch, beside sgemm.
 
 All in one process and in rounds: each round measures sgemm, then a step of every way in turn. Ratios are taken inside a
 round; the table shows medians.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 
 from benchmarks.cases import Case, stack_of
@@ -38,7 +39,6 @@ SETTINGS = (
     *(Setting(case=Case(members=e, width=128)) for e in (1, 16)),
     *(Setting(case=Case(members=e, width=256)) for e in (1, 16)),
 )
-COLUMNS = ("network", "batch", "E", "σ", "sgemm GFLOP/s", "fused ms", "torch ms", "torch / fused", "% of sgemm")
 
 
 def cpu_seconds(work: Callable[[], None]) -> float:
@@ -68,8 +68,8 @@ class Way:
         return cpu_seconds(self.go_on) / self.steps / self.members
 
 
-def measured(setting: Setting) -> list[str]:
-    """One row: medians over rounds."""
+def measured(setting: Setting, rounds: int) -> dict[str, object]:
+    """One row: medians over rounds, of CPU ms per member-step and of ratios inside a round."""
     case = setting.case
     a, b = torch.randn(2, 1024, 1024)
     out = torch.empty_like(a)
@@ -77,33 +77,27 @@ def measured(setting: Setting) -> list[str]:
     rates = []
     fused = []
     by_torch = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         rates.append(2.0 * 1024**3 / cpu_seconds(lambda: torch.mm(a, b, out=out)))
         fused.append(ways["fused"].per_member_step())
         by_torch.append(ways["torch"].per_member_step())
     ratios = [slow / quick for slow, quick in zip(by_torch, fused, strict=True)]
     shares = [100 * case.flop / seconds / rate for seconds, rate in zip(fused, rates, strict=True)]
-    return [
-        f"{case.width}x{case.depth} {case.conditioner}",
-        str(case.batch),
-        str(case.members),
-        setting.activation,
-        f"{statistics.median(rates) / 1e9:.0f}",
-        f"{1e3 * statistics.median(fused):.3g}",
-        f"{1e3 * statistics.median(by_torch):.3g}",
-        f"{statistics.median(ratios):.2f}",
-        f"{statistics.median(shares):.0f}",
-    ]
+    return {
+        "network": f"{case.width}x{case.depth} {case.conditioner}",
+        "batch": case.batch,
+        "members": case.members,
+        "activation": setting.activation,
+        "sgemm": statistics.median(rates) / 1e9,
+        "fused": 1e3 * statistics.median(fused),
+        "torch": 1e3 * statistics.median(by_torch),
+        "ratio": statistics.median(ratios),
+        "percent_of_sgemm": statistics.median(shares),
+    }
 
 
-def main() -> None:
+def kernel(*, settings: Sequence[Setting] = SETTINGS, rounds: int = ROUNDS) -> pd.DataFrame:
+    """CPU time of a member-step by the fused kernel and by torch, by network, batch, stack and activation."""
     torch.set_num_threads(1)
     reuse_freed_memory()
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("| --- " * 4 + "| ---: " * (len(COLUMNS) - 4) + "|")
-    for setting in SETTINGS:
-        print("| " + " | ".join(measured(setting)) + " |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    return pd.DataFrame([measured(setting, rounds) for setting in settings])

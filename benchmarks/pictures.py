@@ -54,7 +54,8 @@ def roofline(frame: pd.DataFrame, path: Path) -> None:
             ax.text(0.066, rate * 0.072, text, color=GREY, fontsize=8, rotation_mode="anchor", **along)
         ax.annotate(f"sgemm {peak:.0f} GFLOP/s", (115, peak), color=GREY, fontsize=8, ha="right",
                     xytext=(0, 3), textcoords="offset points")  # fmt: skip
-        stack = frame[frame["contender"] == "nfexp E=16"]
+        of_stack = frame["contender"].isin(["nfexp E=16", "nfexp torch E=16"])
+        stack = frame[of_stack]
         for hidden, filled in (("64x2", True), ("256x2", False)):
             for kind, (marker, colour) in KINDS.items():
                 row = stack[(stack["hidden"] == hidden) & (stack["kind"] == kind)]
@@ -65,7 +66,7 @@ def roofline(frame: pd.DataFrame, path: Path) -> None:
         for row in steps.itertuples():
             ax.annotate(row.hidden, (row.flop_per_byte, row.gflops), fontsize=7, ha="right", xytext=(-3, 4),
                         textcoords="offset points")  # fmt: skip
-        others = frame[(frame["kind"] == "step") & (frame["contender"] != "nfexp E=16")]
+        others = frame[(frame["kind"] == "step") & ~of_stack & frame["flop_per_byte"].notna()]
         ax.plot(others["flop_per_byte"], others["gflops"], "x", color="black", ms=5)
         for row in others.itertuples():
             ax.annotate(f"{row.contender} {row.hidden}", (row.flop_per_byte, row.gflops), fontsize=7,

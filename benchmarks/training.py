@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 
 import pandas as pd
 
-from benchmarks.cases import HIDDEN, PEERS, Case, installed, make_spec, stack_of
+from benchmarks.cases import HIDDEN, PEERS, SHAPES, Case, installed, make_spec, stack_of
 from benchmarks.children import Bench
 from nfexp.spec import Train
 
@@ -19,16 +19,16 @@ LARGEST = 1e11  # a step of a stack that takes a second; larger ones are measure
 
 def contenders(hidden: str, stacks: Sequence[int], libraries: Sequence[str]) -> list[Case]:
     """Everyone at one hidden shape, the machine's own rate first."""
-    width, depth = HIDDEN[hidden]
-    shape = Case(width=width, depth=depth)
+    shape = SHAPES[hidden]
     peers = [replace(shape, library=peer, conditioner=PEERS[peer]) for peer in libraries]
     peers += [replace(peer, members=VMAPPED) for peer in peers if peer.library == "flowjax"]
     ours = [replace(shape, conditioner=c, members=e) for c in ("separate", "shared") for e in stacks]
+    ours += [replace(case, kernel="torch") for case in ours if case.members in (1, VMAPPED)]
     return [Case(library="sgemm"), Case(library="openblas"), *ours, *peers]
 
 
 def step(
-    *, hidden: Sequence[str] = tuple(HIDDEN), stacks: Sequence[int] = STACKS, repeats: int = 5, seconds: float = 0.2,
+    *, hidden: Sequence[str] = tuple(SHAPES), stacks: Sequence[int] = STACKS, repeats: int = 5, seconds: float = 0.2,
     budget: float = 25.0, full: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """CPU time per member-step of every contender, its ratio to nfexp's best stack, and its share of the sgemm rate."""
@@ -160,7 +160,7 @@ def gpu(
         for shape in hidden:
             width, depth = HIDDEN[shape]
             for members in stacks:
-                case = Case(members=members, width=width, depth=depth)
+                case = Case(members=members, width=width, depth=depth, kernel="auto")
                 ms = 1e3 * wall(stack_of(case, **flat), steps) / members
                 rows.append(
                     {"what": "step", "precision": precision, "hidden": shape, "members": members, "ms": ms,
@@ -170,7 +170,7 @@ def gpu(
         for depth in paper["flow__hidden_depth"]:
             for width in paper["flow__hidden_width"]:
                 for n in paper["data__n_samples"]:
-                    case = Case(members=PAPER_MATES, width=width, depth=depth, batch=n, full=True)
+                    case = Case(members=PAPER_MATES, width=width, depth=depth, batch=n, full=True, kernel="auto")
                     one = wall(stack_of(case, **flat), steps)
                     seconds += one * sum(PAPER_FLOWS) / case.n_flows * PAPER_ACTIVATIONS * PAPER_STEPS
         rows.append({"what": "paper's grid, minutes", "precision": precision, "minutes": seconds / 60})
@@ -192,25 +192,34 @@ def roofline(
 ) -> pd.DataFrame:
     """Arithmetic, traffic and time of a member-step by kind of operation, beside the rates of the machine.
 
+    Of the fused kernel, whose operations nobody sees, there is the whole step alone, without its traffic.
+
     `seconds` is CPU time: of the operations of one kind, or of the whole step ("step"), measured without counting.
     The rows of the machine: `gflops` of its matrix product, and `gbytes` (read and written) per second of copies.
     """
     from importlib.util import find_spec
 
     cases = [c for c in cases if c.library == "nfexp" or find_spec(c.library)]
+    fused = [replace(c, kernel="fused") for c in cases if c.library == "nfexp"]
     copies = [Case(library="copy", batch=kb) for kb in COPIES_KB.values()]
     with Bench() as bench:
-        raw = bench.rounds([Case(library="sgemm"), *copies, *cases], repeats=repeats, seconds=seconds, budget=60.0)
-        median = raw.groupby(["library", "members", "width", "batch"])["seconds"].median()
-        whole = [median[c.library, c.members, c.width, c.batch] for c in cases]
+        raw = bench.rounds(
+            [Case(library="sgemm"), *copies, *cases, *fused], repeats=repeats, seconds=seconds, budget=60.0
+        )
+        median = raw.groupby(["library", "members", "width", "batch", "kernel"])["seconds"].median()
+        whole = {c: median[c.library, c.members, c.width, c.batch, c.kernel] for c in [*cases, *copies, *fused]}
         counted = [bench.count(c, steps) for c in cases]
     sgemm = 2 * 1024**3 / median["sgemm"].iloc[0] / 1e9
     rows = [{"contender": "machine", "kind": "sgemm", "gflops": sgemm}]
     for name, case in zip(COPIES_KB, copies, strict=True):
+        rows.append({"contender": "machine", "kind": name, "gbytes": 2e-6 * case.batch / whole[case]})
+    for case in fused:
         rows.append(
-            {"contender": "machine", "kind": name, "gbytes": 2e-6 * case.batch / median["copy", 1, 64, case.batch]}
-        )
-    for case, step, kinds in zip(cases, whole, counted, strict=True):
+            {"contender": case.name, "hidden": f"{case.width}x{case.depth}", "kind": "step", "us": 1e6 * whole[case],
+             "mflop": case.flop / 1e6, "gflops": case.flop / whole[case] / 1e9}
+        )  # fmt: skip
+    for case, kinds in zip(cases, counted, strict=True):
+        step = whole[case]
         total = [sum(column) / case.members for column in zip(*kinds.values(), strict=True)]
         named = {k: [v / case.members for v in values] for k, values in kinds.items()}
         for kind, (calls, spent, flop, touched) in {

@@ -110,31 +110,26 @@ def clamp(out, x, bound, n_points):
             store(out, d, j, where_less(value, lowest, lowest, value))
 
 
-@njit(inline="always")
-def networks(plan, weights, mask, tile, c, slot, n_points):
-    """What the networks of coupling c say of b ⊙ x, within its bound: `tile.raw` for the coordinates that move.
+@inner
+def networks(code, width, first, bias, hidden, last, last_bias, mask, seen, outputs, slope, raw, n_points):
+    """What the networks of a coupling say of b ⊙ x, as far as it is seen: `raw` for the coordinates that move.
 
-    Their hidden layers stay in `tile.hidden[slot]`.
+    Shapes: first (G, D, P, L), bias (G, K, P, L), hidden (G, K - 1, P, P L, L), last (heads, D, P, L), last_bias
+    (heads, D, L), seen (D, T), raw (heads, D, T), the `outputs` of hidden layers and their `slope` (G, K, P, T, L).
     """
-    seen = tile.seen[slot]
-    clamp(seen, tile.x[slot], plan.bound, n_points)
-    for g in range(plan.nets):
-        h = tile.hidden[slot, g, 0]
-        slope = tile.slope[slot, g, 0]
-        first_layer(plan.activation, h, slope, seen, mask, weights.first[c, g], weights.bias[c, g, 0], n_points)
-        for i in range(1, plan.depth):
-            h = tile.hidden[slot, g, i]
-            below = tile.hidden[slot, g, i - 1]
-            product(h, below, weights.hidden[c, g, i - 1], weights.bias[c, g, i], n_points, plan.width)
-            activate(plan.activation, h, tile.slope[slot, g, i], n_points)
-    for head in range(plan.heads):
-        top = tile.hidden[slot, min(head, plan.nets - 1), plan.depth - 1]
-        for d in range(plan.dim):
+    nets, depth = bias.shape[:2]
+    for g in range(nets):
+        first_layer(code, outputs[g, 0], slope[g, 0], seen, mask, first[g], bias[g, 0], n_points)
+        for i in range(1, depth):
+            product(outputs[g, i], outputs[g, i - 1], hidden[g, i - 1], bias[g, i], n_points, width)
+            activate(code, outputs[g, i], slope[g, i], n_points)
+    for head in range(last.shape[0]):
+        top = outputs[min(head, nets - 1), depth - 1]
+        for d in range(mask.shape[0]):
             if mask[d] != ONE:  # a coordinate that moves is an output
-                raw = tile.raw[head, d]
-                fill(raw, weights.last_bias[c, head, d, 0], 0)
-                add_dots(raw, top, weights.last[c, head, d], n_points)
-                fill(raw, raw[n_points - 1], n_points)  # what fills the lanes up is a copy of a real point
+                fill(raw[head, d], last_bias[head, d, 0], 0)
+                add_dots(raw[head, d], top, last[head, d], n_points)
+                fill(raw[head, d], raw[head, d, n_points - 1], n_points)  # what fills the lanes up: a real point's
 
 
 @inner
@@ -159,9 +154,9 @@ def squash_slope(code, y):
 
 
 @inner
-def bound_of(weights, c, d):
+def bound_of(log_scale, d):
     """exp(c) for a coordinate: its learned bound on |s|, 1 where none is learned (c = 0)."""
-    return F(math.exp(weights.log_scale[c, d, 0]))
+    return F(math.exp(log_scale[d, 0]))
 
 
 @inner
@@ -175,7 +170,20 @@ def shift_only(z, x, shift, d, n_points, drawing):
 
 
 @inner
-def scale_back(z, log_det, x, raw, code, bound, d, n_points):
+def scale_and_shift(z, log_det, x, raw, squashed, gain, code, bound, d, n_points):
+    """z = x exp(s) + t for a coordinate; what the gradient needs goes to `squashed` and `gain`, all (D, T)."""
+    for j in range(0, n_points, LANES):
+        y = squash(code, load(raw[0], d, j))
+        s = y * splat(bound)
+        e = exp(s)
+        store(squashed, d, j, y)
+        store(gain, d, j, e)
+        store(z, d, j, fma(load(x, d, j), e, load(raw[1], d, j)))
+        store(log_det, 0, j, load(log_det, 0, j) + s)
+
+
+@inner
+def to_data(z, log_det, x, raw, code, bound, d, n_points):
     """z = (x - t) exp(-s) for a coordinate: base → data."""
     for j in range(0, n_points, LANES):
         s = squash(code, load(raw[0], d, j)) * splat(bound)
@@ -187,57 +195,37 @@ def scale_back(z, log_det, x, raw, code, bound, d, n_points):
 def coupling(plan, weights, mask, tile, c, slot, n_points, drawing):
     """Data → base through coupling c, in place on `tile.z`; its log-det is added to `tile.log_det`.
 
-    With `drawing` base → data.
+    Its hidden layers stay in `tile.hidden[slot]`. With `drawing` base → data.
     """
-    copy(tile.x[slot], tile.z)
-    networks(plan, weights, mask, tile, c, slot, n_points)
+    x = tile.x[slot]
+    copy(x, tile.z)
+    clamp(tile.seen[slot], x, plan.bound, n_points)
+    of_hidden = weights.bias[c], weights.hidden[c]
+    of_last = weights.last[c], weights.last_bias[c]
+    kept = tile.hidden[slot], tile.slope[slot]
+    networks(
+        plan.activation,
+        plan.width,
+        weights.first[c],
+        *of_hidden,
+        *of_last,
+        mask,
+        tile.seen[slot],
+        *kept,
+        tile.raw,
+        n_points,
+    )
     for d in range(plan.dim):
         if mask[d] == ONE:
             continue
+        bound = bound_of(weights.log_scale[c], d)
         if plan.heads == 1:
-            shift_only(tile.z, tile.x[slot], tile.raw[0], d, n_points, drawing)
-            continue
-        if drawing:
-            scale_back(tile.z, tile.log_det, tile.x[slot], tile.raw, plan.scale, bound_of(weights, c, d), d, n_points)
-            continue
-        bound = splat(bound_of(weights, c, d))
-        for j in range(0, n_points, LANES):
-            squashed = squash(plan.scale, load(tile.raw[0], d, j))
-            s = squashed * bound
-            gain = exp(s)
-            store(tile.squashed[slot], d, j, squashed)
-            store(tile.gain[slot], d, j, gain)
-            store(tile.z, d, j, fma(load(tile.x[slot], d, j), gain, load(tile.raw[1], d, j)))
-            store(tile.log_det, 0, j, load(tile.log_det, 0, j) + s)
-
-
-@njit(inline="always")
-def coupling_back(plan, weights, back, grads, mask, tile, c, n_points):
-    """The gradient through coupling c: `tile.z_grad` from ∂L/∂z to ∂L/∂x, and what the tile adds to `grads`.
-
-    `back` holds the weights between hidden layers transposed.
-    """
-    for d in range(plan.dim):
-        if mask[d] == ONE:
-            continue
-        bound = splat(bound_of(weights, c, d))
-        for j in range(0, n_points, LANES):
-            z_grad = load(tile.z_grad, d, j)
-            store(tile.raw_grad[plan.heads - 1], d, j, z_grad)  # of the shift
-            bias_grad = load(grads.last_bias[c, plan.heads - 1], d, 0)
-            store(grads.last_bias[c, plan.heads - 1], d, 0, bias_grad + z_grad)
-            if plan.heads == 2:
-                gain = load(tile.gain[c], d, j)
-                squashed = load(tile.squashed[c], d, j)
-                x_grad = z_grad * gain  # ∂z/∂x = exp(s)
-                s_grad = fma(x_grad, load(tile.x[c], d, j), load(tile.det_grad, 0, j))  # ∂z/∂s = x exp(s)
-                raw_grad = s_grad * bound * squash_slope(plan.scale, squashed)
-                store(tile.z_grad, d, j, x_grad)
-                store(tile.raw_grad[0], d, j, raw_grad)
-                store(grads.last_bias[c, 0], d, 0, load(grads.last_bias[c, 0], d, 0) + raw_grad)
-                scale_grad = fma(s_grad, squashed * bound, load(grads.log_scale[c], d, 0))  # ∂s/∂c = s
-                store(grads.log_scale[c], d, 0, scale_grad)
-    networks_back(plan, weights, back, grads, mask, tile, c, n_points)
+            shift_only(tile.z, x, tile.raw[0], d, n_points, drawing)
+        elif drawing:
+            to_data(tile.z, tile.log_det, x, tile.raw, plan.scale, bound, d, n_points)
+        else:
+            of_gradient = tile.squashed[slot], tile.gain[slot]
+            scale_and_shift(tile.z, tile.log_det, x, tile.raw, *of_gradient, plan.scale, bound, d, n_points)
 
 
 @inner
@@ -249,34 +237,95 @@ def add_within(z_grad, seen_grad, x, bound, d, n_points):
         store(z_grad, d, j, load(z_grad, d, j) + grad)
 
 
+@inner
+def sum_up(sums, grad, d, n_points):
+    """sums[d] += the lanes of grad[d]. Shapes: sums (D, L), grad (D, T)."""
+    for j in range(0, n_points, LANES):
+        store(sums, d, 0, load(sums, d, 0) + load(grad, d, j))
+
+
+@inner
+def scale_back(z_grad, raw_grad, scale_grad, x, squashed, gain, det_grad, code, bound, d, n_points):
+    """The gradient through :func:`scale_and_shift` for a coordinate: by x, in place, by the output r of s, and by c."""
+    for j in range(0, n_points, LANES):
+        y = load(squashed, d, j)
+        x_grad = load(z_grad, d, j) * load(gain, d, j)  # ∂z/∂x = exp(s)
+        s_grad = fma(x_grad, load(x, d, j), load(det_grad, 0, j))  # ∂z/∂s = x exp(s)
+        store(z_grad, d, j, x_grad)
+        store(raw_grad, d, j, s_grad * splat(bound) * squash_slope(code, y))
+        store(scale_grad, d, 0, fma(s_grad, y * splat(bound), load(scale_grad, d, 0)))  # ∂s/∂c = s
+
+
 @njit(inline="always")
-def networks_back(plan, weights, back, grads, mask, tile, c, n_points):
-    """The gradient through the networks of coupling c, from `tile.raw_grad` down to the inputs."""
+def coupling_back(plan, weights, back, grads, mask, tile, c, n_points):
+    """The gradient through coupling c: `tile.z_grad` from ∂L/∂z to ∂L/∂x, and what the tile adds to `grads`.
+
+    `back` holds the weights between hidden layers transposed.
+    """
+    of_shift = tile.raw_grad[plan.heads - 1]
+    of_scale = tile.raw_grad[0]
+    copy(of_shift, tile.z_grad)
+    for d in range(plan.dim):
+        if mask[d] == ONE:
+            continue
+        sum_up(grads.last_bias[c, plan.heads - 1], of_shift, d, n_points)
+        if plan.heads == 2:
+            kept = tile.x[c], tile.squashed[c], tile.gain[c], tile.det_grad
+            bound = bound_of(weights.log_scale[c], d)
+            scale_back(tile.z_grad, of_scale, grads.log_scale[c], *kept, plan.scale, bound, d, n_points)
+            sum_up(grads.last_bias[c, 0], of_scale, d, n_points)
     for g in range(plan.nets):
-        upper = tile.upper
-        lower = tile.lower
-        top = tile.hidden[c, g, plan.depth - 1]
         begin = g if plan.nets == plan.heads else 0  # the heads of this network: one, or all
         end = g + 1 if plan.nets == plan.heads else plan.heads
-        for head in range(begin, end):
-            for d in range(plan.dim):
-                if mask[d] != ONE:
-                    add_weighted_rows(grads.last[c, head, d], tile.raw_grad[head, d], top, n_points)
-        from_outputs(upper, tile.raw_grad, mask, weights.last[c], n_points, begin, end)
-        for i in range(plan.depth - 1, -1, -1):
-            y = tile.hidden[c, g, i]
-            through_activation(plan.activation, upper, y, tile.slope[c, g, i], grads.bias[c, g, i], n_points)
-            if i > 0:
-                below = tile.hidden[c, g, i - 1]
-                add_outer_products(grads.hidden[c, g, i - 1], below, upper, n_points, plan.width)
-                # `back` has no biases: its zeros are what the sums start from
-                product(lower, upper, back.hidden[c, g, i - 1], back.bias[c, g, i], n_points, plan.width)
-                upper, lower = lower, upper
+        room = tile.upper, tile.lower
+        own = grads.bias[c, g], grads.hidden[c, g], grads.last[c]
+        kept = tile.hidden[c, g], tile.slope[c, g]
+        upside_down = back.bias[c, g, 0], back.hidden[c, g]
+        network_back(
+            plan.activation,
+            plan.width,
+            weights.last[c],
+            *upside_down,
+            *own,
+            mask,
+            tile.raw_grad,
+            *kept,
+            *room,
+            begin,
+            end,
+            n_points,
+        )
+        first_grad = tile.upper if plan.depth % 2 == 1 else tile.lower
         for d in range(plan.dim):
             if mask[d] == ONE:
-                add_weighted_rows(grads.first[c, g, d], tile.seen[c, d], upper, n_points)
+                add_weighted_rows(grads.first[c, g, d], tile.seen[c, d], first_grad, n_points)
                 if c > 0:  # nothing is learned before the first coupling
                     fill(tile.seen_grad[0], ZERO, 0)
-                    add_dots(tile.seen_grad[0], upper, weights.first[c, g, d], n_points)
+                    add_dots(tile.seen_grad[0], first_grad, weights.first[c, g, d], n_points)
                     fill(tile.seen_grad[0], ZERO, n_points)
                     add_within(tile.z_grad, tile.seen_grad, tile.x[c], plan.bound, d, n_points)
+
+
+@inner
+def network_back(
+    code, width, last, zeros, hidden, bias_grad, hidden_grad, last_grad, mask, raw_grad, outputs, slope, upper, lower,
+    begin, end, n_points,
+):  # fmt: skip
+    """The gradient through a network, from its heads (`raw_grad`, from `begin` to `end`) down to its first layer.
+
+    Adds to those of its weights. `upper` and `lower` (P, T, L) take turns: the one ends up with the gradient of the
+    first layer's sums if there is an odd number of layers, the other if it is even. `hidden` (K - 1, P, P L, L)
+    are the weights between hidden layers, transposed, `zeros` (P, L) what their products start from.
+    """
+    depth = outputs.shape[0]
+    for head in range(begin, end):
+        for d in range(mask.shape[0]):
+            if mask[d] != ONE:
+                add_weighted_rows(last_grad[head, d], raw_grad[head, d], outputs[depth - 1], n_points)
+    from_outputs(upper, raw_grad, mask, last, n_points, begin, end)
+    for i in range(depth - 1, 0, -1):
+        through_activation(code, upper, outputs[i], slope[i], bias_grad[i], n_points)
+        add_outer_products(hidden_grad[i - 1], outputs[i - 1], upper, n_points, width)
+        product(lower, upper, hidden[i - 1], zeros, n_points, width)
+        upper, lower = lower, upper
+    through_activation(code, upper, outputs[0], slope[0], bias_grad[0], n_points)

@@ -11,6 +11,7 @@ from numba import njit
 from nfexp.flows.kernels.bases import log_law
 from nfexp.flows.kernels.coupling import coupling, coupling_back
 from nfexp.flows.kernels.elementwise import affine, affine_back, affine_to_data, tail, tail_back
+from nfexp.flows.kernels.lanes import inner
 from nfexp.flows.kernels.moments import move, norm_of
 from nfexp.flows.kernels.plan import ABSENT
 from nfexp.flows.kernels.products import fill
@@ -40,7 +41,8 @@ class Steps(NamedTuple):
     """What steps of training need: `order` (S, E, N) says which points each of S steps learns from.
 
     The optimiser's moments `first`, `second` (E, P), the `members` that are trained, the `clip` of each, its learning
-    rate `lr` and its `decay` (E,); by step `factor`, `of_grad` and `of_first` (S,), see :func:`move`; `begun`, the steps before these; `grad` (1, P), scratch, or (E, P) where gradients are asked for.
+    rate `lr` and its `decay` (E,); by step `factor`, `of_grad` and `of_first` (S,), see :func:`move`; `begun`, the
+    steps before these; `grad` (1, P), scratch, or (E, P) where gradients are asked for.
     """
 
     order: np.ndarray
@@ -60,41 +62,41 @@ class Steps(NamedTuple):
     begun: int
 
 
-@njit(inline="always")
-def read_in(plan, fixed, x, order, begin, n_points, tile, drawing):
-    """The points from `begin` on into `tile.z`, standardised unless they are draws of the base.
+@inner
+def read_in(z, log_det, mean, var, x, order, begin, n_points, drawing):
+    """The points from `begin` on into `z` (D, T), standardised unless they are draws of the base.
 
     What fills the lanes up is a copy of the last point.
     """
-    log_det = 0.0
-    for d in range(plan.dim):
-        mean = ZERO
+    total = 0.0
+    for d in range(z.shape[0]):
+        centre = ZERO
         gain = ONE
         if not drawing:
-            log_det -= 0.5 * math.log(fixed[plan.var_at + d])
-            mean = fixed[plan.mean_at + d]
-            gain = F(math.exp(-0.5 * math.log(fixed[plan.var_at + d])))
+            total -= 0.5 * math.log(var[d])
+            centre = mean[d]
+            gain = F(math.exp(-0.5 * math.log(var[d])))
         for j in range(n_points):
-            tile.z[d, j] = (x[order[begin + j], d] - mean) * gain
-        fill(tile.z[d], tile.z[d, n_points - 1], n_points)
-    fill(tile.log_det[0], F(log_det), 0)
+            z[d, j] = (x[order[begin + j], d] - centre) * gain
+        fill(z[d], z[d, n_points - 1], n_points)
+    fill(log_det[0], F(total), 0)
 
 
-@njit(inline="always")
-def write_out(plan, fixed, tile, n_points, points, log_det, begin, drawing):
+@inner
+def write_out(z, log_det, mean, var, points, log_dets, begin, n_points, drawing):
     """The points of a tile, in data units if they are drawn, and their log-det."""
     total = 0.0
-    for d in range(plan.dim):
-        mean = ZERO
+    for d in range(z.shape[0]):
+        centre = ZERO
         sd = ONE
         if drawing:
-            total += 0.5 * math.log(fixed[plan.var_at + d])
-            mean = fixed[plan.mean_at + d]
-            sd = F(math.exp(0.5 * math.log(fixed[plan.var_at + d])))
+            total += 0.5 * math.log(var[d])
+            centre = mean[d]
+            sd = F(math.exp(0.5 * math.log(var[d])))
         for j in range(n_points):
-            points[begin + j, d] = tile.z[d, j] * sd + mean
+            points[begin + j, d] = z[d, j] * sd + centre
     for j in range(n_points):
-        log_det[begin + j] = tile.log_det[0, j] + F(total)
+        log_dets[begin + j] = log_det[0, j] + F(total)
 
 
 @njit(inline="always")
@@ -123,27 +125,33 @@ def through(plan, weights, fixed, n_points, tile, keep, drawing):
             tail(tile.z, tile.log_det, tile.straight, weights.log_power, n_points, drawing)
 
 
-@njit(inline="always")
-def log_densities(plan, tile, n_points, out, begin):
-    """log q of the points of a tile, and in `tile.z_grad` its derivative by z."""
+@inner
+def log_densities(code, z, log_det, z_grad, out, begin, n_points):
+    """log q of the points of a tile, and in `z_grad` its derivative by z."""
     for j in range(n_points):
         log_p = 0.0
-        for d in range(plan.dim):
-            value, slope = log_law(plan.base, tile.z[d, j])
+        for d in range(z.shape[0]):
+            value, slope = log_law(code, z[d, j])
             log_p += value
-            tile.z_grad[d, j] = F(slope)
-        out[begin + j] = F(log_p + tile.log_det[0, j])
+            z_grad[d, j] = F(slope)
+        out[begin + j] = F(log_p + log_det[0, j])
+
+
+@inner
+def start_back(z_grad, det_grad, per_point, n_points):
+    """From ∂(log q)/∂z to the gradient of the mean −log q by z, in place, and by each log-det; zero in idle lanes."""
+    for d in range(z_grad.shape[0]):
+        for j in range(n_points):
+            z_grad[d, j] *= -per_point
+        fill(z_grad[d], ZERO, n_points)
+    fill(det_grad[0], -per_point, 0)
+    fill(det_grad[0], ZERO, n_points)
 
 
 @njit(inline="always")
 def way_back(plan, weights, back, grads, fixed, tile, n_points, per_point):
     """From ∂(log q)/∂z in `tile.z_grad` to what a tile adds to the gradient of the mean −log q."""
-    for d in range(plan.dim):
-        for j in range(n_points):
-            tile.z_grad[d, j] *= -per_point
-        fill(tile.z_grad[d], ZERO, n_points)
-    fill(tile.det_grad[0], -per_point, 0)
-    fill(tile.det_grad[0], ZERO, n_points)
+    start_back(tile.z_grad, tile.det_grad, per_point, n_points)
     if plan.tail_at != ABSENT:
         tail_back(tile.z_grad, tile.det_grad, tile.straight, weights.log_power, grads.log_power, n_points)
     for k in range(plan.n_couplings, -1, -1):
@@ -190,6 +198,8 @@ def work(plan, weights, back, grads, tile, theta, fixed, x, steps, results, task
     learning = task in (GRADIENT, STEPS)
     drawing = task == TO_DATA
     for e in steps.members:
+        mean = fixed[e, plan.mean_at : plan.mean_at + plan.dim]
+        var = fixed[e, plan.var_at : plan.var_at + plan.dim]
         for i in range(steps.order.shape[0]):
             order = steps.order[i, min(e, steps.order.shape[1] - 1)]
             unpack(plan, theta, fixed, e, weights, back, learning)
@@ -197,12 +207,14 @@ def work(plan, weights, back, grads, tile, theta, fixed, x, steps, results, task
                 clear(grads)
             for begin in range(0, n_points, tile_points):
                 n_here = min(tile_points, n_points - begin)
-                read_in(plan, fixed[e], x[e], order, begin, n_here, tile, drawing)
+                read_in(tile.z, tile.log_det, mean, var, x[e], order, begin, n_here, drawing)
                 through(plan, weights, fixed[e], n_here, tile, learning, drawing)
                 if task in (TO_BASE, TO_DATA):
-                    write_out(plan, fixed[e], tile, n_here, results.points[e], results.log_det[e], begin, drawing)
+                    found = results.points[e], results.log_det[e]
+                    write_out(tile.z, tile.log_det, mean, var, *found, begin, n_here, drawing)
                 else:
-                    log_densities(plan, tile, n_here, results.log_det[e], begin)
+                    log_q = results.log_det[e]
+                    log_densities(plan.base, tile.z, tile.log_det, tile.z_grad, log_q, begin, n_here)
                 if learning:
                     way_back(plan, weights, back, grads, fixed[e], tile, n_here, per_point)
             if learning:

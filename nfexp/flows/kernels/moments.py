@@ -36,7 +36,7 @@ def norm_of(rows, e):
 def move(theta, first, second, e, grad, row, clip, lr, decay, law, step):
     """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← (1 − lr decay) θ − lr (a g + b m) / (√(v/(1 − β₂ᵗ)) + ε).
 
-    In place, on row e of theta, first (m) and second (v), (E, P); g is `clip` times a row of `grad`. The law holds a, b,
+    In place, on row e of theta, first (m) and second (v), (E, P); g is `clip` times a row of `grad`. The law: a, b,
     β₁, β₂ and ε; what a and b are at step t = 1, 2, … makes the optimiser: Adam or NAdam.
     """
     of_grad, of_first, beta1, beta2, epsilon = law
