@@ -25,6 +25,9 @@ SUFFIXES = (".md", ".png", ".gif", ".css", ".csv", ".gz", ".json", ".ipynb", ".s
 # A link that leads out of docs/ becomes its text, for the site stands alone.
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?!docs/)[^)#]+\.(?:py|toml|txt|yaml)[^)]*\)")
 
+# What a page would load from elsewhere
+FETCHED = re.compile(r"""<(?:script|img|iframe|link rel="stylesheet")[^>]*(?:src|href)="(https?:[^"]*)""")
+
 
 def gather(folder: Path = PAGES) -> None:
     """Write all pages of the site, and what they show, into an empty folder."""
@@ -58,6 +61,10 @@ def build() -> None:
     """Build the site from the gathered pages; CalledProcessError where there is any warning."""
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "--config-file", "mkdocs.yml"]
     subprocess.run(command, check=True, cwd=ROOT)
+    for page in SITE.rglob("*.html"):
+        fetched = FETCHED.search(page.read_text(encoding="utf-8"))
+        if fetched is not None:
+            raise SystemExit(f"{page}: fetches {fetched[1]}, but the site is to stand alone")
 
 
 if __name__ == "__main__":

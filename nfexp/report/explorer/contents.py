@@ -27,8 +27,8 @@ from nfexp.report.words import plain, troubles
 # What an ablation can be drawn of: a metric, or kl_diff, with its name and unit.
 DRAWN = {
     "kl": "KL, nats",
-    "kl_diff": "KL − KL at the centre, nats",
     "test_nll": "Test NLL, nats",
+    "kl_diff": "Difference to the centre, nats",
     "val_nll": "Validation NLL, nats",
     "clean_distance": "Clean distance, data units",
     "sample_distance": "Sample distance, data units",
@@ -49,8 +49,8 @@ def explorer_contents(
     """All that the page holds, of the distinct runs in the order of their table."""
     centres = found.sweep.centres
     runs = table.distinct(found.runs).reset_index(drop=True)
-    measures = [name for name in DRAWN if name == "kl_diff" or runs[name].notna().any()]
-    cells = stats.ablations(runs, centres, [*stats.AVERAGED, *set(measures) - set(stats.AVERAGED)])
+    cells = stats.ablations(runs, centres, [*DRAWN])
+    measures = [name for name in DRAWN if _is_known(cells, name)]
     frames = frames_of(runs, skipped=skipped)
     return {
         "title": found.sweep.name,
@@ -63,6 +63,10 @@ def explorer_contents(
         "claims": _claims(runs, judged, centres),
         "samples": asdict(frames) | {"levels": LEVELS, "outside": OUTSIDE, "kept": KEPT},
     }
+
+
+def _is_known(cells: Mapping[str, pd.DataFrame], measure: str) -> bool:
+    return any(ablation[f"{measure}_mean"].notna().any() for ablation in cells.values())
 
 
 def _varied(runs: pd.DataFrame) -> list[str]:
