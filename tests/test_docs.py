@@ -11,7 +11,7 @@ from nfexp.data.densities import TARGET_NAMES
 from nfexp.spec import Flow
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs/sweeps.md", ROOT / "docs/reliability.md", ROOT / "docs/scaling.md"]
+PAGES = [ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("sweeps", "ensembles", "reliability", "scaling"))]
 LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
 
 

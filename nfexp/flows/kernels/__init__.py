@@ -32,6 +32,7 @@ KNOWN: dict[str, tuple[str, ...] | None] = {
     "norm": ("none",),
     "norm_every": ANY,
     "base": ("normal", "logistic", "laplace", "student_t", "mixture"),
+    "members": ANY,  # rows of the stack as any others
 }
 MEMORY_TYPE = torch.float32
 
