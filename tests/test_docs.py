@@ -11,7 +11,10 @@ from nfexp.data.densities import TARGET_NAMES
 from nfexp.spec import Flow
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("sweeps", "ensembles", "reliability", "scaling"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / f"docs/{name}.md" for name in ("sweeps", "ensembles", "recipes", "reliability", "scaling")),
+]
 LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
 
 
