@@ -29,7 +29,9 @@ from nfexp.analysis.table import ReportError, cannot_write, collect, printable, 
 from nfexp.analysis.table.baselines import (
     BASELINES,
     DATA,
+    KERNELS,
     MODELS,
+    WITH_VALIDATION,
     columns_of,
     data_key,
     draws_of,
@@ -133,7 +135,7 @@ def fit(x: np.ndarray, model: str, seed: int) -> Baseline:
     sd = x.std(0)
     z = (x - mean) / sd
     facts: dict[str, float] = {"n_used": len(x)}
-    if model == "kde":
+    if model in KERNELS:
         fitted = fit_kernel(z)
         facts["bandwidth"] = fitted.bandwidth_
         facts["n_parameters"] = z.size + 1  # it keeps every point
@@ -150,11 +152,13 @@ def fit(x: np.ndarray, model: str, seed: int) -> Baseline:
 def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of baselines.csv: `models` fitted to a seed's training draws, scored on its test draws.
 
-    The draws are those of :func:`nfexp.data.load`; the test draws choose nothing. `seconds` are
-    those of choosing and fitting.
+    Those of WITH_VALIDATION are fitted to its validation draws, too: a flow sees them when it
+    chooses its step. The draws are those of :func:`nfexp.data.load`; the test draws choose nothing.
+    `seconds` are those of choosing and fitting.
     """
     dataset = load_data(data, seed)
     train = dataset.train.numpy()
+    both = np.concatenate([train, dataset.val.numpy()])
     test = dataset.test.numpy()
     exact = dataset.true_log_prob()
     log_p = None if exact is None else exact.numpy()
@@ -162,7 +166,7 @@ def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, An
     rows = []
     for model in models:
         begun = time.perf_counter()
-        baseline = fit(train, model, seed)
+        baseline = fit(both if model in WITH_VALIDATION else train, model, seed)
         seconds = time.perf_counter() - begun
         scores = score(baseline.log_prob(test), log_p)
         row = draws | {"seed": seed, "model": model} | baseline.facts | scores
@@ -204,10 +208,12 @@ class Task:
 def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[Task], list[str]]:
     """What `fits` lacks for the table `runs`, each draw once; and what cannot be drawn.
 
+    Validation draws are as many as of the first run with these draws.
+
     >>> runs = pd.DataFrame({"data.name": "moons", "data.n_samples": 9, "data.noise": 0.1, "data.n_test": 9,
-    ...                      "data.text": None, "seed": [0, 0, 1]})
+    ...                      "data.n_val": 9, "data.text": None, "seed": [0, 0, 1]})
     >>> [(task.data.name, task.seed, len(task.models)) for task in wanted(runs, pd.DataFrame())[0]]
-    [('moons', 0, 3), ('moons', 1, 3)]
+    [('moons', 0, 5), ('moons', 1, 5)]
     """
     fitted = set()
     for row in rows_of(fits):
@@ -220,23 +226,24 @@ def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[Task], list[str
         models = [model for model in MODELS if (key, seed, model) not in fitted]
         if models:
             lacking[key, seed] = models
-            tables[key] = row
+            tables.setdefault(key, row)
     tasks = []
     refused: dict[str, None] = {}  # each reason once, in order
     for (key, seed), models in lacking.items():
         try:
             is_table = len(key) > len(DATA)
-            data = _table_of(tables[key]) if is_table else _data_of(key)
+            first = tables[key]
+            data = _table_of(first) if is_table else _data_of(key, first["data.n_val"])
             tasks.append(Task(data, int(seed), models))
         except ValueError as error:
             refused[str(error)] = None
     return tasks, list(refused)
 
 
-def _data_of(key: tuple[Any, ...]) -> Data:
+def _data_of(key: tuple[Any, ...], n_val: Any) -> Data:
     """The checked data of a data_key; whole numbers may be floats, as a table has them."""
-    given: dict[str, Any] = {"n_val": 2}  # the validation draws are not used
-    for column, value in zip(DATA, key, strict=True):
+    given: dict[str, Any] = {}
+    for column, value in zip((*DATA, "data.n_val"), (*key, n_val), strict=True):
         name = column.removeprefix("data.")
         is_whole = name.startswith("n_") and value is not None and value == int(value)
         given[name] = int(value) if is_whole else value

@@ -6,21 +6,29 @@ import torch
 from torch import Tensor
 
 from nfexp.spec import Train
-from nfexp.streams import stream
+from nfexp.streams import of_member, stream
 
 
 class Passes:
-    """Endless passes over `n` points, each drawn by itself: what step 1, 2, … takes of them, `batch` at a time."""
+    """Endless passes over `n` points, each drawn by itself: what step 1, 2, … takes of them, `batch` at a time.
 
-    def __init__(self, *, n: int, batch: int, seed: int) -> None:
+    `member` is the position in an ensemble: the members of one seed draw differently.
+    """
+
+    def __init__(self, *, n: int, batch: int, seed: int, member: int = 0) -> None:
         self.n = n
         self.batch = batch
         self.seed = seed
+        self.member = member
         self.known: dict[int, Tensor] = {}  # the passes of the last step
 
     def drawn(self, k: int) -> Tensor:
         """What pass k = 0, 1, … draws for its points, shape (n, …), from a stream of its own."""
         raise NotImplementedError
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """The member's own stream for one purpose."""
+        return stream(self.seed, of_member(self.member, purpose))
 
     def at(self, step: int) -> Tensor:
         """What `step` (1, 2, …) takes, shape (batch, …)."""
@@ -46,7 +54,7 @@ class Order(Passes):
     """
 
     def drawn(self, k: int) -> Tensor:
-        return torch.randperm(self.n, generator=stream(self.seed, f"batches/{k}"))
+        return torch.randperm(self.n, generator=self.generator(f"batches/{k}"))
 
 
 class Noise(Passes):
@@ -56,13 +64,12 @@ class Noise(Passes):
     a density estimate does (Rothfuss et al. 2019).
     """
 
-    def __init__(self, *, n: int, batch: int, seed: int, sd: Tensor) -> None:
-        super().__init__(n=n, batch=batch, seed=seed)
+    def __init__(self, *, n: int, batch: int, seed: int, sd: Tensor, member: int = 0) -> None:
+        super().__init__(n=n, batch=batch, seed=seed, member=member)
         self.sd = sd
 
     def drawn(self, k: int) -> Tensor:
-        generator = stream(self.seed, f"noise/{k}")
-        draws = torch.randn(self.n, len(self.sd), generator=generator, dtype=torch.float64)
+        draws = torch.randn(self.n, len(self.sd), generator=self.generator(f"noise/{k}"), dtype=torch.float64)
         return draws.to(self.sd) * self.sd
 
 

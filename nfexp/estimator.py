@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nfexp.configuration import conf_dir
 from nfexp.data import Dataset
+from nfexp.flows.ensemble import CHOICE, Ensembles
 from nfexp.flows.stack import FlowStack
 from nfexp.run import train_stack
 from nfexp.spec import Spec, SpecError, unflatten
@@ -60,8 +60,9 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
     validation_fraction
         The share of the rows that choose the kept weights and are not trained on, see `select`.
     n_members
-        Flows in an ensemble: they share the rows and differ in initialisation and batches, and
-        train as one stack. The density is the mean of theirs.
+        Flows in an ensemble, ``flow.members`` of the command line: they share the rows and differ
+        in initialisation and batches, and train as one stack. The density is the mean of theirs; a
+        member that diverges is left out.
     random_state
         A number is the seed of the run: with the same keys, rows and seed the command line trains
         the same weights.
@@ -175,22 +176,19 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
             instead.
         """
         task = self._task(X, unsupported)
-        members = _train(task.specs, task.datasets, verbose=bool(self.verbose))
+        (members,) = _train([task], verbose=bool(self.verbose))
         return self._keep(task, members)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """The log-density of each row of X (N, D), shape (N,), in nats and in the units of X."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        stack = self._stack()
-        n = stack.n_members
+        flows = self._flows()
         found = np.empty(len(X))
         for begin in range(0, len(X), CHUNK):
-            points = torch.from_numpy(X[begin : begin + CHUNK]).expand(n, -1, -1)
+            points = torch.from_numpy(X[begin : begin + CHUNK]).unsqueeze(0)
             with torch.no_grad():
-                of_members = stack.log_density(points)
-            # log of the mean density: log (1/E) Σ_e exp(log q_e)
-            found[begin : begin + CHUNK] = (torch.logsumexp(of_members, 0) - math.log(n)).numpy()
+                found[begin : begin + CHUNK] = flows.log_density(points)[0].numpy()
         return found
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -203,13 +201,9 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if n_samples < 1:
             raise ValueError(f"n_samples: expected an integer >= 1; got {n_samples!r}")
         seed = _seed(self.random_state if random_state is None else random_state)
-        stack = self._stack()
         with torch.no_grad():
-            draws = stack.sample(n_samples, [stream(seed, "sample")] * stack.n_members)
-        if stack.n_members == 1:
-            return draws[0].numpy()
-        member = torch.randint(stack.n_members, (n_samples,), generator=stream(seed, "members"))
-        return draws[member, torch.arange(n_samples)].numpy()
+            draws = self._flows().sample(n_samples, [stream(seed, "sample")], [stream(seed, CHOICE)])
+        return draws[0].numpy()
 
     def _stack(self) -> FlowStack:
         """The fitted flows; in float64 a row's density does not depend on its neighbours."""
@@ -217,6 +211,10 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         theta = torch.from_numpy(self.weights_).double()
         fixed = torch.from_numpy(self.fixed_).double()
         return FlowStack(flow, self.n_features_in_, theta, fixed)
+
+    def _flows(self) -> Ensembles:
+        """The one density of the fitted flows."""
+        return Ensembles(self._stack(), len(self.weights_))
 
     def _task(self, X: Any, unsupported: Mapping[str, Any]) -> _Task:
         """What there is to train, once it is checked."""
@@ -229,9 +227,8 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         members = self.n_members
         if not isinstance(members, int | np.integer) or members < 1:
             raise ValueError(f"n_members: expected an integer >= 1; got {members!r}")
-        specs = [self._spec(X, (seed + e) % 2**63) for e in range(members)]
-        lead = specs[0]
-        rows = split_rows(lead.data, seed, len(X), own_val=False, own_test=True)
+        spec = self._spec(X, seed)
+        rows = split_rows(spec.data, seed, len(X), own_val=False, own_test=True)
         train = X[rows.train]
         constant = np.flatnonzero(train.min(0) == train.max(0))
         if len(constant) and self.standardise == "moments":
@@ -244,7 +241,7 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
             val=torch.from_numpy(X[rows.val]),
             test=torch.empty(0, X.shape[1], dtype=torch.float64),
         )
-        return _Task(specs=specs, datasets=[dataset] * members)
+        return _Task(spec=spec, dataset=dataset)
 
     def _spec(self, X: np.ndarray, seed: int) -> Spec:
         own = self.get_params(deep=False)
@@ -254,6 +251,7 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         n_val = min(max(2, round(fraction * len(X))), len(X) - 2)
         flat: dict[str, Any] = {"name": "estimator", "seed": seed, "device": self.device}
         flat |= {f"flow.{key}": _plain(own.get(key, value)) for key, value in _FLOW.items()}
+        flat["flow.members"] = _plain(self.n_members)
         flat |= {f"train.{key}": _plain(own.get(key, value)) for key, value in _TRAIN.items()}
         flat |= {f"record.{key}": 0 for key in ("samples", "grid", "walk")} | {"record.snapshots": 1}
         flat |= {
@@ -266,13 +264,16 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(str(error).partition(".")[2] if "." in error.key else str(error)) from None
 
     def _keep(self, task: _Task, members: Sequence[_Member]) -> RealNVP:
-        """Note what was learned."""
+        """Note what was learned; a member that diverged only where none is left."""
+        whole = [member for member in members if member.diverged_at is None]
         for e, member in enumerate(members):
             if member.diverged_at is not None:
-                what = f"member {e} diverged at step {member.diverged_at}; its best weights before are kept"
+                left = "it is left out" if whole else "its best weights before are kept"
+                what = f"member {e} diverged at step {member.diverged_at}; {left}"
                 hint = "a smaller lr or scale='soft' may hold it together"
                 warnings.warn(f"{what}: {hint}", ConvergenceWarning, stacklevel=3)
-        self.spec_ = task.specs[0]
+        members = whole or members
+        self.spec_ = task.spec
         self.weights_ = np.stack([member.theta for member in members])
         self.fixed_ = np.stack([member.fixed for member in members])
         self.best_step_ = [member.best_step for member in members]
@@ -282,10 +283,10 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """The members to train for one estimator."""
+    """What there is to train for one estimator: a run, of as many members as it has."""
 
-    specs: Sequence[Spec]
-    datasets: Sequence[Dataset]
+    spec: Spec
+    dataset: Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,29 +300,37 @@ class _Member:
     history: dict[str, np.ndarray]
 
 
-def _train(specs: Sequence[Spec], datasets: Sequence[Dataset], *, verbose: bool = False) -> list[_Member]:
-    """Train runs, those of one architecture as one stack; what came of each, in their order."""
-    found: dict[int, _Member] = {}
+def _train(tasks: Sequence[_Task], *, verbose: bool = False) -> list[list[_Member]]:
+    """Train estimators, those of one architecture as one stack; the members of each, in their order."""
+    specs = [task.spec for task in tasks]
+    found: dict[int, list[_Member]] = {}
     for positions in plan_stacks(specs):
         stack, history = train_stack(
             [specs[i] for i in positions],
-            [datasets[i] for i in positions],
+            [tasks[i].dataset for i in positions],
             told=_print_progress if verbose else None,
         )
         theta = stack.theta.detach().float().cpu().numpy()
         fixed = stack.fixed.float().cpu().numpy()
-        for e, i in enumerate(positions):
-            found[i] = _Member(
-                theta=theta[e],
-                fixed=fixed[e],
-                best_step=history.best_step[e],
-                diverged_at=history.diverged_at[e],
-                history={
+        rows = iter(range(len(theta)))
+        for i in positions:
+            members = []
+            for e in islice(rows, specs[i].flow.members):
+                seen = {
                     "step": np.array(history.steps),
                     "train_nll": history.train_nll[e].cpu().numpy(),
                     "val_nll": history.val_nll[e].cpu().numpy(),
-                },
-            )
+                }
+                members.append(
+                    _Member(
+                        theta=theta[e],
+                        fixed=fixed[e],
+                        best_step=history.best_step[e],
+                        diverged_at=history.diverged_at[e],
+                        history=seen,
+                    )
+                )
+            found[i] = members
     return [found[i] for i in range(len(specs))]
 
 
@@ -338,11 +347,8 @@ def fit_many(estimators: Iterable[RealNVP | Mapping[str, Any]], X: Any) -> list[
     """
     fitted = [RealNVP(**one) if isinstance(one, Mapping) else clone(one) for one in estimators]
     tasks = [model._task(X, {}) for model in fitted]
-    specs = [spec for task in tasks for spec in task.specs]
-    datasets = [dataset for task in tasks for dataset in task.datasets]
-    members = iter(_train(specs, datasets))
-    for model, task in zip(fitted, tasks, strict=True):
-        model._keep(task, list(islice(members, len(task.specs))))
+    for model, task, members in zip(fitted, tasks, _train(tasks), strict=True):
+        model._keep(task, members)
     return fitted
 
 

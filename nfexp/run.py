@@ -84,7 +84,7 @@ def train_stack(
 ) -> tuple[FlowStack, History]:
     """Train a stack on these points, without checkpoints and without scoring it: the kept weights and what was seen.
 
-    `told` is called after each evaluation.
+    Each run has as many rows as it has members. `told` is called after each evaluation.
     """
     reuse_freed_memory()
     training = prepare(specs, datasets, resolve_device(specs[0].device), dtype)
@@ -208,7 +208,7 @@ class _Run:
         return State.join(self.step, rows, self.training.fresh.theta.device)
 
     def _seconds(self) -> float:
-        """What each member took so far."""
+        """What each run took so far."""
         return (self.spent + time.perf_counter() - self.begun) / len(self.specs)
 
     def _train(self, state: State) -> None:
@@ -237,8 +237,9 @@ class _Run:
                 raise Interrupted(f"told to stop at step {state.step} of {n_steps}")
 
     def _save(self, state: State) -> None:
-        """Leave a checkpoint in the folder of each member."""
-        for member, tensors in zip(self.members, state.members(), strict=True):
+        """Leave a checkpoint in the folder of each run."""
+        parts = state.runs(self.training.lead.flow.members)
+        for member, tensors in zip(self.members, parts, strict=True):
             if member.folder is not None:
                 checkpoint = Checkpoint(step=state.step, seconds=self._seconds(), tensors=tensors)
                 write_checkpoint(member.folder, member.tag, checkpoint)
@@ -255,6 +256,7 @@ def training_rate(spec: Spec, *, members: int = 8) -> float:
         n_flows=min(spec.flow.n_flows, 8),
         hidden_depth=min(spec.flow.hidden_depth, 4),
         hidden_width=min(spec.flow.hidden_width, 256),
+        members=1,
     )
     few = replace(spec.data, n_samples=min(spec.data.points[0], 256), n_val=2, n_test=2)
 

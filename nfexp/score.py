@@ -14,11 +14,12 @@ from torch import Tensor
 from nfexp.data import Dataset, Target, make_target
 from nfexp.flows.bases import base_log_prob
 from nfexp.flows.cost import CHUNK
+from nfexp.flows.ensemble import CHOICE, Ensembles
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import FlowStack
 from nfexp.spec import Spec, batch_points
 from nfexp.streams import stream
-from nfexp.train import History
+from nfexp.train import History, mean_nll
 
 CONVERGED_WITHIN = 0.05  # nats above a run's lowest validation NLL
 COMPARED_POINTS, DIRECTIONS = 2000, 32  # of samples and targets; projections of a sliced distance
@@ -41,6 +42,7 @@ class Result:
     history: dict[str, np.ndarray] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
+    members: list[Metrics] = field(default_factory=list)  # of an ensemble: what each of its flows is alone
     kernel: str = "torch"  # what computed it: "torch" or "fused"
 
 
@@ -52,9 +54,13 @@ class Divergence:
     layer: int
     what: str
 
+    def in_words(self, flows: FlowStack) -> str:
+        where = flows.layer_name(self.layer)
+        return f"non-finite {self.what} at step {self.step}, first in {where}"
+
 
 def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, history: History) -> list[Result]:
-    """The result of every member of a stack with the weights `kept`, in the order of the specs.
+    """The result of every run of a stack with the weights `kept`, in the order of the specs.
 
     Metrics of a completed run: `train_nll`, `val_nll`, `test_nll`, `true_nll` (nats per point, data units; the last is
     the target's own on the same test points), `kl` = test_nll − true_nll paired point by point, standard errors,
@@ -62,48 +68,64 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
     |x − f(f⁻¹(x))|, data units), `steps_to_converge`, and those of the functions below.
     `true_nll` and `kl` are None where the density is not known. A diverged one has `diverged_at` (step) and
     `diverged_layer` (position in data → base order, 0 the standardisation).
+
+    An ensemble is scored as one density, the mean of those of its members. A member that diverged is left out; the
+    run has diverged when none is left. What is told of layers (walk, `coordinates_moved`, `flattening`, `batch_gap`)
+    is told of its first member.
     """
+    n_members = specs[0].flow.members
+    alive = [step is None for step in history.diverged_at]
+    flows = Ensembles(kept, n_members, counted=alive)
     test = torch.stack([dataset.test for dataset in datasets]).to(kept.theta)
-    log_q = _chunked(kept.log_prob, test).double().cpu()
-    inverse_errors = _inverse_errors(kept, test[:, :INVERSE_POINTS])
-    of_samples = _sample_metrics(specs, datasets, kept, log_q)
-    of_walk = _walk_metrics(specs, kept)
-    batch_gaps = _batch_gaps(specs, datasets, kept)
-    arrays = _arrays(specs, datasets, kept, history)
+    of_members = _chunked(flows.of_members, test)
+    log_q = flows.mean(of_members).double().cpu()
+    inverse_errors = _inverse_errors(flows, test[:, :INVERSE_POINTS])
+    of_samples = _sample_metrics(specs, datasets, flows, log_q)
+    of_walk = _walk_metrics(specs, flows.first())
+    batch_gaps = _batch_gaps(specs, datasets, flows.first())
+    arrays = _arrays(specs, datasets, flows, history)
     n_parameters = kept.n_parameters()
     results = []
-    for e, spec in enumerate(specs):
-        curve = _curve(history, e)
-        diverged = _divergence(history, kept, e, test[e], log_q[e])
-        metrics: Metrics = {"n_parameters": n_parameters[e], "diverged_at": None, "diverged_layer": None}
-        status, reason = "completed", None
+    for r, spec in enumerate(specs):
+        rows = range(r * n_members, (r + 1) * n_members)
+        curve = _curve(history, rows)
+        diverged = _divergence(history, flows, r, test[r], log_q[r])
+        metrics: Metrics = {
+            "n_parameters": sum(n_parameters[e] for e in rows),
+            "diverged_at": None,
+            "diverged_layer": None,
+        }
         if diverged is not None:
             metrics |= {"diverged_at": diverged.step, "diverged_layer": diverged.layer}
-            where = kept.layer_name(diverged.layer)
-            status = "diverged"
-            reason = f"non-finite {diverged.what} at step {diverged.step}, first in {where}"
         else:
-            metrics |= _nll_metrics(curve, history.best_step[e], log_q[e], datasets[e].true_log_prob())
-            metrics |= of_samples[e]
-            metrics |= of_walk[e]
+            best_step = max(history.best_step[e] for e in rows if alive[e])
+            metrics |= _nlls_seen(curve, best_step) if n_members == 1 else _nlls_now(flows, r, datasets[r])
+            metrics |= _nll_metrics(log_q[r], datasets[r].true_log_prob())
+            metrics |= of_samples[r]
+            metrics |= of_walk[r]
             metrics |= {
-                "batch_gap": batch_gaps[e],
-                "best_step": history.best_step[e],
+                "batch_gap": batch_gaps[r],
+                "best_step": best_step,
                 "steps_to_converge": _steps_to_converge(curve),
-                "inverse_error": inverse_errors[e],
+                "inverse_error": inverse_errors[r],
             }
         results.append(
             Result(
                 spec=spec,
-                status=status,
-                reason=reason,
-                metrics={key: _finite_or_none(value) for key, value in metrics.items()},
+                status="completed" if diverged is None else "diverged",
+                reason=None if diverged is None else diverged.in_words(kept),
+                metrics=_finite(metrics),
                 history=curve,
-                arrays={key: values[e] for key, values in arrays.items()},
-                state=kept.state(e),
+                arrays={key: values[r] for key, values in arrays.items()},
+                state=flows.state(r),
+                members=_members(history, rows, of_members[r]),
             )
         )
     return results
+
+
+def _finite(metrics: Metrics) -> Metrics:
+    return {key: _finite_or_none(value) for key, value in metrics.items()}
 
 
 def _finite_or_none(value: float | int | None) -> float | int | None:
@@ -114,8 +136,13 @@ def _finite_or_none(value: float | int | None) -> float | int | None:
 
 
 def _chunked(evaluate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`evaluate` over x (E, N, …) a few points at a time, for what a stack holds while it is evaluated."""
-    return torch.cat([evaluate(part) for part in x.split(CHUNK, dim=1)], dim=1)
+    """Log-densities (…, N) of x (R, N, D) a few points at a time, for what a stack holds while it is evaluated."""
+    return torch.cat([evaluate(part) for part in x.split(CHUNK, dim=1)], dim=-1)
+
+
+def _moved(move: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Where `move` takes points (E, N, D), as :func:`_chunked`."""
+    return torch.cat([move(part) for part in x.split(CHUNK, dim=1)], dim=1)
 
 
 def _base_draws(specs: Sequence[Spec], kept: FlowStack, n: int, purpose: str) -> Tensor:
@@ -123,33 +150,69 @@ def _base_draws(specs: Sequence[Spec], kept: FlowStack, n: int, purpose: str) ->
     return kept.base_draws(n, [stream(spec.seed, purpose) for spec in specs])
 
 
-def _curve(history: History, e: int) -> dict[str, np.ndarray]:
-    """What the evaluations of member `e` noted, up to its divergence."""
+def _curve(history: History, rows: range) -> dict[str, np.ndarray]:
+    """What the evaluations of a run noted, up to its divergence: means over its members that had not diverged."""
     curve = {"step": np.array(history.steps)}
     for key in ("train_nll", "val_nll", "grad_norm", "lr"):
-        curve[key] = getattr(history, key)[e].cpu().numpy()
+        of_members = getattr(history, key)[rows.start : rows.stop]
+        curve[key] = torch.nanmean(of_members, 0).cpu().numpy()
     reached = np.isfinite(curve["val_nll"])
     return {key: values[reached] for key, values in curve.items()}
 
 
-def _divergence(history: History, kept: FlowStack, e: int, test: Tensor, log_q: Tensor) -> Divergence | None:
-    """How member `e` diverged: in training, or, with the kept weights, on its test points (N, D)."""
-    step, layer = history.diverged_at[e], history.diverged_in[e]
-    if step is not None and layer is not None:
-        return Divergence(step=step, layer=layer, what="loss, gradient or validation NLL")
+def _divergence(history: History, flows: Ensembles, r: int, test: Tensor, log_q: Tensor) -> Divergence | None:
+    """How run `r` diverged: all members in training, or the kept weights on its test points (N, D)."""
+    rows = range(r * flows.n_members, (r + 1) * flows.n_members)
+    lost = []
+    for e in rows:
+        step, layer = history.diverged_at[e], history.diverged_in[e]
+        if step is not None and layer is not None:
+            lost.append(Divergence(step=step, layer=layer, what="loss, gradient or validation NLL"))
+    if len(lost) == flows.n_members:
+        return max(lost, key=lambda divergence: divergence.step)
     if bool(torch.isfinite(log_q).all()):
         return None
-    layer = int(kept.member(e).first_nonfinite(test[None]))
-    return Divergence(step=history.best_step[e], layer=layer, what="test NLL")
+    layer = int(flows.first().member(r).first_nonfinite(test[None]))
+    step = max(history.best_step[e] for e in rows)
+    return Divergence(step=step, layer=layer, what="test NLL")
 
 
-def _nll_metrics(curve: dict[str, np.ndarray], best_step: int, log_q: Tensor, log_p: Tensor | None) -> Metrics:
-    """The NLLs at the best step; `log_q`, `log_p` (N,) are the flow's and the exact log-density at the test points."""
+def _members(history: History, rows: range, log_q: Tensor) -> list[Metrics]:
+    """What each member of an ensemble is alone, log_q (K, N) at the test points; nothing for one flow."""
+    if len(rows) == 1:
+        return []
+    found = []
+    for e, own in zip(rows, log_q.double().cpu(), strict=True):
+        diverged_at = history.diverged_at[e]
+        metrics: Metrics = {"val_nll": None, "test_nll": None, "best_step": None, "diverged_at": diverged_at}
+        if diverged_at is None:
+            best_step = history.best_step[e]
+            position = history.steps.index(best_step)
+            metrics |= {"val_nll": float(history.val_nll[e, position]), "test_nll": -own.mean().item()}
+            metrics["best_step"] = best_step
+        found.append(_finite(metrics))
+    return found
+
+
+def _nlls_seen(curve: dict[str, np.ndarray], best_step: int) -> Metrics:
+    """The NLLs of a flow at its best step, as training noted them."""
     at_best = curve["step"] == best_step
+    return {"train_nll": float(curve["train_nll"][at_best][0]), "val_nll": float(curve["val_nll"][at_best][0])}
+
+
+def _nlls_now(flows: Ensembles, r: int, dataset: Dataset) -> Metrics:
+    """The NLLs of ensemble `r` on the points that its members' were noted for."""
+    own = flows.one(r)
+    points = dataset.train[: len(dataset.val)]
+    train_nll = mean_nll(own, points[None].to(flows.stack.theta))
+    val_nll = mean_nll(own, dataset.val[None].to(flows.stack.theta))
+    return {"train_nll": train_nll.item(), "val_nll": val_nll.item()}
+
+
+def _nll_metrics(log_q: Tensor, log_p: Tensor | None) -> Metrics:
+    """The NLLs on the test points; `log_q`, `log_p` (N,) are the flow's and the exact log-density there."""
     root_n = math.sqrt(len(log_q))
     metrics: Metrics = {
-        "train_nll": float(curve["train_nll"][at_best][0]),
-        "val_nll": float(curve["val_nll"][at_best][0]),
         "test_nll": -log_q.mean().item(),
         "test_nll_se": log_q.std().item() / root_n,
         "worst_nll": -log_q.min().item(),
@@ -169,21 +232,42 @@ def _steps_to_converge(curve: dict[str, np.ndarray]) -> int:
     return int(curve["step"][near][0])
 
 
-def _inverse_errors(kept: FlowStack, x: Tensor) -> list[float]:
-    """The largest |x − f(f⁻¹(x))| of each member, data units."""
+def _inverse_errors(flows: Ensembles, x: Tensor) -> list[float]:
+    """The largest |x − f(f⁻¹(x))| of each run, over its members that count, data units."""
 
     def there_and_back(part: Tensor) -> Tensor:
-        z, _ = kept.inverse(part)
-        return kept.forward(z)[0]
+        z, _ = flows.stack.inverse(part)
+        return flows.stack.forward(z)[0]
 
-    errors: list[float] = (_chunked(there_and_back, x) - x).abs().amax((1, 2)).tolist()
+    x = x.repeat_interleave(flows.n_members, 0)
+    of_rows = (_moved(there_and_back, x) - x).abs().amax((1, 2))
+    of_members = of_rows.view(-1, flows.n_members)
+    only = torch.where(flows.counted.to(of_members.device), of_members, 0.0)
+    errors: list[float] = only.amax(1).tolist()
     return errors
 
 
+def _samples(specs: Sequence[Spec], flows: Ensembles) -> tuple[Tensor, Tensor]:
+    """Samples of each run, (R, n, D), and their own log-density, (R, n)."""
+    z = _base_draws(specs, flows.stack, COMPARED_POINTS, "generated")
+    if flows.n_members > 1:
+        x = flows.forward(z, _chosen(specs, flows, COMPARED_POINTS))
+        return x, _chunked(flows.log_prob, x)
+    parts = [flows.stack.forward(part) for part in z.split(CHUNK, dim=1)]
+    x = torch.cat([moved for moved, _ in parts], 1)
+    log_det = torch.cat([log_det for _, log_det in parts], 1)
+    return x, base_log_prob(flows.stack.flow.base, z) - log_det
+
+
+def _chosen(specs: Sequence[Spec], flows: Ensembles, n: int) -> Tensor:
+    """The member that each of `n` draws comes from, (R, n)."""
+    return flows.choose(n, [stream(spec.seed, CHOICE) for spec in specs])
+
+
 def _sample_metrics(
-    specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, log_q: Tensor
+    specs: Sequence[Spec], datasets: Sequence[Dataset], flows: Ensembles, log_q: Tensor
 ) -> list[Metrics]:
-    """What samples say of each flow; `log_q` (E, N) is its log-density at the test points.
+    """What samples say of each run; `log_q` (R, N) is its log-density at the test points.
 
     `sample_distance` and `clean_distance`: sliced Wasserstein-1 distances (Bonneel et al. 2015), in data units, to
     draws of the target with and without its noise; `sample_floor`: that of two independent sets of draws of the
@@ -192,11 +276,9 @@ def _sample_metrics(
     `calibration_error`: the Kolmogorov distance between the log-densities of test points and of samples, 0 for every
     level right.
     """
-    z = _base_draws(specs, kept, COMPARED_POINTS, "generated")
-    parts = [kept.forward(part) for part in z.split(CHUNK, dim=1)]
-    generated = torch.cat([x for x, _ in parts], 1).double().cpu()
-    log_det = torch.cat([log_det for _, log_det in parts], 1)
-    log_q_of_samples = (base_log_prob(kept.flow.base, z) - log_det).double().cpu().numpy()
+    x, log_q_of_x = _samples(specs, flows)
+    generated = x.double().cpu()
+    log_q_of_samples = log_q_of_x.double().cpu().numpy()
     found = []
     for e, spec in enumerate(specs):
         metrics: Metrics = {"clean_distance": None, "sample_distance": None, "sample_floor": None}
@@ -295,47 +377,56 @@ def _batch_gaps(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowSt
 Arrays = dict[str, list[np.ndarray]]  # key → one array per member
 
 
-def _arrays(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, history: History) -> Arrays:
-    """What the figures need, one entry per member; float32, data units."""
+def _arrays(specs: Sequence[Spec], datasets: Sequence[Dataset], flows: Ensembles, history: History) -> Arrays:
+    """What the figures need, one entry per run; float32, data units."""
     record = specs[0].record
     planar = all(_is_planar_density(dataset) for dataset in datasets)
     arrays: Arrays = {}
     if record.samples:
-        arrays |= _sample_arrays(datasets, kept, history, record.samples)
+        chosen = _chosen(specs, flows, record.samples)
+        arrays |= _sample_arrays(datasets, flows, history, chosen)
     if record.grid and planar:
-        arrays |= _grid_arrays(datasets, kept, record.grid)
-    if record.walk and kept.dim == 2:
-        arrays |= _walk_arrays(_base_draws(specs, kept, record.walk, "walk"), kept)
+        arrays |= _grid_arrays(datasets, flows, record.grid)
+    if record.walk and flows.stack.dim == 2:
+        arrays |= _walk_arrays(_base_draws(specs, flows.stack, record.walk, "walk"), flows.first())
     return arrays
 
 
 def _split(value: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
-    """One float32 array per member."""
+    """One float32 array per run."""
     return [part.float().cpu().numpy() for part in value]
 
 
-def _sample_arrays(datasets: Sequence[Dataset], kept: FlowStack, history: History, shown: int) -> Arrays:
-    """Training points and samples; in the plane also samples at the recorded steps, up to a member's divergence."""
-    arrays = {
-        "target": _split([dataset.train[:shown] for dataset in datasets]),
-        "best": _split(_chunked(lambda z: kept.forward(z)[0], history.base)),
-    }
+def _sample_arrays(datasets: Sequence[Dataset], flows: Ensembles, history: History, chosen: Tensor) -> Arrays:
+    """Training points and samples; in the plane also samples at the recorded steps, up to a run's divergence.
+
+    Every draw, at each step, is made by the member that is `chosen` (R, M) for it.
+    """
+    shown = chosen.shape[1]
+    base = history.base[:: flows.n_members]
+    if flows.n_members == 1:
+        best = _moved(lambda z: flows.stack.forward(z)[0], base)
+    else:
+        best = flows.forward(base, chosen)
+    arrays = {"target": _split([dataset.train[:shown] for dataset in datasets]), "best": _split(best)}
     if datasets[0].names is not None:
         arrays["columns"] = [np.array(dataset.names) for dataset in datasets]
-    if kept.dim != 2:
+    if flows.stack.dim != 2:
         return arrays
-    n_recorded = []
-    for stop in history.diverged_at:
-        n_recorded.append(sum(step < (stop or math.inf) for step in history.snapshot_steps))
-    members = range(len(datasets))
-    return arrays | {
-        "base": _split(history.base),
-        "snapshots": _split([history.snapshots[e, : n_recorded[e]] for e in members]),
-        "snapshot_steps": [np.array(history.snapshot_steps[: n_recorded[e]]) for e in members],
-    }
+    snapshots = []
+    snapshot_steps = []
+    for r in range(len(datasets)):
+        of_members = history.snapshots[r * flows.n_members : (r + 1) * flows.n_members]  # (K, S, M, D)
+        stops = history.diverged_at[r * flows.n_members : (r + 1) * flows.n_members]
+        stop = math.inf if None in stops else max(step for step in stops if step is not None)
+        n_recorded = sum(step < stop for step in history.snapshot_steps)
+        drawn = of_members[chosen[r].to(of_members.device), :, torch.arange(shown)]  # (M, S, D)
+        snapshots.append(drawn.transpose(0, 1)[:n_recorded])
+        snapshot_steps.append(np.array(history.snapshot_steps[:n_recorded]))
+    return arrays | {"base": _split(base), "snapshots": _split(snapshots), "snapshot_steps": snapshot_steps}
 
 
-def _grid_arrays(datasets: Sequence[Dataset], kept: FlowStack, side: int) -> Arrays:
+def _grid_arrays(datasets: Sequence[Dataset], flows: Ensembles, side: int) -> Arrays:
     """Both log-densities on a grid over the target's window, (side, side), row = y."""
     grids, of_targets, extents = [], [], []
     for target in [dataset.density for dataset in datasets if dataset.density is not None]:
@@ -346,7 +437,7 @@ def _grid_arrays(datasets: Sequence[Dataset], kept: FlowStack, side: int) -> Arr
         grids.append(grid)
         of_targets.append(target.log_prob(grid).reshape(side, side))
         extents.append(torch.tensor(target.extent()))
-    log_q = _chunked(kept.log_density, torch.stack(grids).to(kept.theta))
+    log_q = _chunked(flows.log_density, torch.stack(grids).to(flows.stack.theta))
     return {
         "grid_log_q": _split(log_q.unflatten(1, (side, side))),
         "grid_log_p": _split(of_targets),
@@ -358,7 +449,7 @@ def _walk_arrays(start: Tensor, kept: FlowStack) -> Arrays:
     """Points (E, N, D) followed from base to data and, in the plane, a lattice that shows how space is deformed."""
 
     def follow(z: Tensor) -> Tensor:  # (E, F, N, D)
-        frames = _chunked(lambda part: torch.stack([points for _, points in kept.walk(part)], 2), z)
+        frames = _moved(lambda part: torch.stack([points for _, points in kept.walk(part)], 2), z)
         return frames.transpose(1, 2)
 
     names = [name for name, _ in kept.walk(start[:, :1])]

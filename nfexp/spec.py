@@ -85,6 +85,7 @@ ADDED: dict[str, Any] = {
     "flow.conditioner_input": "masked",
     "flow.tail_bound": None,
     "flow.tail": "none",
+    "flow.members": 1,
     "train.optimizer": "adam",
     "train.noise": 0.0,
     "train.noise_end": 0.0,
@@ -150,6 +151,7 @@ class Flow:
     base: str = choice("normal", "logistic", "laplace", "student_t", "mixture", "contaminated")
     tail_bound: float | None = within(0, 1e6, exclusive=True)
     tail: str = choice("none", "learned")
+    members: int = within(1, 1000)  # of an ensemble: flows whose mean density is the run's
 
     @property
     def heads(self) -> int:

@@ -18,3 +18,12 @@ def stream(seed: int, purpose: str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     state = int.from_bytes(digest[:8], "big", signed=True)
     return torch.Generator().manual_seed(state)
+
+
+def of_member(k: int, purpose: str) -> str:
+    """The purpose of a stream that is member `k`'s own, of an ensemble; member 0 has those of a run alone.
+
+    >>> of_member(0, "init"), of_member(3, "init")
+    ('init', 'members/3/init')
+    """
+    return purpose if k == 0 else f"members/{k}/{purpose}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,10 +34,12 @@ class Training:
 
     `train` and `val` are (E, N, D), padded with NaN rows; `sizes` says how many training rows of each member are real.
     Steps, batch size and schedule are those of every spec; learning rate, clip, weight decay and selection each
-    member's own.
+    member's own. A run of K members (`flow.members`) has K rows in a row: `specs` names it for each of them, and
+    `positions` says where in their ensemble they stand, 0 … K − 1.
     """
 
     specs: Sequence[Spec]
+    positions: Sequence[int]
     fresh: FlowStack
     train: Tensor
     val: Tensor
@@ -68,26 +71,32 @@ class Training:
 
 
 def prepare(specs: Sequence[Spec], datasets: Sequence[Dataset], device: torch.device, dtype: torch.dtype) -> Training:
-    """A fresh stack for these runs, and their points on a device."""
-    train = _padded([dataset.train for dataset in datasets])
-    val = _padded([dataset.val for dataset in datasets])
+    """A fresh stack for these runs, a row for each of their members, and their points on a device."""
+    n_members = specs[0].flow.members
+    of_rows = [spec for spec in specs for _ in range(n_members)]
+    points = [dataset for dataset in datasets for _ in range(n_members)]
+    positions = list(range(n_members)) * len(specs)
+    train = padded([dataset.train for dataset in points])
+    val = padded([dataset.val for dataset in points])
     fresh = build(
         specs[0].flow,
-        masks=[spec.flow.mask for spec in specs],
-        seeds=[spec.seed for spec in specs],
+        masks=[spec.flow.mask for spec in of_rows],
+        seeds=[spec.seed for spec in of_rows],
         data=train,
+        positions=positions,
     )
     fresh = fresh.to(device, dtype)
     return Training(
-        specs=specs,
+        specs=of_rows,
+        positions=positions,
         fresh=fresh.with_kernel(kernel_for(specs[0].train.kernel, fresh)),
         train=train.to(device, dtype),
         val=val.to(device, dtype),
-        sizes=[len(dataset.train) for dataset in datasets],
+        sizes=[len(dataset.train) for dataset in points],
     )
 
 
-def _padded(parts: Sequence[Tensor]) -> Tensor:
+def padded(parts: Sequence[Tensor]) -> Tensor:
     """Stack (n_e, D) tensors to (E, max n_e, D), missing rows NaN."""
     return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=math.nan)
 
@@ -121,22 +130,22 @@ class State:
         """Which members have not diverged, (E,)."""
         return self.diverged_at == ALIVE
 
-    def members(self) -> list[dict[str, Tensor]]:
-        """Each member's own tensors, on the CPU: with :meth:`join` the way into and out of a checkpoint."""
-        members: list[dict[str, Tensor]] = [{} for _ in range(len(self.theta))]
+    def runs(self, n_members: int) -> list[dict[str, Tensor]]:
+        """Each run's own tensors, so many rows, on the CPU: with :meth:`join` the way into and out of a checkpoint."""
+        runs: list[dict[str, Tensor]] = [{} for _ in range(len(self.theta) // n_members)]
         for f in fields(self):
             if f.name != "step":
-                value = getattr(self, f.name).cpu()
-                for e, own in enumerate(members):
-                    own[f.name] = value[e]
-        return members
+                parts = getattr(self, f.name).cpu().split(n_members)
+                for own, part in zip(runs, parts, strict=True):
+                    own[f.name] = part.contiguous()
+        return runs
 
     @classmethod
-    def join(cls, step: int, members: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> State:
-        """The state of a stack of these members, which all stand after `step` steps."""
+    def join(cls, step: int, runs: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> State:
+        """The state of a stack of these runs, which all stand after `step` steps."""
         tensors = {}
-        for name in members[0]:
-            tensors[name] = torch.stack([member[name] for member in members]).to(device)
+        for name in runs[0]:
+            tensors[name] = torch.cat([run[name] for run in runs]).to(device)
         return cls(step=step, **tensors)
 
 
@@ -181,7 +190,13 @@ def lr_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup + 1)))
 
 
-def mean_nll(flow: FlowStack, x: Tensor, chunk: int = CHUNK) -> Tensor:
+class Density(Protocol):
+    """What has a log-density at points: x (E, N, D) to (E, N)."""
+
+    def log_prob(self, x: Tensor) -> Tensor: ...
+
+
+def mean_nll(flow: Density, x: Tensor, chunk: int = CHUNK) -> Tensor:
     """Mean −log q over the real (non-NaN) rows of x (E, N, D), in nats per point; shape (E,), float64."""
     with torch.no_grad():
         parts = [flow.log_prob(part).double() for part in x.split(chunk, dim=1)]
@@ -248,16 +263,17 @@ class _Stepper:
         clips = [math.inf if s.train.grad_clip is None else s.train.grad_clip for s in training.specs]
         self.clip = torch.tensor(clips, device=device, dtype=state.theta.dtype)[:, None]
         self.member = torch.arange(len(training.specs), device=device)[:, None]
-        self.orders = []
-        for n, spec in zip(training.sizes, training.specs, strict=True):
-            self.orders.append(Order(n=n, batch=batch_points(lead), seed=spec.seed))
+        batch = batch_points(lead)
         recipes = [spec.train for spec in training.specs]
+        self.orders = []
         self.noises: dict[int, Noise] = {}  # by member, of those that have any
-        for e, recipe in enumerate(recipes):
-            if recipe.noise > 0 or recipe.noise_end > 0:
-                n = training.sizes[e]
+        for e, spec in enumerate(training.specs):
+            n = training.sizes[e]
+            position = training.positions[e]
+            self.orders.append(Order(n=n, batch=batch, seed=spec.seed, member=position))
+            if spec.train.noise > 0 or spec.train.noise_end > 0:
                 sd = training.train[e, :n].std(0, correction=0)
-                self.noises[e] = Noise(n=n, batch=batch_points(lead), seed=training.specs[e].seed, sd=sd)
+                self.noises[e] = Noise(n=n, batch=batch, seed=spec.seed, sd=sd, member=position)
         self.optimiser = OPTIMISERS[lead.train.optimizer](state.theta, state.first, state.second, recipes)
         self.optimiser.train(self._alive_members())
 

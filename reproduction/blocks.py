@@ -274,17 +274,18 @@ def layers_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centr
 def baselines_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """KL of the centre's flow and of densities without a flow on the same draws, by the number of training points."""
     runs, fits, rows = frames["ablations"], frames["baselines"], []
+    models = [m for m in MODELS if m in set(fits["model"])]
     for target, study in studies(runs, centres["ablations"]).items():
         c = study.centre
         here = fits[(fits["data.name"] == target) & (fits["data.noise"] == c["data.noise"])]
         for n in study.axis("data.n_samples"):
             own = here[here["data.n_samples"] == n]
             flow = study.values("kl", {"data.n_samples": n})
-            kl = {m: own[own["model"] == m].set_index("seed")["kl"] for m in MODELS}
+            kl = {m: own[own["model"] == m].set_index("seed")["kl"] for m in models}
             gaps = [mean((flow - kl[m]).dropna()) for m in ("mixture", "kde")]
-            rows.append([target, f"{n:,}", mean(flow), *(mean(kl[m]) for m in MODELS), *gaps])
+            rows.append([target, f"{n:,}", mean(flow), *(mean(kl[m]) for m in models), *gaps])
     head = [f"RealNVP − {MODELS[m]}, paired" for m in ("mixture", "kde")]
-    return markdown(["target", "points", "RealNVP", *MODELS.values(), *head], rows)
+    return markdown(["target", "points", "RealNVP", *(MODELS[m] for m in models), *head], rows)
 
 
 def axes_tables(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:

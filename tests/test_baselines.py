@@ -17,14 +17,14 @@ from sklearn.mixture import GaussianMixture
 from nfexp import baselines, report
 from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
-from nfexp.analysis.table.baselines import COLUMNS, MODELS, data_key, load_baselines
-from nfexp.data import Dataset, load, make_target
+from nfexp.analysis.table.baselines import COLUMNS, KERNELS, MODELS, WITH_VALIDATION, data_key, load_baselines
+from nfexp.data import Dataset, load, load_data, make_target
 from nfexp.report.words import interval
 from nfexp.spec import Data, from_mapping
 from nfexp.streams import stream
 from tests.helpers.fake_sweep import centre, write_sweep
 
-SMALL = {"data.n_samples": 60, "data.n_test": 200}
+SMALL = {"data.n_samples": 60, "data.n_val": 30, "data.n_test": 200}
 
 
 def data(name="moons", noise=0.1, n_samples=200, n_test=500, text=None):
@@ -136,13 +136,24 @@ def test_the_draws_are_those_of_the_runs(make_spec, monkeypatch, name):
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_the_fewest_points_still_give_numbers(n):
     for row in baselines.fit_draws(data(n_samples=n, n_test=50), 0, list(MODELS)):
-        assert math.isfinite(row["kl"]) and row["n_used"] == n
+        n_val = 2 if row["model"] in WITH_VALIDATION else 0
+        assert math.isfinite(row["kl"]) and row["n_used"] == n + n_val
 
 
 def test_long_draws_are_cut_and_say_so(monkeypatch):
     monkeypatch.setattr(baselines, "USED", 50)
     used = {r["model"]: r["n_used"] for r in baselines.fit_draws(data(n_samples=300, n_test=50), 0, list(MODELS))}
-    assert used == {"gaussian": 300, "mixture": 50, "kde": 50}
+    assert used == {"gaussian": 300} | dict.fromkeys(("mixture", "mixture_val", "kde", "kde_val"), 50)
+
+
+def test_validation_points_are_fitted_to_where_a_model_says_so(monkeypatch):
+    fit, seen = baselines.fit, {}
+    monkeypatch.setattr(baselines, "fit", lambda x, model, seed: seen.update({model: x}) or fit(x, model, seed))
+    asked = from_mapping(vars(data()) | {"n_val": 70}, Data, "data.")
+    baselines.fit_draws(asked, 3, ["kde", "kde_val"])
+    dataset = load_data(asked, 3)
+    assert np.array_equal(seen["kde"], dataset.train.numpy())
+    assert np.array_equal(seen["kde_val"], np.concatenate([dataset.train.numpy(), dataset.val.numpy()]))
 
 
 def small_sweep(folder, seeds=2):
@@ -159,10 +170,12 @@ def test_each_draw_is_fitted_once_and_the_table_says_what_was_fitted(tmp_path, c
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 5 + 1 and out[-1] == str(folder / "baselines.csv")
     found = load_baselines(folder)
-    assert len(found) == 5 * 3 and tuple(found) == COLUMNS
+    assert len(found) == 5 * len(MODELS) and tuple(found) == COLUMNS
     assert found[list(COLUMNS)].drop(columns=["data.text", "n_components", "bandwidth"]).notna().all(axis=None)
-    assert (found["bandwidth"].notna() == (found["model"] == "kde")).all()
-    assert (found["n_components"].isna() == (found["model"] == "kde")).all()
+    assert (found["bandwidth"].notna() == found["model"].isin(KERNELS)).all()
+    assert (found["n_components"].isna() == found["model"].isin(KERNELS)).all()
+    small = found[(found["data.n_samples"] == 60) & found["model"].isin(WITH_VALIDATION)]
+    assert set(small["n_used"]) == {60 + 30}  # and the validation points of the runs
     assert "'=a, 'b'" in (folder / "baselines.csv").read_text() and "=a, 'b'" in set(found["data.text"])
     (row,) = baselines.fit_draws(data(noise=0.2, n_samples=60, n_test=200), 0, ["mixture"])
     at = found[(found["data.noise"] == 0.2) & (found["model"] == "mixture")].iloc[0]
@@ -212,7 +225,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
         process.kill()
     assert process.returncode == 130 and err == "nfexp-baselines: interrupted; what is finished is kept\n"
     assert "KL gaussian" in first
-    told, kept = 1 + out.count("KL "), len(load_baselines(folder)) / 3
+    told, kept = 1 + out.count("KL "), len(load_baselines(folder)) / len(MODELS)
     assert kept in (told, told + 1) and kept < 403  # a fit is kept before it is told
     assert [p.name for p in folder.glob(".baselines*")] == []
 
@@ -225,7 +238,7 @@ def test_what_cannot_be_drawn_is_one_line_and_the_rest_is_fitted(here, tmp_path,
     for words in ("got a noise so small", "data.n_samples: expected an integer >= 2", "data.name: expected one of",
                   "data.n_test: expected an integer"):  # fmt: skip
         assert sum(words in line for line in err) == 1
-    assert len(err) == 4 and len(load_baselines(folder)) == 3
+    assert len(err) == 4 and len(load_baselines(folder)) == len(MODELS)
 
 
 BAD_COMMANDS = {

@@ -14,8 +14,16 @@ from nfexp.report import figures
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs/sweeps.md", ROOT / "docs/reliability.md", ROOT / "docs/scaling.md",
-         ROOT / "docs/howto/slurm.md", ROOT / "docs/howto/gpu.md"]  # fmt: skip
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs/sweeps.md",
+    ROOT / "docs/ensembles.md",
+    ROOT / "docs/recipes.md",
+    ROOT / "docs/reliability.md",
+    ROOT / "docs/scaling.md",
+    ROOT / "docs/howto/slurm.md",
+    ROOT / "docs/howto/gpu.md",
+]
 # Pages whose lines are run one after another, in one empty folder, with small flows
 TOLD = ["tutorial.md", "howto/explore.md", "howto/resume.md", "howto/paper.md", "howto/compare.md"]
 ENTRIES = {"nfexp": cli.main, "nfexp-resume": cli.resume, "nfexp-report": report.main, "nfexp-plot": figures.main}

@@ -69,6 +69,22 @@ def test_the_same_weights_as_the_command_line(nfexp, small_args):
     np.testing.assert_allclose(model.sample(5, random_state=3), flow.sample(5, seed=3).numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_an_ensemble_has_the_weights_of_the_command_line(nfexp):
+    rng = np.random.default_rng(1)
+    train = rng.normal(size=(90, 3))
+    pd.DataFrame(train, columns=list("abc")).to_csv("train.csv", index=False)
+    code, _, err = nfexp(
+        "data=table", "data.path=train.csv", "data.test_path=train.csv", "train.steps=9", "train.batch_size=32",
+        "flow.hidden_width=8", "flow.members=3", "device=cpu", "seed=7", "record=none", "hydra.run.dir=r",
+    )  # fmt: skip
+    assert code == 0, err
+    flow = load_flow("r")
+    model = RealNVP(steps=9, batch_size=32, hidden_width=8, device="cpu", n_members=3, random_state=7).fit(train)
+    np.testing.assert_array_equal(model.weights_, flow.stack.theta.numpy())
+    np.testing.assert_allclose(model.score_samples(train), flow.log_prob(train).numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.sample(9, random_state=3), flow.sample(9, seed=3).numpy(), rtol=1e-4, atol=1e-4)
+
+
 def test_a_gaussian_up_to_its_entropy():
     rng = np.random.default_rng(2)
     fresh = rng.normal(size=(2000, 3)) * [1, 2, 3] + 5

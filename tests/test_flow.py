@@ -40,6 +40,7 @@ PLAIN = Flow(
     conditioner_input="masked",
     tail_bound=None,
     tail="none",
+    members=1,
 )
 VARIANTS = {
     "plain": {},

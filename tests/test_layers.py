@@ -12,6 +12,7 @@ PACKAGE = ROOT / "nfexp"
 ROOMS = """
     surroundings files spec readers published tables arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
+    flows.ensemble
     flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.bases flows.kernels.plan
     flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments flows.kernels.member
     flows.kernels.compiled flows.kernels

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import ks_2samp, wasserstein_distance
 
 from nfexp.data import load, make_target
+from nfexp.flows.ensemble import Ensembles
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import build, from_state
 from nfexp.run import run_stack
@@ -27,7 +28,7 @@ def standard_normal(spec, **changes):
 def test_coverage_of_a_normal_flow_has_a_closed_form(make_spec, wider):
     spec, flow = standard_normal(make_spec())
     x = wider * torch.randn(1, 40_000, 2, generator=stream(0, "x"), dtype=torch.float64)
-    found = _sample_metrics([spec], [load(spec)], flow, flow.log_prob(x))[0]
+    found = _sample_metrics([spec], [load(spec)], Ensembles(flow, 1), flow.log_prob(x))[0]
     # the region of mass m is |x|² < −2 log(1 − m), and |x / wider|² is chi-squared with 2 degrees of freedom
     for mass in (50, 90):
         expected = 1 - (1 - mass / 100) ** (1 / wider**2)
@@ -39,7 +40,7 @@ def test_coverage_of_a_normal_flow_has_a_closed_form(make_spec, wider):
 
 def test_sliced_distances_are_means_of_wasserstein_distances(make_spec):
     spec, flow = standard_normal(make_spec())
-    found = _sample_metrics([spec], [load(spec)], flow, torch.zeros(1, 10))[0]
+    found = _sample_metrics([spec], [load(spec)], Ensembles(flow, 1), torch.zeros(1, 10))[0]
     target = make_target("moons", noise=spec.data.noise)
     normal, other = (np.random.default_rng(seed).standard_normal((2000, 2)) for seed in (0, 1))
     angles = np.arange(DIRECTIONS) * math.pi / DIRECTIONS

@@ -2,12 +2,16 @@
 
 import json
 import os
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from nfexp import cli, load_runs
-from nfexp.sweep import conclusion
+from nfexp.sweep import conclusion, executors, slurm
+from nfexp.sweep.slurm import Slurm
+from nfexp.sweep.worker import work
 
 TINY = ("train.steps=2", "train.warmup=0", "train.n_evals=1", "flow.n_flows=1", "record=none", "hydra/launcher=basic")
 SWEEP = ("-m", *TINY, "hydra.sweep.dir=s", "flow.activation=relu,tanh", "seed=0,1", "until=decided")
@@ -143,3 +147,97 @@ def test_rounds_that_decide_nothing_are_refused(run, case):
     code, said, written = run(*plain, *seed, *arguments)
     assert (code, written) == (1, []) and message in said, said
     assert not Path("s").exists()
+
+
+def spoil(number, status="failed"):
+    """Let a job's record say that it ended so."""
+    path = Path(f"s/{number:04d}/result.json")
+    record = json.loads(path.read_text())
+    nothing = dict.fromkeys(record["metrics"])
+    path.write_text(json.dumps(record | {"status": status, "reason": "of this test", "metrics": nothing}))
+
+
+def test_failed_runs_of_any_round_are_trained_again_and_the_rounds_go_on(run):
+    assert run(*SWEEP, *OPEN, "time_budget=1e-6")[0] == 0  # the first round alone
+    spoil(1)
+    code, said, written = run(*SWEEP, *OPEN, "redo=failed")
+    assert code == 0 and written == ["0001", "0004", "0005", "0006", "0007"], said
+    spoil(2)
+    spoil(6, "diverged")
+    code, said, written = run("s", "redo=both", entry=cli.resume)
+    assert code == 0 and written == ["0002", "0006"], said
+    assert seeds() == {"relu": [0, 1, 2, 3], "tanh": [0, 1, 2, 3]}
+    assert plan()["mixed"] == [] and plan()["rounds"]["first"] == [0, 1]
+
+
+def test_a_mixed_folder_takes_new_cells_into_its_rounds(run):
+    assert run(*SWEEP, *OPEN)[0] == 0
+    other = [word.replace("relu,tanh", "relu,elu") for word in SWEEP]
+    code, said, written = run(*other, *OPEN)
+    assert (code, written) == (1, []) and "mixed=true" in said, said
+    code, said, written = run(*other, *OPEN, "mixed=true")
+    assert code == 0 and written == [f"{k:04d}" for k in range(8, 12)], said
+    assert seeds() == {"relu": [0, 1, 2, 3], "tanh": [0, 1, 2, 3], "elu": [0, 1, 2, 3]}
+    assert len(plan()["mixed"]) == 1  # the command that added cells; further rounds are the plan's own rule
+    code, said, written = run(*SWEEP, *CLEAR, "mixed=true")  # what is mixed is runs, never the rule
+    assert (code, written) == (1, []) and "expected the rule that it was begun with" in said, said
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What submitit says of a job array's element."""
+
+    job_id: str
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """SLURM with a queue that trains at once or, with wait=false, when the test says so: `cluster.pop()()`."""
+    queue = []
+
+    def submit(self, stacks, at_once, fail_fast):
+        for jobs in stacks:
+            if self.wait:
+                work(jobs, fail_fast=fail_fast)
+            else:
+                queue.append(partial(work, jobs, fail_fast=fail_fast))
+        return [Submitted(f"7_{k}") for k in range(len(stacks))]
+
+    monkeypatch.setattr(executors, "check", lambda executor, backend, wait: None)
+    monkeypatch.setattr(slurm, "queued", lambda *options: set())
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(Slurm, "_submit", submit)
+    return queue
+
+
+def by_slurm(words, *more):
+    kept = [word for word in words if word != "hydra/launcher=basic"]
+    return [
+        *kept,
+        "hydra.launcher.executor=slurm",
+        "hydra.launcher.slurm.time=5",
+        "hydra.launcher.slurm.mem_gb=1",
+        *more,
+    ]
+
+
+def test_rounds_by_slurm_are_those_of_this_machine(run, cluster):
+    code, said, written = run(*by_slurm(SWEEP), *OPEN)
+    assert code == 0 and len(written) == 8, said
+    assert seeds() == {"relu": [0, 1, 2, 3], "tanh": [0, 1, 2, 3]}
+
+
+def test_rounds_that_are_only_submitted_go_on_when_the_queue_has_done_its_part(run, cluster):
+    words = by_slurm(SWEEP, "hydra.launcher.wait=false")
+    code, said, written = run(*words, *OPEN)
+    assert code == 0 and written == [] and "submitted as SLURM job" in said, said
+    assert len(plan()["jobs"]) == 4  # nothing is judged, and no further round begun, before the first one ends
+    while cluster:
+        cluster.pop()()
+    assert seeds() == {"relu": [0, 1], "tanh": [0, 1]}
+    assert run(*words, *OPEN)[0] == 0 and len(plan()["jobs"]) == 8
+    while cluster:
+        cluster.pop()()
+    code, said, written = run(*words, *OPEN)
+    assert (code, written, len(plan()["jobs"])) == (0, [], 8), said
+    assert seeds() == {"relu": [0, 1, 2, 3], "tanh": [0, 1, 2, 3]}

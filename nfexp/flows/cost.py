@@ -27,13 +27,13 @@ def training_flop(spec: Spec) -> float:
         n_outputs = dim - n_inputs
     first_and_last = flow.hidden_width * (n_inputs * flow.nets + n_outputs * flow.heads)
     per_point = 6 * (between_hidden + first_and_last)  # 2 forward, 4 backward
-    return float(spec.train.steps) * batch_points(spec) * flow.n_flows * per_point
+    return float(spec.train.steps) * batch_points(spec) * flow.n_flows * flow.members * per_point
 
 
 def training_cost(spec: Spec) -> float:
     """Estimated work of training one run, in floating-point operations: matrix products and passes over memory."""
     flow = spec.flow
-    passes = PASS_COST * flow.hidden_depth * flow.hidden_width * flow.nets
+    passes = PASS_COST * flow.hidden_depth * flow.hidden_width * flow.nets * flow.members
     return training_flop(spec) + float(spec.train.steps) * batch_points(spec) * flow.n_flows * passes
 
 
@@ -41,7 +41,7 @@ def member_bytes(spec: Spec) -> float:
     """Estimated peak memory of training and scoring one run in a stack, in bytes: four a number and a fifth to spare.
 
     What is held: the points, the weights with their moments, gradients and copies, the activations of one training
-    step of all layers, and what the run records.
+    step of all layers, and what the run records; all of it for each member of an ensemble.
     """
     flow, record, dim = spec.flow, spec.record, dimension(spec)
     per_net = (flow.hidden_depth - 1) * flow.hidden_width**2 + flow.hidden_width * (dim * 2 + flow.hidden_depth)
@@ -56,4 +56,4 @@ def member_bytes(spec: Spec) -> float:
     walk = record.walk * (2 * flow.n_flows + 4)
     kept = dim * (samples + walk) + 6 * record.grid**2
     points = dim * 4 * sum(spec.data.points)
-    return 5.0 * (12 * learned + max(step, scoring) + 2 * kept + points)
+    return 5.0 * flow.members * (12 * learned + max(step, scoring) + 2 * kept + points)

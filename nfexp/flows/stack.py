@@ -21,7 +21,7 @@ from nfexp.flows.bases import base_log_prob, base_sample
 from nfexp.flows.elementwise import NORMS, Diagonal, Standardise, Tail
 from nfexp.flows.layers import Batch, Coupling, Layer, Points, Shapes, Tensors, draw_mask, selection
 from nfexp.spec import Flow
-from nfexp.streams import stream
+from nfexp.streams import of_member, stream
 
 
 class Layout:
@@ -156,7 +156,7 @@ class FlowStack:
     >>> architecture = Flow(n_flows=4, hidden_depth=2, hidden_width=8, activation="relu", mask="alternating",
     ...                     coupling="affine", conditioner="separate", scale="learned", init="identity",
     ...                     standardise="moments", norm="none", norm_every=2, base="normal",
-    ...                     conditioner_input="masked", tail_bound=None, tail="none")
+    ...                     conditioner_input="masked", tail_bound=None, tail="none", members=1)
     >>> stack = build(architecture, masks=["alternating", "fixed"], seeds=[0, 1], data=torch.randn(2, 100, 3))
     >>> stack.log_prob(torch.zeros(2, 5, 3)).shape
     torch.Size([2, 5])
@@ -185,6 +185,11 @@ class FlowStack:
     def member(self, e: int) -> FlowStack:
         """Member `e` as a stack of one."""
         return self.with_rows(self.theta[e : e + 1], self.fixed[e : e + 1])
+
+    def pick(self, members: Sequence[int]) -> FlowStack:
+        """The stack of these members, in this order."""
+        rows = list(members)
+        return self.with_rows(self.theta[rows], self.fixed[rows])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> FlowStack:
         """The same flows with both matrices on this device and of this dtype, without a kernel."""
@@ -351,7 +356,14 @@ def from_state(flow: Flow, dim: int, state: Mapping[str, Tensor]) -> FlowStack:
     return empty.with_rows(theta, fixed)
 
 
-def build(flow: Flow, *, masks: Sequence[str], seeds: Sequence[int], data: Tensor) -> FlowStack:
+def build(
+    flow: Flow,
+    *,
+    masks: Sequence[str],
+    seeds: Sequence[int],
+    data: Tensor,
+    positions: Sequence[int] | None = None,
+) -> FlowStack:
     """A fresh stack, each member initialised from its own seed and standardised by its own training points.
 
     What a layer starts as, its own `initialise` says.
@@ -364,10 +376,13 @@ def build(flow: Flow, *, masks: Sequence[str], seeds: Sequence[int], data: Tenso
         One mask schedule and one seed per member.
     data
         Training points, shape (E, N, D); NaN rows are padding. dtype and device of the stack are those of `data`.
+    positions
+        Where each member stands in its ensemble: those of one seed start differently. All 0 if not given.
     """
     dim = data.shape[-1]
     empty = without_numbers(flow, dim)
     n_members = len(seeds)
+    positions = positions or [0] * n_members
     stack = empty.with_rows(
         torch.zeros(n_members, empty.learned_layout.width, dtype=torch.float64),
         torch.zeros(n_members, empty.fixed_layout.width, dtype=torch.float64),
@@ -378,16 +393,18 @@ def build(flow: Flow, *, masks: Sequence[str], seeds: Sequence[int], data: Tenso
         own = {name: value[e] for name, value in tensors.items()}
         real = points[e][~points[e].isnan().any(-1)]
         moments = Points(mean=real.mean(0), var=real.var(0, correction=0))
-        _initialise_member(stack.layers, own, moments, mask=masks[e], seed=seeds[e])
+        _initialise_member(stack.layers, own, moments, mask=masks[e], seed=seeds[e], position=positions[e])
     return stack.to(data.device, data.dtype)
 
 
-def _initialise_member(layers: Sequence[Layer], own: Tensors, points: Points, *, mask: str, seed: int) -> None:
+def _initialise_member(
+    layers: Sequence[Layer], own: Tensors, points: Points, *, mask: str, seed: int, position: int
+) -> None:
     couplings = [layer for layer in layers if isinstance(layer, Coupling)]
-    rows = draw_mask(mask, len(couplings), len(points.mean), stream(seed, "mask"))
+    rows = draw_mask(mask, len(couplings), len(points.mean), stream(seed, of_member(position, "mask")))
     for coupling, row in zip(couplings, rows, strict=True):
         own[f"{coupling.name}.mask"].copy_(row)
-    draws = stream(seed, "init")
+    draws = stream(seed, of_member(position, "init"))
     for layer in layers:
         layer.initialise(own, points, draws)
     # A second round, not part of the first: the order of the draws is part of a run's identity.

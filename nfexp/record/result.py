@@ -91,6 +91,8 @@ def write_result(folder: Path, result: Result) -> None:
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if result.members:
+        record["members"] = result.members  # of an ensemble: what each of its flows is alone
     try:
         with replacing(folder / RESULT, once=True) as path:
             path.write_text(json.dumps(record, indent=1, allow_nan=False))

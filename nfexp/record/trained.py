@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch is loaded only where a flow is
     from torch import Tensor
 
     from nfexp.flows.distribution import FlowDistribution
+    from nfexp.flows.ensemble import Ensembles
     from nfexp.flows.stack import FlowStack
     from nfexp.spec import Spec
 
@@ -51,7 +52,10 @@ def _integer(value: object, name: str) -> int:
 class TrainedFlow:
     """A trained flow and the spec of its run, read from a run directory by :func:`load_flow`.
 
-    `metrics` are those of its record, and `folder` is where it was read.
+    `metrics` are those of its record, and `folder` is where it was read. Of an ensemble
+    (``flow.members``) the density is the mean of its members', and a draw comes from one of them;
+    `members` are the positions of those that did not diverge. The way from base to data is each
+    member's own: :meth:`member`.
     """
 
     def __init__(
@@ -61,9 +65,11 @@ class TrainedFlow:
         *,
         folder: Path | None = None,
         metrics: Mapping[str, Any] | None = None,
+        members: Sequence[int] = (0,),
     ) -> None:
         self.spec = spec
         self.stack = stack
+        self.members = list(members)
         self.dim = stack.dim
         self.folder = folder
         self.metrics = dict(metrics or {})
@@ -71,15 +77,34 @@ class TrainedFlow:
     def __repr__(self) -> str:
         flow = self.spec.flow
         what = f"{self.spec.data.name}, D = {self.dim}, {flow.n_flows} {flow.coupling} couplings"
+        if flow.members > 1:
+            which = "member" if len(self.members) == 1 else "members"
+            what += f", {which} {', '.join(map(str, self.members))} of {flow.members}"
         test_nll = self.metrics.get("test_nll")
         if test_nll is not None:
             what += f", test NLL {test_nll:.4f} nats"
         return f"TrainedFlow({what})"
 
+    def member(self, k: int) -> TrainedFlow:
+        """Member `k` of an ensemble, by itself; a single flow is its own member 0."""
+        k = _integer(k, "k")
+        if k not in self.members:
+            raise ValueError(f"k: expected one of the members {', '.join(map(str, self.members))}; got {k}")
+        stack = self.stack.member(self.members.index(k))
+        return TrainedFlow(self.spec, stack, folder=self.folder, members=[k])
+
+    def _single(self, what: str) -> FlowStack:
+        """The stack, if it is of one flow; each of several has a way of its own."""
+        if len(self.members) > 1:
+            hint = f"flow.member({self.members[0]}).{what}"
+            raise ValueError(f"{what}: expected one flow; got an ensemble of {len(self.members)}: take {hint}")
+        return self.stack
+
     def distribution(self) -> FlowDistribution:
-        """The flow as a distribution of PyTorch, with weights of its own."""
+        """The flow as a distribution of PyTorch, with weights of its own; of an ensemble a member's."""
         from nfexp.flows.distribution import FlowDistribution
 
+        self._single("distribution")
         theta = self.stack.theta.clone()
         fixed = self.stack.fixed.clone()
         return FlowDistribution(self.stack.with_rows(theta, fixed))
@@ -106,25 +131,31 @@ class TrainedFlow:
         import torch
 
         parts = self._points(x, "x").split(MOST_POINTS, dim=1)
-        return torch.cat([self.stack.log_density(part)[0] for part in parts])
+        return torch.cat([self._ensemble().log_density(part)[0] for part in parts])
+
+    def _ensemble(self) -> Ensembles:
+        from nfexp.flows.ensemble import Ensembles
+
+        return Ensembles(self.stack, len(self.members))
 
     def forward(self, z: object) -> Tensor:
-        """Base to data, (N, D) to (N, D)."""
-        return self.stack.forward(self._points(z, "z"))[0][0]
+        """Base to data, (N, D) to (N, D); of an ensemble a member's."""
+        return self._single("forward").forward(self._points(z, "z"))[0][0]
 
     def inverse(self, x: object) -> Tensor:
-        """Data to base, (N, D) to (N, D)."""
-        return self.stack.inverse(self._points(x, "x"))[0][0]
+        """Data to base, (N, D) to (N, D); of an ensemble a member's."""
+        return self._single("inverse").inverse(self._points(x, "x"))[0][0]
 
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
-        """`n` draws, (n, D), the same for the same seed."""
+        """`n` draws, (n, D), the same for the same seed; of an ensemble each from a member drawn at random."""
+        from nfexp.flows.ensemble import CHOICE
         from nfexp.streams import stream
 
         n = _integer(n, "n")
         seed = _integer(seed, "seed")
         if n < 0:
             raise ValueError(f"n: expected an integer >= 0; got {n}")
-        return self.stack.sample(n, [stream(seed, "sample")])[0]
+        return self._ensemble().sample(n, [stream(seed, "sample")], [stream(seed, CHOICE)])[0]
 
 
 def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
@@ -143,7 +174,7 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from nfexp.flows.stack import from_state
+    from nfexp.flows.ensemble import members_from_state
 
     folder = Path(run_dir)
     for name in (RESULT, MODEL):
@@ -161,5 +192,5 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
             raise ValueError(f"{folder}: expected floating-point weights; got {got:.60}")
     spec = unflatten(record["config"])
     dim = math.prod(event_shape(spec))
-    stack = from_state(spec.flow, dim, state)
-    return TrainedFlow(spec, stack, folder=folder, metrics=record["metrics"])
+    stack, members = members_from_state(spec.flow, dim, state)
+    return TrainedFlow(spec, stack, folder=folder, metrics=record["metrics"], members=members)

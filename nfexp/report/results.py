@@ -10,7 +10,7 @@ import pandas as pd
 
 from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
-from nfexp.analysis.table.baselines import DATA, MODELS, data_key
+from nfexp.analysis.table.baselines import DATA, KERNELS, MODELS, data_key
 from nfexp.analysis.table.records import rows_of
 from nfexp.report.selection import at_centre, has_truth, swept
 from nfexp.report.words import TROUBLES, file_name, interval, number, plain, troubles
@@ -127,9 +127,9 @@ def _chosen(reference: Row) -> str:
     """What the fits of a baseline chose, over the seeds, such as "12–13 components"."""
     least = reference["least"]
     most = reference["most"]
-    if reference["model"] == "mixture":
+    if reference["model"] in ("mixture", "mixture_val"):
         return f"{_range(f'{least:.0f}', f'{most:.0f}')} components"
-    if reference["model"] == "kde":
+    if reference["model"] in KERNELS:
         return f"bandwidth {_range(f'{least:.2g}', f'{most:.2g}')} sd"
     return ""
 

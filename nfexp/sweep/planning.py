@@ -15,8 +15,8 @@ from nfexp.spec import Spec, stack_key
 from nfexp.surroundings import users_threads
 
 SHARE = 0.8  # of the free memory, which sweeps take unless a budget is given
-LARGEST = {"cpu": 32, "cuda": 512}  # runs per stack; beyond that a stack gains nothing
-# On the CPU more than FEW runs that together take more bytes than CROWDED slow each other down.
+LARGEST = {"cpu": 32, "cuda": 512}  # flows per stack; beyond that a stack gains nothing
+# On the CPU more than FEW flows that together take more bytes than CROWDED slow each other down.
 FEW = 4
 CROWDED = 256e6
 
@@ -160,12 +160,13 @@ def plan_stacks(
 
 
 def _largest_stack(specs: Sequence[Spec], room: float, device: str) -> int:
-    """How many such runs a stack may hold: at least one, whatever its estimated memory."""
+    """How many such runs a stack may hold: at least one, whatever its members and its estimated memory."""
     each = max(member_bytes(spec) for spec in specs)
+    n_members = specs[0].flow.members
     fits = room / each
-    quickest: float = LARGEST[device]
+    quickest = LARGEST[device] / n_members
     if device == "cpu":
-        quickest = min(quickest, max(FEW, CROWDED / each))
+        quickest = min(quickest, max(FEW / n_members, CROWDED / each))
     return max(1, int(min(quickest, fits)))
 
 

@@ -226,6 +226,10 @@ def keep(folder: Path, result: Result, trouble: str | None = None) -> None:
             reached += f", truth {metrics['true_nll']:.4f}"
             reached += f", KL {metrics['kl']:.4f} ± {metrics['kl_se']:.4f}"
         log.info(f"{reached} nats ({folder})")
+        lost = [k for k, member in enumerate(result.members) if member["diverged_at"] is not None]
+        if lost:
+            which = ", ".join(map(str, lost))
+            log.warning(f"of {len(result.members)} members these diverged and are left out: {which} ({folder})")
     else:
         level = logging.WARNING if result.status == "diverged" else logging.ERROR
         message = f"{result.status}: {result.reason} ({folder})"

@@ -10,7 +10,7 @@ import pandas as pd
 
 from nfexp.analysis.statistics.intervals import mean_interval, t_interval
 from nfexp.analysis.table import STATUSES, config_columns, distinct
-from nfexp.analysis.table.baselines import MODELS
+from nfexp.analysis.table.baselines import KERNELS, MODELS
 
 AXES = {
     "flow.n_flows": "flows",
@@ -220,7 +220,7 @@ def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFram
         own = fits[fits["model"] == model].set_index("seed")
         if own.empty:
             continue
-        chosen = own["bandwidth" if model == "kde" else "n_components"]
+        chosen = own["bandwidth" if model in KERNELS else "n_components"]
         measure = measure_of(own)
         row = {
             "model": model,

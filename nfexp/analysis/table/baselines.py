@@ -18,7 +18,16 @@ from nfexp.record.formats import ReportError, reason
 from nfexp.spec import Data, from_mapping
 
 BASELINES = "baselines.csv"
-MODELS = {"gaussian": "Gaussian", "mixture": "Gaussian mixture", "kde": "kernel density"}
+MODELS = {
+    "gaussian": "Gaussian",
+    "mixture": "Gaussian mixture",
+    "mixture_val": "Gaussian mixture, validation points too",
+    "kde": "kernel density",
+    "kde_val": "kernel density, validation points too",
+}
+# A flow chooses its step by the validation points. These models are fitted to them, too.
+WITH_VALIDATION = ("mixture_val", "kde_val")
+KERNELS = ("kde", "kde_val")
 # What, with a seed, fixes the draws.
 DATA = ("data.name", "data.n_samples", "data.noise", "data.n_test", "data.text")
 # What fixes the rows of a table besides; a file without tables lacks these columns.
@@ -139,7 +148,7 @@ def _draws(cells: Mapping[str, str]) -> dict[str, Any]:
         "n_samples": int(cells["data.n_samples"]),
         "noise": None if is_table else float(cells["data.noise"]),
         "n_test": int(cells["data.n_test"]),
-        "n_val": 2,  # is not in the file of a target, and no baseline uses validation points
+        "n_val": 2,  # is not in the file of a target: of a model that uses them, n_used counts them
         "text": live(cells["data.text"]) if cells["data.text"] else None,
     }
     if is_table:

@@ -35,6 +35,7 @@ KNOWN: dict[str, tuple[str, ...] | None] = {
     "conditioner_input": ANY,
     "tail_bound": ANY,
     "tail": ANY,
+    "members": ANY,  # rows of the stack as any others
 }
 MEMORY_TYPE = torch.float32
 

@@ -1,0 +1,142 @@
+"""Ensembles: a density that is the mean of the densities of several flows."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nfexp.flows.stack import FlowStack, from_state
+from nfexp.spec import Flow
+
+CHOICE = "members"  # the purpose of the stream that says which member a draw comes from
+
+
+class Ensembles:
+    """The ensembles of a stack, K members each: q(x) = (1/K) Σ_k q_k(x), in logarithms.
+
+    Rows r K … r K + K − 1 of the stack are the members of ensemble r. With K = 1 an ensemble is its one flow, to the
+    last bit.
+
+    Parameters
+    ----------
+    stack
+        R · K flows.
+    n_members
+        K.
+    counted
+        Which rows count, (R · K) truth values: the mean is over those. Of an ensemble where none
+        does, all count. All rows if not given.
+
+    Source: Lakshminarayanan, Pritzel, Blundell, "Simple and scalable predictive uncertainty estimation using deep
+    ensembles", 2017: members differ in where they start and in the order of their batches.
+    """
+
+    def __init__(self, stack: FlowStack, n_members: int, counted: Sequence[bool] | None = None) -> None:
+        self.stack = stack
+        self.n_members = n_members
+        wanted = torch.ones(stack.n_members, dtype=torch.bool) if counted is None else torch.tensor(counted)
+        wanted = wanted.view(-1, n_members)
+        none = ~wanted.any(1, keepdim=True)
+        self.counted = wanted | none  # (R, K)
+
+    def of_members(self, x: Tensor) -> Tensor:
+        """The log-density of each member, nats: (R, N, D) to (R, K, N)."""
+        if self.n_members == 1:
+            return self.stack.log_prob(x).unsqueeze(1)
+        # One member may have no density at all where another has some: −∞, not NaN
+        of_rows = self.stack.log_density(x.repeat_interleave(self.n_members, 0))
+        return of_rows.unflatten(0, (-1, self.n_members))
+
+    def mean(self, of_members: Tensor) -> Tensor:
+        """The logarithm of the mean density, nats: (R, K, N) to (R, N)."""
+        if self.n_members == 1:
+            return of_members[:, 0]
+        counted = self.counted.to(of_members.device)
+        only = torch.where(counted.unsqueeze(2), of_members, -math.inf)
+        log_counts = counted.sum(1, keepdim=True).to(of_members).log()
+        return torch.logsumexp(only, 1) - log_counts
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log q(x) in nats: (R, N, D) to (R, N)."""
+        return self.mean(self.of_members(x))
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """:meth:`log_prob`, never NaN where `x` is a number: see :meth:`FlowStack.log_density`."""
+        return self.stack.log_density(x) if self.n_members == 1 else self.log_prob(x)
+
+    def choose(self, n: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """The member that each of `n` draws comes from, (R, n): counted ones, each as likely as another."""
+        chosen = []
+        for counted, generator in zip(self.counted, generators, strict=True):
+            members = counted.nonzero()[:, 0]
+            chosen.append(members[torch.randint(len(members), (n,), generator=generator)])
+        return torch.stack(chosen)
+
+    def forward(self, z: Tensor, chosen: Tensor) -> Tensor:
+        """Base to data, each point by the member that is chosen for it: (R, N, D) and (R, N) to (R, N, D)."""
+        if self.n_members == 1:
+            return self.stack.forward(z)[0]
+        x = torch.empty_like(z)
+        for r in range(len(z)):
+            for k in range(self.n_members):
+                own = (chosen[r] == k).to(z.device)
+                member = self.stack.member(r * self.n_members + k)
+                x[r, own] = member.forward(z[r, own].unsqueeze(0))[0][0]
+        return x
+
+    def sample(self, n: int, base: Sequence[torch.Generator], members: Sequence[torch.Generator]) -> Tensor:
+        """Draw `n` points per ensemble, (R, n, D), by its own CPU generators of base points and of members."""
+        return self.forward(self.stack.base_draws(n, base), self.choose(n, members))
+
+    def one(self, r: int) -> Ensembles:
+        """Ensemble `r` by itself."""
+        rows = range(r * self.n_members, (r + 1) * self.n_members)
+        return Ensembles(self.stack.pick(rows), self.n_members, self.counted[r].tolist())
+
+    def state(self, r: int) -> dict[str, Tensor]:
+        """The named tensors of ensemble `r`, ready to be stored: of members that count, as "members.3.coupling.0…"."""
+        if self.n_members == 1:
+            return self.stack.state(r)
+        named = {}
+        for k in self.counted[r].nonzero()[:, 0].tolist():
+            for name, value in self.stack.state(r * self.n_members + k).items():
+                named[f"members.{k}.{name}"] = value
+        return named
+
+    def first(self) -> FlowStack:
+        """The first member that counts of each ensemble, as a stack of R flows."""
+        if self.n_members == 1:
+            return self.stack
+        rows = []
+        for r, counted in enumerate(self.counted):
+            rows.append(r * self.n_members + int(counted.nonzero()[0]))
+        return self.stack.pick(rows)
+
+
+def members_from_state(flow: Flow, dim: int, state: Mapping[str, Tensor]) -> tuple[FlowStack, list[int]]:
+    """The members of one ensemble from the tensors of :meth:`Ensembles.state`, and where in it they stand.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, unknown or of another shape.
+    """
+    if flow.members == 1:
+        return from_state(flow, dim, state), [0]
+    parts: dict[int, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        found = re.fullmatch(r"members\.(\d{1,4})\.(.+)", name)
+        if found is None or int(found[1]) >= flow.members:
+            raise ValueError(f"weights: expected those of {flow.members} members; got an unknown one, {name}")
+        parts.setdefault(int(found[1]), {})[found[2]] = value
+    if not parts:
+        raise ValueError(f"weights: expected those of {flow.members} members; got nothing")
+    positions = sorted(parts)
+    flows = [from_state(flow, dim, parts[k]) for k in positions]
+    theta = torch.cat([own.theta for own in flows])
+    fixed = torch.cat([own.fixed for own in flows])
+    return flows[0].with_rows(theta, fixed), positions
