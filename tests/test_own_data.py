@@ -1,4 +1,4 @@
-"""The lines of docs/own-data.md and of its notebook work as printed, in an empty folder."""
+"""The lines of docs/own-data.md, of its notebook and of docs/own-study.md work as printed, in an empty folder."""
 
 import json
 import os
@@ -13,13 +13,17 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # The commands as they stand in a fresh environment
-COMMAND = '{name}() {{ "{python}" -c "import sys; from {module} import main; sys.exit(main())" "$@"; }}\n'
-MODULES = {
-    "nfexp": "nfexp.cli",
-    "nfexp-report": "nfexp.report",
-    "nfexp-baselines": "nfexp.baselines",
+COMMAND = '{name}() {{ "{python}" -c "import sys; from {module} import {entry}; sys.exit({entry}())" "$@"; }}\n'
+ENTRIES = {
+    "nfexp": ("nfexp.cli", "main"),
+    "nfexp-resume": ("nfexp.cli", "resume"),
+    "nfexp-report": ("nfexp.report", "main"),
+    "nfexp-baselines": ("nfexp.baselines", "main"),
 }
-COMMANDS = "".join(COMMAND.format(name=name, python=sys.executable, module=module) for name, module in MODULES.items())
+COMMANDS = "".join(
+    COMMAND.format(name=name, python=sys.executable, module=module, entry=entry)
+    for name, (module, entry) in ENTRIES.items()
+)
 
 
 def run(command, folder, text=None):
@@ -44,17 +48,35 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("own")
 
 
-def test_the_page(folder):
-    blocks = BLOCK.findall((DOCS / "own-data.md").read_text())
-    assert len(blocks) >= 9
+def run_page(name, folder):
+    """Run the blocks of a page from top to bottom; what each group of one language printed."""
+    printed = []
+    blocks = BLOCK.findall((DOCS / name).read_text())
     for language, group in groupby(blocks, key=lambda block: block[0]):
         text = "\n".join(text for _, text in group)
         if language == "sh":
-            run(["bash", "-e", "-c", COMMANDS + text], folder)
+            printed.append(run(["bash", "-e", "-c", COMMANDS + text], folder))
         else:
-            run([sys.executable, "-"], folder, text)
+            printed.append(run([sys.executable, "-"], folder, text))
+    return printed
+
+
+def test_the_page(folder):
+    assert len(run_page("own-data.md", folder)) >= 5
     for name in ("report.html", "runs.csv", "baselines.csv"):
         assert (folder / "sweep" / name).exists()
+
+
+def test_the_page_of_a_study(tmp_path):
+    trained, judged, planned = run_page("own-study.md", tmp_path)
+    assert "ring seed 0: test NLL" in trained and "several_flows" in trained
+    assert re.search(r"several_flows +ring .*(supported|inconclusive|contradicted)", judged)
+    assert "until every claim is decided" in planned and "12 runs are finished: nothing to train" in planned
+    # Without --config-dir resuming says what to type.
+    command = [sys.executable, "-c", "import sys; from nfexp.cli import resume; sys.exit(resume())", "rings"]
+    environment = os.environ | {"PYTHONPATH": str(DOCS.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "type: nfexp-resume rings --config-dir=my_conf" in done.stderr
 
 
 def test_the_notebook(folder):
