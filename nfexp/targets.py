@@ -84,7 +84,7 @@ def _origin(module: str) -> str:
 
 def _read(path: str) -> bytes:
     try:
-        return read_plain(Path(path), LIMIT)[0]
+        return read_plain(Path(os.path.realpath(path)), LIMIT)[0]  # its owner may link it
     except (OSError, ValueError) as error:
         got = Words(" ".join(str(error).split()))
         raise SpecError(KEY, "a source that can be read", got) from None

@@ -21,8 +21,8 @@ class Dataset:
 
     `density` is the exact law where it is known: it can draw fresh points, too, and `true_log_prob` gives its
     log-density at the test points, (N,), nats; it is None without one. `levels` is the number of values of a pixel,
-    None where points are not images, and `names` are those of a table's columns. Nothing that works with a dataset
-    asks where its points come from.
+    None where points are not images, and `names` are those of a table's columns, or of coordinates beyond the plane.
+    Nothing that works with a dataset asks where its points come from.
     """
 
     event_shape: tuple[int, ...]
@@ -83,6 +83,8 @@ def load_data(data: Data, seed: int) -> Dataset:
         return Dataset(event_shape=(data.dim,), train=train, val=val, test=test, names=names)
     density = density_of(data)
     law = data.law
+    # in the plane a target has figures of its own, elsewhere those of a table, which name coordinates
+    names = None if density.dim == 2 else tuple(f"x{d}" for d in range(1, density.dim + 1))
     n_train, n_val, n_test = data.points
     return Dataset(
         event_shape=(density.dim,),
@@ -90,6 +92,7 @@ def load_data(data: Data, seed: int) -> Dataset:
         val=_draw(law, seed, "val", n_val),
         test=_draw(law, seed, "test", n_test),
         density=density,
+        names=names,
         true_log_prob=lambda: _log_prob_of_test(law, seed, n_test),
     )
 
