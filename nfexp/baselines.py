@@ -39,7 +39,7 @@ from nfexp.analysis.table.baselines import (
 )
 from nfexp.analysis.table.records import rows_of
 from nfexp.data import load_data
-from nfexp.spec import Data, from_mapping
+from nfexp.spec import Data, SpecError, Words, from_mapping, parameters_in
 from nfexp.surroundings import command
 from nfexp.sweep.planning import cores
 from nfexp.usage import RUNS, Usage, run
@@ -231,32 +231,31 @@ def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[Task], list[str
     refused: dict[str, None] = {}  # each reason once, in order
     for (key, seed), models in lacking.items():
         try:
-            is_table = len(key) > len(DATA)
-            first = tables[key]
-            data = _table_of(first) if is_table else _data_of(key, first["data.n_val"])
-            tasks.append(Task(data, int(seed), models))
+            tasks.append(Task(_data_of(tables[key]), int(seed), models))
         except ValueError as error:
             refused[str(error)] = None
     return tasks, list(refused)
 
 
-def _data_of(key: tuple[Any, ...], n_val: Any) -> Data:
-    """The checked data of a data_key; whole numbers may be floats, as a table has them."""
-    given: dict[str, Any] = {}
-    for column, value in zip((*DATA, "data.n_val"), (*key, n_val), strict=True):
-        name = column.removeprefix("data.")
-        is_whole = name.startswith("n_") and value is not None and value == int(value)
-        given[name] = int(value) if is_whole else value
-    return from_mapping(given, Data, "data.")
+def _data_of(row: Mapping[str, Any]) -> Data:
+    """The checked data of a run; whole numbers may be floats, as a table of runs has them.
 
-
-def _table_of(row: Mapping[str, Any]) -> Data:
-    """The checked data of a run on a table, with all that says where it is read."""
+    Raises
+    ------
+    SpecError
+        Of a target of the user's own, too: a record is not trusted to name code.
+    """
+    digest = row.get("data.digest")
+    is_table = isinstance(digest, str) and bool(digest)
     given: dict[str, Any] = {"noise": None, "text": None}
     for column, value in row.items():
-        if column.startswith("data.") and value is not None and value == value:
-            is_whole = isinstance(value, float) and value.is_integer() and column != "data.jitter"
+        is_wanted = column in (*DATA, "data.n_val") or is_table
+        if column.startswith("data.") and is_wanted and value is not None and value == value:
+            is_whole = isinstance(value, float) and value.is_integer() and column not in ("data.jitter", "data.noise")
             given[column.removeprefix("data.")] = int(value) if is_whole else value
+    given |= parameters_in(row)
+    if given.get("kind") == "own":
+        raise SpecError(str(given["name"]), "a built-in target or a table", Words("a density of your own"))
     return from_mapping(given, Data, "data.")
 
 

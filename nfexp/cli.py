@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nfexp.commands import CommandLine, command_line, resumed
-from nfexp.configuration import CONTROLS, conf_dir, spec_of
+from nfexp.configuration import CONTROLS, conf_dir, own_folders, spec_of
 from nfexp.files import trouble
 from nfexp.record import RunFailed, objective, outcome
 from nfexp.spec import Spec, SpecError, Words, run_id
@@ -53,7 +53,7 @@ def single_spec(config: DictConfig) -> Spec:
     SpecError
         If the run cannot be trained as it is asked for.
     """
-    spec = spec_of(config)
+    spec = spec_of(config, own_folders(HydraConfig.get()))
     if config.dry_run:
         expected = "nfexp -m with the grids sweeper, which alone can plan"
         raise SpecError("dry_run", expected, Words("a single run"))

@@ -145,6 +145,7 @@ SETTINGS = re.compile(
 # paths within the sweep's folder
 BELOW = ("hydra.output_subdir", "hydra.job.name", "hydra.sweep.subdir")
 SAFE = "arguments that are safe to repeat"
+TARGET = "data.target"
 # the other keys without a dot choose files
 VALUES = ("name", "seed", "device", "dry_run", "fail_fast")
 
@@ -171,9 +172,13 @@ def harmless(argument: str) -> bool:
 
     >>> harmless("data.text=a..b"), harmless("experiment=../../x"), harmless("--config-dir=x")
     (True, False, False)
+    >>> harmless("data.target=x.py:X"), harmless("hydra.sweeper.params={data.target: x.py:X}")
+    (False, False)
     """
     key = name_of(argument)
     value = argument.partition("=")[2]
+    if TARGET in argument:  # it is executed, wherever in an argument it is named
+        return False
     is_fixed = "${" not in value  # an interpolation may become anything
     if key == "hydra/sweeper":
         return value == "grids"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nfexp.spec import Spec, SpecError, Words, from_mapping, from_text
 from nfexp.tables import settled
+from nfexp.targets import settled_target
 
 # The values of `redo`, and the status of the finished runs that each trains again
 REDO = {
@@ -44,6 +45,10 @@ def _amount(value: Any) -> bool:
     return value is None or (is_number and 0 < value < math.inf)
 
 
+def _mapping(value: Any) -> bool:
+    return value is None or isinstance(value, Mapping)
+
+
 CONTROLS = {
     "dry_run": Control("true or false", _truth),
     "fail_fast": Control("true or false", _truth),
@@ -54,6 +59,7 @@ CONTROLS = {
     "max_seeds": Control("an integer >= 2", _count),
     "margin": Control("a number > 0, in nats, or null", _amount),
     "time_budget": Control("a number of minutes > 0, or null", _amount),
+    "contrasts": Control("contrasts by name, or null (docs/own-study.md)", _mapping),
 }
 
 
@@ -143,12 +149,30 @@ def _values_at(node: Any, place: Any, key: str) -> Any:
     return value
 
 
-def spec_of(config: DictConfig | Mapping[str, Any]) -> Spec:
-    """The checked spec of a composed configuration without its `hydra` node; a table that it names is read."""
+def own_folders(hydra: Any) -> list[str]:
+    """The folders of ``--config-dir`` and the like, from the `hydra` node of a configuration.
+
+    There a target's file is looked for.
+    """
+    folders = []
+    for source in hydra.runtime.config_sources:
+        if source.schema == "file" and source.path and source.path != conf_dir():
+            folders.append(str(source.path))
+    return folders
+
+
+def spec_of(config: DictConfig | Mapping[str, Any], folders: Sequence[str] = ()) -> Spec:
+    """The checked spec of a composed configuration without its `hydra` node.
+
+    A table that it names is read, and so is the source of a target of the user's own, which is looked for in `folders`
+    first; nothing of it is executed.
+    """
     plain: dict[Any, Any] = plain_of(config) if isinstance(config, DictConfig) else dict(config)
     if "experiment" in plain:  # where Hydra puts a file of this group that names no package
         got = Words("a file without that line" if plain["experiment"] else "an empty file")
         raise SpecError("experiment", "a file whose first line is '# @package _global_'", got)
     check_controls(plain)
     spec: Spec = from_mapping({key: value for key, value in plain.items() if key not in CONTROLS})
+    if spec.data.kind == "own":
+        return replace(spec, data=settled_target(spec.data, folders))
     return settled(spec)

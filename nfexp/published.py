@@ -137,9 +137,9 @@ def _miniboone(files: list[Path]) -> Parts:
 
 def _bsds300(files: list[Path]) -> Parts:
     try:
-        import h5py  # type: ignore[import-not-found, unused-ignore]
+        import h5py
     except ImportError:
-        raise SpecError("data.path", "h5py to read BSDS300 (pip install h5py)", str(files[0])) from None
+        raise SpecError("data.path", "h5py to read BSDS300 (pip install 'nfexp[tables]')", str(files[0])) from None
     with h5py.File(files[0], "r") as file:
         train, val, test = (np.asarray(file[part], dtype=np.float64) for part in ("train", "validation", "test"))
     return Parts(train, val, test)

@@ -96,9 +96,11 @@ def _read_parquet(key: str, path: str, header: str) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        import pyarrow  # type: ignore[import-not-found, unused-ignore]
+        import pyarrow
     except ImportError:
-        raise SpecError(key, "pyarrow to read Parquet (pip install pyarrow), or a CSV or NPY file", path) from None
+        raise SpecError(
+            key, "pyarrow to read Parquet (pip install 'nfexp[tables]'), or a CSV or NPY file", path
+        ) from None
     try:
         frame = pd.read_parquet(path, engine="pyarrow")
     except pyarrow.ArrowException as error:

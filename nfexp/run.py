@@ -33,10 +33,11 @@ class Interrupted(RuntimeError):
 def check(spec: Spec) -> None:
     """Raise for what only shows when the run is set up.
 
-    That is a text that cannot be drawn, a noise that is too small, a device that is not there.
+    That is a text that cannot be drawn, a noise that is too small, a density of the user's own that
+    is none, a device that is not there.
     """
-    if spec.data.kind == "density":
-        data.density_of(spec.data)
+    if spec.data.kind in ("density", "own"):
+        data.check_density(spec.data)
     else:
         data.load(spec)
     if spec.device == "cuda" and not torch.cuda.is_available():

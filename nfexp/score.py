@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nfexp.data import Dataset, Target, make_target
+from nfexp.data import Dataset, density_of
 from nfexp.flows.bases import base_log_prob
 from nfexp.flows.cost import CHUNK
 from nfexp.flows.ensemble import CHOICE, Ensembles
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import FlowStack
-from nfexp.spec import Spec, batch_points
+from nfexp.spec import Data, Spec, batch_points
 from nfexp.streams import stream
 from nfexp.train import History, mean_nll
 
@@ -27,6 +27,7 @@ WALKED_POINTS = 500
 WALK_NODES, WALK_REACH = 41, 2.5  # the grid that is followed through the layers: nodes per side, base units
 INVERSE_POINTS = 1000
 BATCH_GAP_POINTS = 4096
+LEAST_LOG_P = -1e30  # in a figure: a density that is 0 there has no logarithm
 
 Metrics = dict[str, float | int | None]
 
@@ -282,9 +283,8 @@ def _sample_metrics(
     found = []
     for e, spec in enumerate(specs):
         metrics: Metrics = {"clean_distance": None, "sample_distance": None, "sample_floor": None}
-        target = datasets[e].density
-        if target is not None and datasets[e].event_shape == (2,):
-            metrics |= _distances(spec, target, generated[e])
+        if _is_planar_density(datasets[e]):
+            metrics |= _distances(spec, generated[e])
         metrics |= _coverage(np.sort(log_q_of_samples[e]), np.sort(log_q[e].numpy()))
         found.append(metrics)
     return found
@@ -294,12 +294,13 @@ def _is_planar_density(dataset: Dataset) -> bool:
     return dataset.density is not None and dataset.event_shape == (2,)
 
 
-def _distances(spec: Spec, target: Target, generated: Tensor) -> Metrics:
+def _distances(spec: Spec, generated: Tensor) -> Metrics:
     """Sliced distances of samples (N, 2) to the target."""
-    references = _references(target.name, target.noise, spec.data.text, spec.seed)
+    references = _references(spec.data.law, spec.seed)
     slices = _slices(generated)
+    clean = None if references.clean is None else float(np.abs(references.clean - slices).mean())
     return {
-        "clean_distance": float(np.abs(references.clean - slices).mean()),
+        "clean_distance": clean,
         "sample_distance": float(np.abs(references.noisy - slices).mean()),
         "sample_floor": references.floor,
     }
@@ -326,17 +327,21 @@ def _slices(x: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class References:
-    """What samples are compared with: slices of noise-free and of noisy draws, the distance of two noisy sets."""
+    """What samples are compared with: slices of noise-free and of noisy draws, the distance of two noisy sets.
 
-    clean: np.ndarray
+    A density of the user's own may have no noise-free law.
+    """
+
+    clean: np.ndarray | None
     noisy: np.ndarray
     floor: float
 
 
 @lru_cache(maxsize=64)
-def _references(name: str, noise: float, text: str | None, seed: int) -> References:
-    target = make_target(name, noise=noise, text=text)
-    clean = _slices(target.draw(COMPARED_POINTS, stream(seed, "clean")))
+def _references(law: Data, seed: int) -> References:
+    target = density_of(law)
+    draw = target.draw
+    clean = None if draw is None else _slices(draw(COMPARED_POINTS, stream(seed, "clean")))
     noisy = _slices(target.sample(COMPARED_POINTS, stream(seed, "compared/1")))
     again = _slices(target.sample(COMPARED_POINTS, stream(seed, "compared/2")))
     return References(clean, noisy, float(np.abs(noisy - again).mean()))
@@ -435,7 +440,8 @@ def _grid_arrays(datasets: Sequence[Dataset], flows: Ensembles, side: int) -> Ar
         y = torch.linspace(y_low, y_high, side).double()
         grid = torch.cartesian_prod(y, x).flip(-1)  # (side², 2): x runs fastest
         grids.append(grid)
-        of_targets.append(target.log_prob(grid).reshape(side, side))
+        log_p = target.log_prob(grid).clamp(min=LEAST_LOG_P)
+        of_targets.append(log_p.reshape(side, side))
         extents.append(torch.tensor(target.extent()))
     log_q = _chunked(flows.log_density, torch.stack(grids).to(flows.stack.theta))
     return {

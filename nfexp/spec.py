@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -76,6 +76,30 @@ def filled_in(meaning: str) -> Any:
     return field(default=None, metadata={"meaning": meaning})
 
 
+@dataclass(frozen=True)
+class Parameter:
+    """A number that a built-in target can be varied by, and the value that it has by itself."""
+
+    usual: int | float
+    low: float
+    high: float
+    exclusive: bool = False
+
+
+# Keys of `data` that one target has, with the value by which it is what it was before it had them: at that value a key
+# is in no record and in no identity. What they mean, `nfexp.data.densities.make_target` says.
+PARAMETERS: dict[str, dict[str, Parameter]] = {
+    "moons": {"shift": Parameter(0.5, -10, 10)},
+    "circles": {"factor": Parameter(0.8, 0, 1, exclusive=True)},
+    "spiral2": {"turns": Parameter(1.0, 0, 20, exclusive=True)},
+    "spiral4": {"turns": Parameter(2.0, 0, 20, exclusive=True)},
+    "banana": {"bend": Parameter(0.25, 0, 10)},
+    "gaussians8": {"modes": Parameter(8, 1, 1000)},
+    "pinwheel": {"arms": Parameter(5, 1, 100)},
+    "checkerboard": {"squares": Parameter(4, 2, 64)},
+}
+LONGEST_PARAMETER = 80  # characters of a text that a target of the user's own takes
+
 OF_A_TABLE = "null for a table"
 
 
@@ -97,7 +121,11 @@ NO_PART = ("name", "device", "train.kernel")
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is learned from: a target and how many points are drawn from it, or a table of the user's own."""
+    """What is learned from: a target and how many points are drawn from it, or a table of the user's own.
+
+    `parameters` are keys beside the fields: numbers of a built-in target that are not the usual ones, and whatever a
+    target of the user's own takes.
+    """
 
     name: str = named()  # of a target or a table; `nfexp.data` knows which targets there are
     n_samples: int | None = within(2, 10_000_000, null=OF_A_TABLE)
@@ -106,7 +134,7 @@ class Data:
     n_test: int | None = within(2, 10_000_000, null=OF_A_TABLE)
     text: str | None
     # What follows is for tables; `nfexp.tables` reads them, and fills in sizes, `dim` and `digest`
-    kind: str = choice("density", "table", "sklearn", "maf", "array", default="density")
+    kind: str = choice("density", "own", "table", "sklearn", "maf", "array", default="density")
     path: str | None = None
     val_path: str | None = None
     test_path: str | None = None
@@ -120,6 +148,19 @@ class Data:
     jitter: float | str = within(0, 1e6, words=("gap",), default=0.0)
     dim: int = within(1, 65_536, default=2, meaning="coordinates of a point; read off the table, not to be set")
     digest: str | None = filled_in("of the numbers of a table, which names its runs; not to be set")
+    # A density of the user's own; `nfexp.targets` finds its source, and fills in `digest`
+    target: str | None = None
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def is_table(self) -> bool:
+        """Whether points are the rows of a table, and not drawn."""
+        return self.kind in ("table", "sklearn", "maf")
+
+    @property
+    def law(self) -> Data:
+        """What fixes the law that points are drawn from, without how many are."""
+        return replace(self, n_samples=None, n_val=None, n_test=None)
 
     @property
     def points(self) -> tuple[int, int, int]:
@@ -129,6 +170,9 @@ class Data:
         if None in sizes:
             raise SpecError("data", "a table that was read, see nfexp.tables.settled", Words("one without its sizes"))
         return sizes  # type: ignore[return-value]
+
+
+_DATA_FIELDS = frozenset(f.name for f in fields(Data))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +262,12 @@ def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") 
     SpecError
         For the first unknown, missing, mistyped or out-of-range key; the message has its full name.
     """
-    known = {f.name: f for f in fields(cls)}
+    known = {f.name: f for f in fields(cls) if f.name != "parameters"}
     hints = _hints(cls)
+    parameters: dict[str, Any] = {}
+    if cls is Data:
+        parameters = {key: config[key] for key in config if is_parameter(config, key)}
+        config = {key: value for key, value in config.items() if key not in parameters}
     for key in config:
         if key not in known:
             raise SpecError(prefix + str(key), f"one of the keys {', '.join(known)}", Words("an unknown key"))
@@ -240,10 +288,101 @@ def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") 
             if full == "train.warmup":
                 value = steps_up_to(value, config.get("steps"))
             values[key] = _checked(full, value, hints[key], spec_field.metadata)
+    if cls is Data:
+        values["parameters"] = _parameters(values["kind"], values["name"], parameters)
     spec = cls(**values)
     if cls is Spec:
         _check_together(spec)
     return spec
+
+
+def is_parameter(data: Mapping[str, Any], key: str) -> bool:
+    """Whether a key of `data` is not a field but a parameter of the target that is named there."""
+    if key in _DATA_FIELDS:
+        return False
+    return data.get("kind") == "own" or key in PARAMETERS.get(str(data.get("name")), {})
+
+
+def parameters_in(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters in a flat configuration or a row of a table, by name, but those with their usual value.
+
+    >>> parameters_in({"data.name": "circles", "data.factor": 0.5}), parameters_in({"data.factor": 0.8})
+    ({'factor': 0.5}, {'factor': 0.8})
+    >>> parameters_in({"data.name": "circles", "data.factor": 0.8, "data.noise": 0.1})
+    {}
+    """
+    usual = PARAMETERS.get(str(row.get("data.name")), {})
+    found = {}
+    for key, value in row.items():
+        name = key.removeprefix("data.")
+        if not is_parameter_key(key) or value is None or value != value:
+            continue
+        if name not in usual or value != usual[name].usual:
+            found[name] = value
+    return found
+
+
+def usual_value(name: str, key: str) -> int | float | None:
+    """The value that a built-in target has for the key of a parameter by itself; None if it has no such one.
+
+    >>> usual_value("circles", "data.factor"), usual_value("moons", "data.factor")
+    (0.8, None)
+    """
+    parameter = PARAMETERS.get(name, {}).get(key.removeprefix("data."))
+    return None if parameter is None else parameter.usual
+
+
+def is_parameter_key(key: str) -> bool:
+    """Whether a key of the flat configuration, or a column, is that of a target's parameter.
+
+    >>> is_parameter_key("data.factor"), is_parameter_key("data.noise"), is_parameter_key("flow.mask")
+    (True, False, False)
+    """
+    group, _, leaf = key.partition(".")
+    return group == "data" and bool(leaf) and leaf not in _DATA_FIELDS
+
+
+def _parameters(kind: str, name: str, given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The parameters of a target, checked, in the order of their names; without those that are as usual."""
+    found = {}
+    for key, value in given.items():
+        if kind == "own":
+            found[key] = _own_parameter(key, value)
+        else:
+            found |= unusual(name, {key: value})
+    return tuple(sorted(found.items()))
+
+
+def _own_parameter(key: str, value: Any) -> Any:
+    full = f"data.{key}"
+    if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z]\w{0,60}", key, re.ASCII):
+        raise SpecError(full, "a key of letters, digits and '_'", Words("another"))
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    is_text = isinstance(value, str) and value.isprintable() and len(value) <= LONGEST_PARAMETER
+    if not is_number and not is_text:
+        raise SpecError(full, "a finite number or a short text, for a parameter of data.target", value)
+    return value
+
+
+def unusual(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a built-in target that are not as usual, checked.
+
+    >>> unusual("circles", {"factor": 0.5}), unusual("circles", {"factor": 0.8})
+    ({'factor': 0.5}, {})
+    """
+    own = PARAMETERS.get(name, {})
+    found = {}
+    for key, value in given.items():
+        if key not in own:
+            raise SpecError(f"data.{key}", f"one of the parameters of {name}: {', '.join(own) or 'it has none'}", value)
+        parameter = own[key]
+        meta = {"low": parameter.low, "high": parameter.high, "exclusive": parameter.exclusive, "words": (), "null": ""}
+        checked = _checked(f"data.{key}", value, type(parameter.usual), meta)
+        if parameter.exclusive and checked == parameter.high:
+            raise SpecError(f"data.{key}", f"a number > {parameter.low:g} and < {parameter.high:g}", value)
+        if checked != parameter.usual:
+            found[key] = checked
+    return found
 
 
 def steps_up_to(value: Any, steps: Any) -> Any:
@@ -318,6 +457,9 @@ def _check_data(data: Data) -> None:
             if getattr(data, key) is None:
                 raise SpecError(f"data.{key}", f"a number for data.name={data.name}", None)
         return
+    if data.kind == "own":
+        _check_own(data)
+        return
     if data.noise is not None:
         raise SpecError("data.noise", "null for a table (data.jitter adds noise to one)", data.noise)
     if data.kind != "array" and data.kind != "sklearn" and data.path is None:
@@ -327,6 +469,15 @@ def _check_data(data: Data) -> None:
         value = getattr(data, key)
         if value is not None and (not value.isprintable() or not 0 < len(value) <= LONGEST_TEXT):
             raise SpecError(f"data.{key}", f"printable text of at most {LONGEST_TEXT} characters", value)
+
+
+def _check_own(data: Data) -> None:
+    place = data.target
+    if place is None or not place.isprintable() or len(place) > LONGEST_TEXT or not re.fullmatch(r".+:\w+", place):
+        raise SpecError("data.target", "a density as file.py:Name or module:Name", place)
+    for key in ("n_samples", "n_val", "n_test"):
+        if getattr(data, key) is None:
+            raise SpecError(f"data.{key}", "a number of points to draw", None)
 
 
 def _check_together(spec: Spec) -> None:
@@ -356,6 +507,8 @@ def from_text(key: str, text: str) -> Any:
         if not is_dataclass(cls):
             return text
     hint = _hints(cls).get(leaf)
+    if is_parameter_key(key):
+        hint = int | float
     kinds = {hint, *getattr(hint, "__args__", ())}
     if int in kinds and re.fullmatch(r"[+-]?[0-9]{1,30}", text):
         return int(text)
@@ -375,7 +528,9 @@ def flatten(spec: Spec) -> dict[str, Any]:
         if is_dataclass(value):
             for g in fields(value):
                 own = getattr(value, g.name)
-                if own != g.default:
+                if g.name == "parameters":
+                    flat |= {f"{f.name}.{key}": parameter for key, parameter in own}
+                elif own != g.default:
                     flat[f"{f.name}.{g.name}"] = own
         else:
             flat[f.name] = value
@@ -394,10 +549,10 @@ def unflatten(flat: Mapping[str, Any]) -> Spec:
     return from_mapping(nested)
 
 
-# Where the numbers of a table come from; what they are, `data.digest` says.
+# Where the numbers of a table, or the code of a target, come from; what they are, `data.digest` says.
 READING = frozenset(
     {"data.kind", "data.path", "data.val_path", "data.test_path", "data.columns", "data.drop", "data.header",
-     "data.missing"}
+     "data.missing", "data.target"}
 )  # fmt: skip
 
 
@@ -477,6 +632,6 @@ def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
     if spec.flow.conditioner_input == "passed":  # masks may differ, the networks' shapes may not
         shared["passed"] = passed_counts(spec.flow, math.prod(event_shape(spec)))
     for key, value in flatten(spec).items():
-        if key not in PER_MEMBER and key != "name":
+        if key not in PER_MEMBER and key != "name" and not is_parameter_key(key):
             shared[key] = value
     return tuple(shared.items())

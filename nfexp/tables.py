@@ -259,7 +259,7 @@ def settled(spec: Spec) -> Spec:
         For a table that cannot be learned from, or sizes that it does not have.
     """
     data = spec.data
-    if data.kind in ("density", "array"):
+    if not data.is_table:
         return spec
     found = source(data)
     n = len(found.main.values)
@@ -348,7 +348,7 @@ def tell(specs: Iterable[Spec]) -> None:
     told = set()
     for spec in specs:
         data = spec.data
-        if data.kind not in ("density", "array") and (data.name, data.digest, data.points) not in told:
+        if data.is_table and (data.name, data.digest, data.points) not in told:
             told.add((data.name, data.digest, data.points))
             log.info(facts(data))
             for line in warnings_of(data):

@@ -2,18 +2,23 @@
 
 import re
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from scipy import stats
 from scipy.special import logsumexp
 from sklearn.datasets import make_circles, make_moons
 
+from nfexp.configuration import conf_dir
 from nfexp.data import densities, mixtures
 from nfexp.data.densities import TARGET_NAMES, make_target
+from nfexp.data.own import OwnTarget, check_target
+from nfexp.spec import PARAMETERS
 
 DEFAULT_NOISE = {
     "moons": 0.05,
@@ -160,6 +165,75 @@ ORACLES = {
     "checkerboard": oracle_checkerboard,
     "text": oracle_text,
 }
+
+
+# -- parameters
+
+
+CHANGED = {
+    "moons": ("moons", {"shift": 1.2}),
+    "circles": ("circles", {"factor": 0.3}),
+    "spiral2": ("spiral2", {"turns": 0.7}),
+    "spiral4": ("spiral4", {"turns": 2.5}),
+    "banana": ("banana", {"bend": 0.4}),
+    "banana-straight": ("banana", {"bend": 0.0}),
+    "gaussians8": ("gaussians8", {"modes": 3}),
+    "pinwheel": ("pinwheel", {"arms": 7}),
+    "checkerboard": ("checkerboard", {"squares": 5}),
+}
+
+
+@pytest.mark.parametrize("name, parameters", CHANGED.values(), ids=CHANGED)
+def test_a_parameter_changes_draws_and_density_alike(name, parameters):
+    """Draws against the density by the test that targets of the user's own take, and by integral and window."""
+    noise = 0.3 if name == "pinwheel" else DEFAULT_NOISE[name]  # quicker
+    target = make_target(name, noise=noise, **parameters)
+    usual = make_target(name, noise=noise)
+    check_target(OwnTarget("changed", 2, target))
+    assert not torch.equal(draws(target, 50), draws(usual, 50))
+    x0, x1, y0, y1 = target.extent()
+    x = draws(target, 5000)
+    inside = (x[:, 0] > x0) & (x[:, 0] < x1) & (x[:, 1] > y0) & (x[:, 1] < y1)
+    assert inside.double().mean() >= 0.999
+    if name != "banana":  # its window holds 99.9%, not all
+        step = min(target.noise / 1.2, 0.2)
+        axes = [torch.arange(low + step / 2, high, step, dtype=torch.float64) for low, high in ((x0, x1), (y0, y1))]
+        mass = target.log_prob(torch.cartesian_prod(*axes)).exp().sum() * step**2
+        assert mass.item() == pytest.approx(1, abs=1e-3)
+
+
+def test_every_parameter_is_tried_and_has_a_row():
+    tried = {(name, key) for name, parameters in CHANGED.values() for key in parameters}
+    assert tried == {(name, key) for name, own in PARAMETERS.items() for key in own}
+    for name, key in tried:
+        usual = yaml.safe_load((Path(conf_dir()) / "data" / f"{name}.yaml").read_text())[key]
+        assert usual == PARAMETERS[name][key].usual, "conf/data and spec.PARAMETERS say the same"
+
+
+def test_parameters_equal_brute_force():
+    x = torch.tensor([[0.4, 0.3], [-1.1, 0.2]], dtype=torch.float64)
+    ring = circle(2 * np.pi * midpoints(200_000))
+    rings = make_target("circles", noise=0.1, factor=0.3)
+    expected = [isotropic(point, np.stack([ring, 0.3 * ring]), 0.1) for point in x.numpy()]
+    np.testing.assert_allclose(rings.log_prob(x).numpy(), expected, atol=1e-6)
+    three = make_target("gaussians8", noise=0.5, modes=3)
+    centres = [(4 * np.cos(k * 2 * np.pi / 3), 4 * np.sin(k * 2 * np.pi / 3)) for k in range(3)]
+    expected = [np.log(np.mean([stats.multivariate_normal(c, 0.25).pdf(point) for c in centres])) for point in x]
+    np.testing.assert_allclose(three.log_prob(x).numpy(), expected, atol=1e-9)
+
+
+BAD_PARAMETERS = {
+    "unknown": ("moons", {"factor": 0.5}, "data.factor: expected one of the parameters of moons: shift; got 0.5"),
+    "of none": ("text", {"arms": 3}, "data.arms: expected one of the parameters of text: it has none; got 3"),
+    "too large": ("circles", {"factor": 1.0}, "data.factor: expected a number > 0 .*; got 1.0"),
+    "not whole": ("pinwheel", {"arms": 2.5}, "data.arms: expected an integer >= 1 .*; got 2.5"),
+}
+
+
+@pytest.mark.parametrize("name, parameters, message", BAD_PARAMETERS.values(), ids=BAD_PARAMETERS)
+def test_bad_parameters(name, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        make_target(name, noise=0.1, text="A" if name == "text" else None, **parameters)
 
 
 def test_every_name_has_a_case():

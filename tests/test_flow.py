@@ -17,6 +17,7 @@ from torch.distributions import Transform as TorchTransform
 from nfexp.flows.bases import BASES, base_log_prob, base_sample
 from nfexp.flows.cost import KEEP_INPUT
 from nfexp.flows.elementwise import Tail
+from nfexp.flows.export import to_torch, to_zuko
 from nfexp.flows.layers import Batch, draw_mask
 from nfexp.flows.nn import ACTIVATIONS
 from nfexp.flows.stack import FlowStack, build, from_state, initialise_actnorm
@@ -497,6 +498,54 @@ def test_log_prob_equals_zuko_with_the_same_weights(kind):
         z = (x[0] - mean) / sd
         other = zuko.lazy.Flow(transforms, base)().log_prob(z) - sd.log().sum()
         torch.testing.assert_close(flow.log_prob(x)[0], other, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_a_plain_module_says_the_same(changes):
+    flow = random_flow(1, **changes).member(0)
+    plain = to_torch(flow)
+    x = points(flow, 20)
+    z, log_det = plain.inverse(x[0])
+    torch.testing.assert_close(plain.log_prob(x[0]), flow.log_prob(x)[0])
+    torch.testing.assert_close(z, flow.inverse(x)[0][0])
+    back, log_det_back = plain(z)
+    torch.testing.assert_close(back, x[0], rtol=0, atol=1e-7)
+    torch.testing.assert_close(log_det_back, -log_det)
+    assert plain.log_prob(x.reshape(4, 5, -1)).shape == (4, 5)  # any batch shape
+    assert plain.sample(3).shape == (3, flow.dim)
+    used = sum(isinstance(part, nn.Linear) for part in plain.modules())
+    assert used == flow.flow.n_flows * flow.flow.nets * (flow.flow.hidden_depth + 1)
+
+
+def test_a_plain_module_learns_and_is_stored(tmp_path):
+    flow = random_flow(1).member(0)
+    plain = to_torch(flow)
+    before = flow.log_prob(points(flow, 5))[0]
+    plain.log_prob(points(flow, 5)[0]).mean().backward()
+    assert all(parameter.grad is not None for parameter in plain.parameters())
+    torch.save(plain.state_dict(), tmp_path / "weights.pt")
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(1.0)
+    torch.testing.assert_close(flow.log_prob(points(flow, 5))[0], before)  # its weights are its own
+    plain.load_state_dict(torch.load(tmp_path / "weights.pt"))
+    torch.testing.assert_close(plain.log_prob(points(flow, 5)[0]), before)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_zuko_says_the_same(changes):
+    flow = random_flow(1, **changes).member(0)
+    has_no_part = flow.flow.tail == "learned" or flow.dim == 1 or flow.flow.base not in ("normal", "laplace")
+    if has_no_part:
+        with pytest.raises(ValueError, match=r"flow\.(tail|base|mask): expected .* for zuko"):
+            to_zuko(flow)
+        return
+    x = points(flow, 20)
+    state = torch.get_rng_state()
+    other = to_zuko(flow)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.testing.assert_close(other().log_prob(x[0]), flow.log_prob(x)[0])
+    assert other().sample((3,)).shape == (3, flow.dim)
 
 
 def test_log_prob_equals_normflows_with_the_same_weights():

@@ -10,21 +10,21 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
-    surroundings files spec readers published tables arguments commands streams
+    surroundings files spec readers published tables targets arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
-    flows.ensemble
+    flows.ensemble flows.export
     flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.bases flows.kernels.plan
     flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments flows.kernels.member
     flows.kernels.compiled flows.kernels
-    data.mixtures data.lettering data.densities data.tables data
+    data.mixtures data.lettering data.densities data.own data.tables data
     optimisers batches train score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage
-    analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays
-    analysis.table.index analysis.table.saved analysis.table.rows analysis.table.gather analysis.table
-    analysis.table.baselines
+    analysis.contrasts analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records
+    analysis.table.arrays analysis.table.index analysis.table.saved analysis.table.rows analysis.table.gather
+    analysis.table analysis.table.baselines
     analysis.statistics.intervals analysis.statistics.ablations analysis.statistics.studies analysis.statistics
     analysis.claims.measures analysis.claims.forecast analysis.claims.catalogue analysis.claims.findings analysis.claims
-    analysis.claims.looks
+    analysis.claims.own analysis.claims.looks
     report.words report.selection report.exemplar report.planar report.folders
     report.figures.panels report.figures.scales report.figures.ablation report.figures.convergence
     report.figures.clouds report.figures.corner report.figures.density report.figures.animations report.figures.summary

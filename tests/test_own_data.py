@@ -1,4 +1,4 @@
-"""The lines of docs/own-data.md and of its notebook work as printed, in an empty folder."""
+"""The lines of docs/own-data.md, of its notebook and of docs/own-study.md work as printed, in an empty folder."""
 
 import json
 import os
@@ -17,12 +17,18 @@ COMMANDS = """
 import sys
 from importlib import import_module
 
-MODULES = {"nfexp": "nfexp.cli", "nfexp-report": "nfexp.report", "nfexp-baselines": "nfexp.baselines"}
+ENTRIES = {
+    "nfexp": ("nfexp.cli", "main"),
+    "nfexp-resume": ("nfexp.cli", "resume"),
+    "nfexp-report": ("nfexp.report", "main"),
+    "nfexp-baselines": ("nfexp.baselines", "main"),
+}
 
 def command(*words):
     sys.argv = [*words]
+    module, entry = ENTRIES[words[0]]
     try:
-        code = import_module(MODULES[words[0]]).main()
+        code = getattr(import_module(module), entry)()
     except SystemExit as stop:
         code = stop.code
     assert not code, f"{words} ended with {code}"
@@ -62,12 +68,28 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("own")
 
 
+def run_page(name, folder):
+    """Run the blocks of a page from top to bottom; what they printed."""
+    blocks = BLOCK.findall((DOCS / name).read_text())
+    return run(COMMANDS + "".join(as_python(*block) for block in blocks), folder)
+
+
 def test_the_page(folder):
-    blocks = BLOCK.findall((DOCS / "own-data.md").read_text())
-    assert len(blocks) >= 9
-    run(COMMANDS + "".join(as_python(*block) for block in blocks), folder)
+    run_page("own-data.md", folder)
     for name in ("report.html", "runs.csv", "baselines.csv"):
         assert (folder / "sweep" / name).exists()
+
+
+def test_the_page_of_a_study(tmp_path):
+    printed = run_page("own-study.md", tmp_path)
+    assert "ring seed 0: test NLL" in printed
+    assert re.search(r"several_flows +ring .*(supported|inconclusive|contradicted)", printed)
+    assert "until every claim is decided" in printed and "12 runs are finished: nothing to train" in printed
+    # Without --config-dir resuming says what to type.
+    command = [sys.executable, "-c", "import sys; from nfexp.cli import resume; sys.exit(resume())", "rings"]
+    environment = os.environ | {"PYTHONPATH": str(DOCS.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "type: nfexp-resume rings --config-dir=my_conf" in done.stderr
 
 
 def test_the_notebook(folder):

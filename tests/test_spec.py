@@ -61,8 +61,20 @@ BAD = {
     "text without letters": ({"data.name": "text"}, "data.text: expected letters to draw .*; got None"),
     "number for text": ({"data.text": 7}, "data.text: expected a string; got 7"),
     "a target without noise": ({"data.noise": None}, "data.noise: expected a number for data.name=moons; got None"),
-    "a kind of no sort": ({"data.kind": "sheet"}, "data.kind: expected one of density, table, .*; got 'sheet'"),
+    "a kind of no sort": ({"data.kind": "sheet"}, "data.kind: expected one of density, own, table, .*; got 'sheet'"),
     "a path of no sort": ({"data.path": 3}, "data.path: expected a string; got 3"),
+    "a parameter of another target": (
+        {"data.factor": 0.5},
+        "data.factor: expected one of the keys name, .*; got an unknown key",
+    ),
+    "a parameter out of range": (
+        {"data.name": "gaussians8", "data.modes": 0},
+        "data.modes: expected an integer >= 1 .*; got 0",
+    ),
+    "own target without a place": (
+        {"data.kind": "own"},
+        "data.target: expected a density as file.py:Name .*; got None",
+    ),
     "group is a number": ({"flow": 3}, "flow: expected a group of keys; got 3"),
     "list": ({"flow.n_flows": [1, 2]}, r"flow.n_flows: expected an integer .*; got \[1, 2\]"),
     "a huge integer": ({"seed": 10**400}, "seed: expected an integer >= 0 .*; got 1000.*"),
@@ -86,6 +98,15 @@ def test_bad_values(make_spec, changes, message):
     with pytest.raises(specs.SpecError) as caught:
         specs.from_mapping(nested({k: v for k, v in flat.items() if v is not ...}))
     assert re.fullmatch(message + ".*", str(caught.value))
+
+
+def test_a_parameter_that_is_as_usual_is_in_no_record(make_spec):
+    usual = make_spec(data__name="circles", data__factor=0.8)
+    assert usual == make_spec(data__name="circles") and "data.factor" not in specs.flatten(usual)
+    other = make_spec(data__name="circles", data__factor=0.5)
+    assert specs.flatten(other)["data.factor"] == 0.5 and specs.run_id(other) != specs.run_id(usual)
+    assert specs.unflatten(specs.flatten(other)) == other
+    assert specs.stack_key(other) == specs.stack_key(usual)
 
 
 def test_flatten_is_undone_by_unflatten(make_spec):
@@ -180,7 +201,7 @@ def test_choices_name_what_exists():
     assert tuple(ACTIVATIONS) == choices["activation"]
     assert tuple(BASES) == choices["base"]
     options = {path.stem for path in (Path(conf_dir()) / "data").glob("*.yaml")}
-    known = {*TARGET_NAMES, *BUNDLED, *TABLES, "table"}
+    known = {*TARGET_NAMES, *BUNDLED, *TABLES, "table", "own"}
     assert options == known, "each target needs conf/data/<name>.yaml, and no other file may lie there"
 
 

@@ -63,7 +63,28 @@ def test_no_points_give_no_points(make_spec, coupling, conditioner):
     assert x.grad.shape == x.shape
 
 
+def test_points_far_out_are_told_if_asked(make_spec):
+    flow = trained(make_spec, gain=0.1)
+    x = torch.tensor([[0.0, 0.0], [0.0, 9.0], [-7.0, 1.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = flow.log_prob(x)
+        assert torch.equal(flow.log_prob(x[:1], warn_beyond=6), expected[:1])
+    with pytest.warns(UserWarning, match=r"2 of 3 points lie more than 6 standard .*, row 1 by \d\.?\d* in column 1"):
+        assert torch.equal(flow.log_prob(x, warn_beyond=6), expected)
+    with pytest.raises(ValueError, match=r"warn_beyond: expected a flow with flow\.standardise=moments"):
+        trained(make_spec, flow__standardise="none").log_prob(x, warn_beyond=6)
+
+
+def test_a_trained_flow_is_exported(make_spec):
+    flow = trained(make_spec, gain=0.1)
+    torch.testing.assert_close(flow.export().log_prob(torch.tensor(POINTS).float()), flow.log_prob(POINTS))
+    pytest.importorskip("zuko")
+    torch.testing.assert_close(flow.export("zuko")().log_prob(torch.tensor(POINTS).float()), flow.log_prob(POINTS))
+
+
 BAD = {
+    "another library": (lambda f: f.export("jax"), "to: expected one of torch, zuko; got 'jax'"),
     "a negative n": (lambda f: f.sample(-1), "n: expected an integer >= 0; got -1"),
     "half an n": (lambda f: f.sample(2.5), "n: expected an integer; got 2.5"),
     "a yes": (lambda f: f.sample(True), "n: expected an integer; got True"),

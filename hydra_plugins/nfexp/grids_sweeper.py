@@ -18,6 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
+    from nfexp.analysis.contrasts import OwnContrast
     from nfexp.analysis.sequential import Rounds
     from nfexp.spec import Spec
     from nfexp.sweep.compose import Composer
@@ -36,6 +37,7 @@ class GridsSweeper(Sweeper):
     hydra_context: HydraContext
     launcher: Any  # a Launcher of Hydra's; ours has `stacking` besides
     composer: Composer
+    contrasts: tuple[OwnContrast, ...] = ()
 
     def __init__(self, **options: Any) -> None:
         self.options = _checked(options)
@@ -91,7 +93,9 @@ class GridsSweeper(Sweeper):
 
         begun = time.perf_counter()
         chosen = self._chosen(folder, arguments)
+        _check_targets(chosen.requests.values())
         self._call(check_all, [request.spec for request in chosen.requests.values()])
+        self.contrasts = self._contrasts(chosen, arguments)
         rounds = self._rounds(folder, chosen, arguments)
         if self.config.dry_run:
             print(self._dry_run(self._settled(folder, chosen), chosen.dropped, rounds))
@@ -145,7 +149,7 @@ class GridsSweeper(Sweeper):
         old = read_plan(folder)
         if self.config.until is None and (old is None or not old.rounds):
             return None
-        from nfexp.sweep.rounds import check_contrasts, check_same_rule, rounds_of_sweep
+        from nfexp.sweep.rounds import check_claims, check_same_rule, rounds_of_sweep
 
         specs = [request.spec for request in chosen.requests.values()]
         if old is not None and old.rounds:
@@ -154,9 +158,23 @@ class GridsSweeper(Sweeper):
         rounds = None
         if self.config.until is not None:
             rounds = rounds_of_sweep(specs, self.config.max_seeds, self.config.margin)
-            check_contrasts(specs, self._centres(chosen.requests.values(), arguments), rounds)
-        check_same_rule(folder, old, rounds)
+            centres = self._centres(chosen.requests.values(), arguments)
+            check_claims(specs, centres, rounds, self.contrasts)
+        check_same_rule(folder, old, rounds, self.contrasts)
         return rounds
+
+    def _contrasts(self, chosen: Chosen, arguments: Sequence[str]) -> tuple[OwnContrast, ...]:
+        """The contrasts of the study's own; raises for one whose cells the sweep does not have."""
+        if self.config.get("contrasts") is None:
+            return ()
+        from nfexp.analysis.contrasts import contrasts_of
+        from nfexp.configuration import values_of
+        from nfexp.sweep.rounds import check_contrasts
+
+        contrasts = contrasts_of(values_of(self.config.contrasts))
+        specs = [request.spec for request in chosen.requests.values()]
+        check_contrasts(specs, self._centres(chosen.requests.values(), arguments), contrasts)
+        return contrasts
 
     def points(self, arguments: Sequence[str]) -> tuple[list[list[str]], int]:
         """Overrides of every point, equal ones not yet dropped, and how many `exclude` left out."""
@@ -241,6 +259,7 @@ class GridsSweeper(Sweeper):
             arguments=[word for word in sys.argv[1:] if not is_said_once(word)],
             centres=self._centres(step.jobs.values(), arguments),
             rounds=rounds.written() if rounds else {},
+            contrasts={contrast.name: contrast.written() for contrast in self.contrasts},
         )
         begin_sweep(folder, read_plan(folder), step, plan)
 
@@ -361,6 +380,19 @@ def _checked(options: Mapping[str, Any]) -> Options:
     return checked_options(plain)
 
 
+def _check_targets(requests: Iterable[Request]) -> None:
+    """Raise if a job names code by itself: when it is resumed, nobody could say whom to trust."""
+    from nfexp.arguments import key_of
+    from nfexp.commands import TARGET
+    from nfexp.spec import SpecError, Words
+
+    for request in requests:
+        for override in request.overrides:
+            if key_of(override) == TARGET:
+                expected = "a file data/NAME.yaml in --config-dir that says it, and data=NAME"
+                raise SpecError(TARGET, expected, Words(f"{override!r} of a sweep"))
+
+
 def _of_runs(arguments: Sequence[str]) -> list[str]:
     """The arguments that say what runs are, and not how the sweep goes about them.
 
@@ -371,7 +403,7 @@ def _of_runs(arguments: Sequence[str]) -> list[str]:
 
     kept = []
     for one in arguments:
-        if key_of(one) not in CONTROLS or argument(one).swept:
+        if key_of(one).partition(".")[0] not in CONTROLS or argument(one).swept:
             kept.append(one)
     return kept
 

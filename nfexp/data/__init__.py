@@ -9,6 +9,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from nfexp.data.densities import Target, make_target
+from nfexp.data.own import OwnTarget, check_target, own_target
 from nfexp.data.tables import checked_source, load_parts
 from nfexp.spec import Data, Spec, SpecError, Words
 from nfexp.streams import stream
@@ -20,15 +21,15 @@ class Dataset:
 
     `density` is the exact law where it is known: it can draw fresh points, too, and `true_log_prob` gives its
     log-density at the test points, (N,), nats; it is None without one. `levels` is the number of values of a pixel,
-    None where points are not images, and `names` are those of a table's columns. Nothing that works with a dataset
-    asks where its points come from.
+    None where points are not images, and `names` are those of a table's columns, or of coordinates beyond the plane.
+    Nothing that works with a dataset asks where its points come from.
     """
 
     event_shape: tuple[int, ...]
     train: Tensor
     val: Tensor
     test: Tensor
-    density: Target | None = None
+    density: Target | OwnTarget | None = None
     true_log_prob: Callable[[], Tensor | None] = lambda: None
     levels: int | None = None
     names: tuple[str, ...] | None = None
@@ -39,49 +40,60 @@ class Dataset:
         return None if self.density is None else self.density.log_prob
 
 
-def density_of(data: Data) -> Target:
-    """The target that points are drawn from, where `data.kind` is "density".
+def density_of(data: Data) -> Target | OwnTarget:
+    """The target that points are drawn from: a built-in one, or the user's own, whose source is executed.
 
     Raises
     ------
     ValueError
-        For an unknown name, a noise that is too small or a text that cannot be drawn; the message names the key.
+        For an unknown name, a noise that is too small, a text that cannot be drawn, or a density of the user's own
+        that is none; the message names the key.
     """
+    if data.kind == "own":
+        return own_target(data.law)
     if data.noise is None:
         raise SpecError("data.noise", f"a number for data.name={data.name}", None)
-    return make_target(data.name, noise=data.noise, text=data.text)
+    return make_target(data.name, noise=data.noise, text=data.text, **dict(data.parameters))
+
+
+def check_density(data: Data) -> None:
+    """Raise what is wrong with the target that points are drawn from; one of the user's own is tried out."""
+    target = density_of(data)
+    if isinstance(target, OwnTarget):
+        check_target(target)
 
 
 @lru_cache(maxsize=1024)
-def _draw(name: str, noise: float, text: str | None, seed: int, split: str, n: int) -> Tensor:
-    target = make_target(name, noise=noise, text=text)
-    return target.sample(n, stream(seed, split))
+def _draw(law: Data, seed: int, split: str, n: int) -> Tensor:
+    return density_of(law).sample(n, stream(seed, split))
 
 
 @lru_cache(maxsize=1024)
-def _log_prob_of_test(name: str, noise: float, text: str | None, seed: int, n: int) -> Tensor:
-    target = make_target(name, noise=noise, text=text)
-    return target.log_prob(_draw(name, noise, text, seed, "test", n))
+def _log_prob_of_test(law: Data, seed: int, n: int) -> Tensor:
+    return density_of(law).log_prob(_draw(law, seed, "test", n))
 
 
 def load_data(data: Data, seed: int) -> Dataset:
     """Fresh draws of a target, or the rows of a table, for each split; the same for every run with this seed."""
     if data.kind == "array":
         raise SpecError("data.kind", "points that can be drawn or read", Words("an array, which no run keeps"))
-    if data.kind != "density":
+    if data.is_table:
         train, val, test = load_parts(data, seed)
         names = checked_source(data).main.names
         return Dataset(event_shape=(data.dim,), train=train, val=val, test=test, names=names)
     density = density_of(data)
-    what = data.name, density.noise, data.text, seed
+    law = data.law
+    # in the plane a target has figures of its own, elsewhere those of a table, which name coordinates
+    names = None if density.dim == 2 else tuple(f"x{d}" for d in range(1, density.dim + 1))
     n_train, n_val, n_test = data.points
     return Dataset(
-        event_shape=(Target.dim,),
-        train=_draw(*what, "train", n_train),
-        val=_draw(*what, "val", n_val),
-        test=_draw(*what, "test", n_test),
+        event_shape=(density.dim,),
+        train=_draw(law, seed, "train", n_train),
+        val=_draw(law, seed, "val", n_val),
+        test=_draw(law, seed, "test", n_test),
         density=density,
-        true_log_prob=lambda: _log_prob_of_test(*what, n_test),
+        names=names,
+        true_log_prob=lambda: _log_prob_of_test(law, seed, n_test),
     )
 
 

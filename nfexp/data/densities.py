@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from nfexp.data.mixtures import (
     quadrature,
     uniform,
 )
+from nfexp.spec import PARAMETERS, unusual
 
 _BLOCK = 2**18  # elements of a (points, components) block: 2 MiB
 
@@ -55,34 +56,37 @@ class Law:
 # --- Builders: one for each target, from the noise s to its law ------------------------
 
 
-def _moons(s: float) -> Law:
-    shift = [1.0, 0.5]
+def _moons(s: float, *, shift: float) -> Law:
+    corner = [1.0, shift]
 
     def rate(t: np.ndarray) -> np.ndarray:
         return np.full_like(t, math.sqrt(1 + REACH * s) / s)
 
     t, w = quadrature(rate, 0.0, math.pi)
     upper = polar(1.0, t)
-    mean = np.concatenate([upper, shift - upper])
+    mean = np.concatenate([upper, corner - upper])
     density = Gaussians(np.tile(np.log(w / (2 * math.pi)), 2), mean, np.eye(2) / s)
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
         arc = polar(1.0, math.pi * uniform(n, generator=generator))
         is_lower = uniform(n, 1, generator=generator) < 0.5
-        return torch.where(is_lower, arc.new_tensor(shift) - arc, arc)
+        return torch.where(is_lower, arc.new_tensor(corner) - arc, arc)
 
-    return Law(Window(0.5, 0.25, 1.5 + 5 * s), draw, density)
+    low = min(0.0, shift - 1)
+    high = max(1.0, shift)
+    half = max(1.5, (high - low) / 2)
+    return Law(Window(0.5, (low + high) / 2, half + 5 * s), draw, density)
 
 
-def _circles(s: float) -> Law:
+def _circles(s: float, *, factor: float) -> Law:
     def draw(n: int, generator: torch.Generator) -> Tensor:
-        radius = torch.where(uniform(n, generator=generator) < 0.5, 1.0, 0.8)
+        radius = torch.where(uniform(n, generator=generator) < 0.5, 1.0, factor)
         return polar(radius, 2 * math.pi * uniform(n, generator=generator))
 
-    return Law(Window(0.0, 0.0, 1 + 5 * s), draw, Rings((1.0, 0.8), s))
+    return Law(Window(0.0, 0.0, 1 + 5 * s), draw, Rings((1.0, factor), s))
 
 
-def _spiral(s: float, *, turns: int) -> Law:
+def _spiral(s: float, *, turns: float) -> Law:
     T = 2 * math.pi * turns
 
     def rate(t: np.ndarray) -> np.ndarray:
@@ -106,37 +110,42 @@ def _log_normal(t: np.ndarray, mean: float, sd: float) -> np.ndarray:
     return -0.5 * standardised**2 - math.log(sd * math.sqrt(2 * math.pi))
 
 
-def _banana(s: float) -> Law:
+def _banana(s: float, *, bend: float) -> Law:
     v = 1 + s**2  # variance of x₁, given x₂ before the noise
 
     def rate(z: np.ndarray) -> np.ndarray:
-        return np.sqrt(1 / 16 + 1 / s**2 + (z / 2) ** 2 / v + REACH / (2 * math.sqrt(v)))
+        curve = 2 * bend * REACH / math.sqrt(v)
+        return np.sqrt(1 / 16 + 1 / s**2 + (2 * bend * z) ** 2 / v + curve)
 
     z, w = quadrature(rate, -32.0, 32.0)
     log_weight = np.log(w) + _log_normal(z, 0.0, 4.0)
-    mean = np.stack([z**2 / 4, z], 1)
+    mean = np.stack([bend * z**2, z], 1)
     white = np.diag([1 / math.sqrt(v), 1 / s])
     density = Gaussians(log_weight, mean, white)
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
         z = 4 * normal(n, generator=generator)
-        return torch.stack([z**2 / 4 + normal(n, generator=generator), z], 1)
+        return torch.stack([bend * z**2 + normal(n, generator=generator), z], 1)
 
-    return Law(Window(26.0, 0.0, 31 + 5 * s), draw, density)
+    low = -5.0
+    high = 228 * bend  # x₂ = 15.1, almost four standard deviations
+    half = max(16.0, (high - low) / 2)
+    return Law(Window((low + high) / 2, 0.0, half + 5 * s), draw, density)
 
 
-def _gaussians8(s: float) -> Law:
-    mean = polar(4.0, np.arange(8) * math.pi / 4)
-    density = Gaussians(np.full(8, -math.log(8)), mean, np.eye(2) / s)
+def _gaussians8(s: float, *, modes: int) -> Law:
+    turn = 2 * math.pi / modes
+    mean = polar(4.0, np.arange(modes) * turn)
+    density = Gaussians(np.full(modes, -math.log(modes)), mean, np.eye(2) / s)
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
-        k = torch.randint(8, (n,), generator=generator).double()
-        return polar(4.0, k * (math.pi / 4))
+        k = torch.randint(modes, (n,), generator=generator).double()
+        return polar(4.0, k * turn)
 
     return Law(Window(0.0, 0.0, 4 + 5 * s), draw, density)
 
 
-def _pinwheel(s: float) -> Law:
+def _pinwheel(s: float, *, arms: int) -> Law:
     across = math.sqrt(0.2**2 + s**2)  # standard deviation across an arm; along it, it is s
 
     def rate(rho: np.ndarray) -> np.ndarray:
@@ -146,30 +155,33 @@ def _pinwheel(s: float) -> Law:
         return 1 / 0.3 + along_arm + across_arm
 
     rho, w = quadrature(rate, 1 - 0.3 * 7.5, 1 + 0.3 * 7.5)
-    angle = np.add.outer(2 * math.pi / 5 * np.arange(5), 0.25 * np.exp(rho))  # (5, K)
-    along = polar(1.0, angle)  # unit vectors, (5, K, 2)
+    angle = np.add.outer(2 * math.pi / arms * np.arange(arms), 0.25 * np.exp(rho))  # (arms, K)
+    along = polar(1.0, angle)  # unit vectors, (arms, K, 2)
     normals = polar(1.0, angle + math.pi / 2)
     white = np.stack([along / s, normals / across], -2).reshape(-1, 2, 2)
     mean = (2 * rho[:, None] * along).reshape(-1, 2)
-    log_weight = np.tile(np.log(w / 5) + _log_normal(rho, 1.0, 0.3), 5)
+    log_weight = np.tile(np.log(w / arms) + _log_normal(rho, 1.0, 0.3), arms)
     density = Gaussians(log_weight, mean, white)
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
         rho = 1 + 0.3 * normal(n, generator=generator)
         tau = 0.1 * normal(n, generator=generator)
-        arm = torch.randint(5, (n,), generator=generator)
-        angle = 2 * math.pi / 5 * arm + 0.25 * rho.exp()
+        arm = torch.randint(arms, (n,), generator=generator)
+        angle = 2 * math.pi / arms * arm + 0.25 * rho.exp()
         return 2 * (polar(rho, angle) + polar(tau, angle + math.pi / 2))
 
     return Law(Window(0.0, 0.0, 5 + 5 * s), draw, density)
 
 
-def _checkerboard(s: float) -> Law:
+def _checkerboard(s: float, *, squares: int) -> Law:
+    side = 8 / squares
     boxes = []
-    for x in (-4.0, -2.0, 0.0, 2.0):
-        for y in (-4.0, -2.0, 0.0, 2.0):
-            if (x + y) % 4 == 0:
-                boxes.append((x, x + 2, y, y + 2))
+    for i in range(squares):
+        for j in range(squares):
+            if (i + j) % 2 == 0:
+                x = side * i - 4
+                y = side * j - 4
+                boxes.append((x, x + side, y, y + side))
     density = Boxes(np.array(boxes), s)
     return Law(Window(0.0, 0.0, 4 + 5 * s), density.draw, density)
 
@@ -182,8 +194,8 @@ def _text(s: float, *, text: str | None) -> Law:
 _BUILDERS: dict[str, Callable[..., Law]] = {
     "moons": _moons,
     "circles": _circles,
-    "spiral2": partial(_spiral, turns=1),
-    "spiral4": partial(_spiral, turns=2),
+    "spiral2": _spiral,
+    "spiral4": _spiral,
     "banana": _banana,
     "gaussians8": _gaussians8,
     "pinwheel": _pinwheel,
@@ -266,19 +278,19 @@ class Target:
 
 
 @lru_cache(maxsize=64)
-def make_target(name: str, *, noise: float, text: str | None = None) -> Target:
+def make_target(name: str, *, noise: float, text: str | None = None, **parameters: float) -> Target:
     """The target `name`: the noise-free law below plus N(0, noise² I), noise in data units.
 
-    | name | noise-free law |
-    | --- | --- |
-    | moons | (cos t, sin t) or (1 - cos t, ½ - sin t), equally likely, t ~ U(0, π): `make_moons` |
-    | circles | radius 1 or 0.8, equally likely, uniform angle: `make_circles(factor=0.8)` |
-    | spiral2, spiral4 | (2t + π) (cos t, sin t), t = T √u, u ~ U(0, 1), T = 2π or 4π |
-    | banana | x₂ ~ N(0, 4²), x₁ ~ N(x₂²/4, 1) |
-    | gaussians8 | 8 equal atoms on a circle of radius 4, so that the noise is the spread |
-    | pinwheel | 2 R(2πk/5 + exp(ρ)/4) (ρ, τ), ρ ~ N(1, 0.3²), τ ~ N(0, 0.1²), k uniform in 0 … 4 |
-    | checkerboard | uniform over 8 squares of side 2 on [-4, 4]², the lower left one among them |
-    | text | uniform over the cells of side 1/64 that have their centre in the ink of `text` |
+    | name | noise-free law | `parameters` |
+    | --- | --- | --- |
+    | moons | (cos t, sin t) or (1 - cos t, shift - sin t), equally likely, t ~ U(0, π): `make_moons` | shift = ½ |
+    | circles | radius 1 or factor, equally likely, uniform angle: `make_circles` | factor = 0.8 |
+    | spiral2, spiral4 | (2t + π) (cos t, sin t), t = 2π turns √u, u ~ U(0, 1) | turns = 1, 2 |
+    | banana | x₂ ~ N(0, 4²), x₁ ~ N(bend x₂², 1) | bend = ¼ |
+    | gaussians8 | equal atoms on a circle of radius 4, so that the noise is the spread | modes = 8 |
+    | pinwheel | 2 R(2πk/arms + exp(ρ)/4) (ρ, τ), ρ ~ N(1, 0.3²), τ ~ N(0, 0.1²), k uniform | arms = 5 |
+    | checkerboard | uniform over dark squares of a board on [-4, 4]², the lower left one is dark | squares = 4 a side |
+    | text | uniform over the cells of side 1/64 that have their centre in the ink of `text` | |
 
     R(a) turns anticlockwise; Johnson's code multiplies rows, so its arms are mirrored in the first
     axis. Text is in DejaVu Sans Bold, centred, 8 wide or, if that comes first, 4 high: the cells
@@ -287,9 +299,9 @@ def make_target(name: str, *, noise: float, text: str | None = None) -> Target:
     1| < 2); its cost grows as 1/noise.
 
     Raises:
-        ValueError: For an unknown name; for a noise that is not finite and > 0, or so small that it
-            takes over 4 million nodes; for a text that does not print in that font, or that comes
-            with another target.
+        ValueError: For an unknown name, parameter or value of one; for a noise that is not finite
+            and > 0, or so small that it takes over 4 million nodes; for a text that does not print
+            in that font, or that comes with another target.
 
     Sources: Kataria's RealNVP report (spirals); `make_moons`, `make_circles` of scikit-learn;
     Johnson et al., "Composing graphical models with neural networks", 2016 (pinwheel).
@@ -305,6 +317,8 @@ def make_target(name: str, *, noise: float, text: str | None = None) -> Target:
         raise ValueError(f"data.noise: expected a finite number > 0; got {noise!r}")
     if name != "text" and text is not None:
         raise ValueError(f"data.text: expected no text for data.name={name}; got {text!r}")
-    options = {"text": text} if name == "text" else {}
-    law = _BUILDERS[name](float(noise), **options)
+    options: dict[str, Any] = {"text": text} if name == "text" else {}
+    for key, parameter in PARAMETERS.get(name, {}).items():
+        options[key] = parameter.usual
+    law = _BUILDERS[name](float(noise), **options | unusual(name, parameters))
     return Target(name, float(noise), law)

@@ -21,7 +21,8 @@ class Plan:
     The jobs by number, the centre of the study per target, and the command's arguments. `mixed`
     says when, by which code and command, jobs were added that the first command did not plan.
     `rounds` is the rule of a sweep whose seeds come in rounds, as
-    :class:`nfexp.analysis.sequential.Rounds` writes it, and empty for any other.
+    :class:`nfexp.analysis.sequential.Rounds` writes it, and empty for any other. `contrasts` are
+    those of the study's own by name, as :class:`nfexp.analysis.contrasts.OwnContrast` writes them.
     """
 
     name: str = ""
@@ -30,6 +31,7 @@ class Plan:
     jobs: list[dict[str, Any]] = field(default_factory=list)
     mixed: list[dict[str, Any]] = field(default_factory=list)
     rounds: dict[str, Any] = field(default_factory=dict)
+    contrasts: dict[str, Any] = field(default_factory=dict)
 
     def entry(self, folder: str, spec: Spec, overrides: Sequence[str]) -> dict[str, Any]:
         """The entry of a job in `jobs`; its config is what differs from its target's centre."""
@@ -50,8 +52,9 @@ class Plan:
     def write(self, folder: Path) -> None:
         """Write the plan into the folder of its sweep, over an earlier one."""
         document = {"schema_version": SCHEMA_VERSION} | vars(self)
-        if not self.rounds:
-            del document["rounds"]
+        for key in ("rounds", "contrasts"):
+            if not document[key]:
+                del document[key]
         with replacing(folder / PLAN) as path:
             path.write_text(json.dumps(document, indent=1), encoding="utf-8")
 

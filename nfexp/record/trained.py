@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,19 @@ class TrainedFlow:
         fixed = self.stack.fixed.clone()
         return FlowDistribution(self.stack.with_rows(theta, fixed))
 
+    def export(self, to: str = "torch") -> Any:
+        """The flow in the modules of another library, with weights of its own; log-densities agree to rounding.
+
+        ``"torch"`` gives an ``nn.Module`` of ``nn.Linear`` layers with `log_prob`, `sample`, `forward` and `inverse`
+        (:class:`nfexp.flows.export.PlainFlow`), ``"zuko"`` a ``zuko.lazy.Flow``, where zuko is installed and has the
+        parts.
+        """
+        from nfexp.flows.export import EXPORTS
+
+        if to not in EXPORTS:
+            raise ValueError(f"to: expected one of {', '.join(EXPORTS)}; got {to!r}")
+        return EXPORTS[to](self.stack)
+
     def _points(self, x: object, name: str) -> Tensor:
         import torch
 
@@ -121,22 +135,56 @@ class TrainedFlow:
             raise ValueError(f"{name}: expected shape (N, {self.dim}); got {tuple(points.shape)}")
         return points[None]  # (1, N, D): a stack of one
 
-    def log_prob(self, x: object) -> Tensor:
+    def log_prob(self, x: object, *, warn_beyond: float | None = None) -> Tensor:
         """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,).
 
         Many points are evaluated a part at a time. It is −inf where the density is too small for
         the precision of the weights, also where a scale overflows on the way (``flow.scale=exp``).
         It is NaN only where `x` is NaN.
+
+        Parameters
+        ----------
+        warn_beyond
+            Warn of points with a coordinate that is more than so many standard deviations of the
+            training points away from their mean: there nothing has told the flow anything.
+
+        Raises
+        ------
+        ValueError
+            For another shape; for `warn_beyond` where the flow does not know those moments, because
+            of ``flow.standardise=none``.
         """
         import torch
 
-        parts = self._points(x, "x").split(MOST_POINTS, dim=1)
+        points = self._points(x, "x")
+        if warn_beyond is not None:
+            self._warn_of_far(points[0], warn_beyond)
+        parts = points.split(MOST_POINTS, dim=1)
         return torch.cat([self._ensemble().log_density(part)[0] for part in parts])
 
     def _ensemble(self) -> Ensembles:
         from nfexp.flows.ensemble import Ensembles
 
         return Ensembles(self.stack, len(self.members))
+
+    def _warn_of_far(self, x: Tensor, beyond: float) -> None:
+        """Warn of points (N, D) that lie further than `beyond` standard deviations from the training points' mean."""
+        import torch
+
+        if self.spec.flow.standardise != "moments":
+            raise ValueError("warn_beyond: expected a flow with flow.standardise=moments; got one without moments")
+        own = self.stack.tensors()
+        with torch.no_grad():
+            distance = ((x - own["standardise.mean"][0]) / own["standardise.var"][0].sqrt()).abs()
+        is_far = (distance > beyond).any(1)
+        if bool(is_far.any()):
+            row, column = divmod(int(distance.nan_to_num(nan=-1.0).argmax()), self.dim)
+            warnings.warn(
+                f"{int(is_far.sum())} of {len(x)} points lie more than {beyond:g} standard deviations of the training "
+                f"points from their mean, row {row} by {float(distance[row, column]):.3g} in column {column}: log_prob "
+                "extrapolates there",
+                stacklevel=3,
+            )
 
     def forward(self, z: object) -> Tensor:
         """Base to data, (N, D) to (N, D); of an ensemble a member's."""

@@ -12,6 +12,7 @@ import pandas as pd
 from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
 from nfexp.analysis.claims.looks import evaluate_in_rounds
+from nfexp.analysis.claims.own import claims_of
 from nfexp.analysis.table import cannot_write
 from nfexp.analysis.table.baselines import load_baselines
 from nfexp.commands import folder_word
@@ -79,17 +80,23 @@ def _write(dirs: Sequence[str | Path], folder: Path, *, explorer: bool) -> Repor
 def _judged(runs: pd.DataFrame, sweep: table.Sweep) -> pd.DataFrame:
     """The verdicts on the claims; of seeds in rounds those of the first look that decided."""
     if sweep.rounds is None:
-        return claims.evaluate(of_targets(runs), sweep.centres)
-    if sweep.rounds.margin is None:
+        judged = [claims.evaluate(of_targets(runs), sweep.centres)]
+        if sweep.contrasts:
+            judged.append(claims.evaluate(runs, sweep.centres, claims_of(sweep.contrasts)))
+        return pd.concat(judged, ignore_index=True)
+    if sweep.rounds.margin is None and not sweep.contrasts:
         runs = of_targets(runs)
-    return evaluate_in_rounds(runs, sweep.centres, sweep.rounds)
+    return evaluate_in_rounds(runs, sweep.centres, sweep.rounds, sweep.contrasts)
 
 
 def of_targets(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs on targets of known density: the claims are about those."""
+    """The runs on targets of known density: the claims of the sources are about those."""
     if "data.digest" not in runs:
         return runs
-    return runs[runs["data.digest"].isna()]
+    is_target = runs["data.digest"].isna()
+    if "data.target" in runs:  # one of the user's own has a digest, too
+        is_target |= runs["data.target"].notna()
+    return runs[is_target]
 
 
 def _write_text(text: str, path: Path) -> None:

@@ -87,7 +87,7 @@ def claim_lines(judged: pd.DataFrame, width: int = 100) -> list[str]:
     lines = []
     for claim in found.shown:
         first, *more = textwrap.wrap(claim.sentence, width - 22) or [""]
-        lines.append(f"{claim.claim:<6.6} {claim.verdict:<13} {first}")
+        lines.append(f"{claim.claim:<6} {claim.verdict:<13} {first}")
         for sentence in more:
             lines.append(f"{'':21}{sentence}")
         if claim.rounds:

@@ -14,6 +14,7 @@ from nfexp.analysis.table.baselines import DATA, KERNELS, MODELS, data_key
 from nfexp.analysis.table.records import rows_of
 from nfexp.report.selection import at_centre, has_truth, swept
 from nfexp.report.words import TROUBLES, file_name, interval, number, plain, troubles
+from nfexp.spec import is_parameter_key
 
 CELL = 80  # letters of a value in a cell
 FLOW = "flow"
@@ -212,7 +213,7 @@ def ablation_table(
 def _draws(rows: Mapping[str, Row], columns: Sequence[str]) -> dict[str, Any]:
     """The swept settings that fix the draws, such as the sample count, with their values."""
     row = next(iter(rows.values()))  # these values are the same for every target
-    return {column: row[column] for column in columns if column in DATA}
+    return {column: row[column] for column in columns if column in DATA or is_parameter_key(column)}
 
 
 def _value_line(values: list[str], rows: Mapping[str, Row], targets: Sequence[str]) -> TableLine:

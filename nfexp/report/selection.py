@@ -11,6 +11,7 @@ import pandas as pd
 from nfexp.analysis.statistics import deviations, distinct, mean_interval
 from nfexp.analysis.table.records import rows_of
 from nfexp.report.words import TROUBLES, plain
+from nfexp.spec import is_parameter_key
 
 # the configuration at the centre of the study, by target
 Centres = Mapping[str, Mapping[str, object]]
@@ -131,14 +132,19 @@ def learning_curves(
 
 
 def _true_nll(chosen: pd.DataFrame, runs: pd.DataFrame) -> np.ndarray:
-    """The true NLL of each chosen run, or else the mean of those with its target and noise."""
-    completed = runs[runs["status"] == "completed"]
-    usual = completed.groupby(["data.name", "data.noise"])["true_nll"].mean().to_dict()
+    """The true NLL of each chosen run, or else the mean of those with its target, noise and parameters."""
+    of_law = ["data.name", "data.noise", *(column for column in map(str, runs) if is_parameter_key(column))]
+    completed = runs[(runs["status"] == "completed") & runs["true_nll"].notna()]
+    known: dict[tuple[str, ...], list[float]] = {}
+    for row in rows_of(completed[[*of_law, "true_nll"]]):
+        law = tuple(str(row[key]) for key in of_law)
+        known.setdefault(law, []).append(row["true_nll"])
     truth = []
-    for row in rows_of(chosen[["data.name", "data.noise", "true_nll"]]):
+    for row in rows_of(chosen[[*of_law, "true_nll"]]):
         own = row["true_nll"]
         if own != own:
-            own = usual.get((row["data.name"], row["data.noise"]), math.nan)
+            alike = known.get(tuple(str(row[key]) for key in of_law))
+            own = float(np.mean(alike)) if alike else math.nan
         truth.append(own)
     found = np.array(truth, dtype=float)
     return found if runs["true_nll"].notna().any() else np.zeros(len(found))

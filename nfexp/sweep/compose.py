@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf._utils import OmegaConfDumper
 
-from nfexp.configuration import job_folder, plain_of, spec_of, written
+from nfexp.configuration import job_folder, own_folders, plain_of, spec_of, written
 
 if TYPE_CHECKING:
     from nfexp.spec import Spec
@@ -213,7 +213,7 @@ class Composer:
         """The checked spec of a job."""
         key = tuple(overrides)
         if key not in self.by_job:
-            self.by_job[key] = spec_of(self.plain(overrides))
+            self.by_job[key] = spec_of(self.plain(overrides), own_folders(self.master.hydra))
         return self.by_job[key]
 
     def full(self, overrides: Sequence[str]) -> DictConfig:

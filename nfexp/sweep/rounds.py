@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from nfexp.analysis.claims.findings import EVERY_RUN
 from nfexp.analysis.claims.looks import Course, courses, is_out_of_reach
+from nfexp.analysis.claims.own import claims_of
+from nfexp.analysis.contrasts import OwnContrast
 from nfexp.analysis.sequential import MOST_LOOKS, Rounds
-from nfexp.analysis.statistics import studies
+from nfexp.analysis.statistics import Absent, Study, studies
 from nfexp.analysis.statistics.ablations import Centres
 from nfexp.analysis.table import collect
-from nfexp.analysis.table.cells import is_config
+from nfexp.analysis.table.cells import config_row
+from nfexp.analysis.table.gather import tabulate, with_usual
 from nfexp.arguments import key_of
 from nfexp.record import outcome
 from nfexp.record.metrics import METRICS
@@ -141,7 +142,8 @@ def judged_round(
             return None
     found = collect(folder)
     folders = {os.path.abspath(folder / place): number for number, place in places.items()}
-    judged = courses(studies(found.runs, found.sweep.centres), rounds)
+    sweep = found.sweep
+    judged = courses(studies(found.runs, sweep.centres), rounds, sweep.contrasts)
     following = next_round(judged, folders, specs, overrides, rounds)
     seeds = len({spec.seed for spec in specs.values()})
     n_decided = following.n_claims - following.n_open
@@ -217,14 +219,14 @@ def most(specs: Sequence[Spec], rounds: Rounds, rate: float) -> str:
     return f"{first}, then more until every claim is decided: {largest}"
 
 
-def check_contrasts(specs: Sequence[Spec], centres: Centres, rounds: Rounds) -> None:
+def check_claims(
+    specs: Sequence[Spec],
+    centres: Centres,
+    rounds: Rounds,
+    contrasts: Sequence[OwnContrast] = (),
+) -> None:
     """Raise unless there is something to decide: a claim that compares cells of this sweep."""
-    rows = []
-    for spec in specs:
-        config = {key: value for key, value in flatten(spec).items() if is_config(key)}
-        rows.append(config | dict.fromkeys(METRICS) | {"status": "missing", "dir": ""})
-    planned = pd.DataFrame(rows)
-    for course in courses(studies(planned, centres), rounds):
+    for course in courses(planned_studies(specs, centres), rounds, contrasts):
         for finding in course.findings:
             n_cells = max((len(own) for own in finding.cells.values()), default=0)
             if course.counts and finding.applies and n_cells > 1 and finding.rows != EVERY_RUN:
@@ -235,7 +237,47 @@ def check_contrasts(specs: Sequence[Spec], centres: Centres, rounds: Rounds) -> 
     raise SpecError(KEY, "the centre of the study and other cells", Words("a sweep without"))
 
 
-def check_same_rule(folder: Path, old: Plan | None, rounds: Rounds | None) -> None:
+def planned_studies(specs: Sequence[Spec], centres: Centres) -> dict[str, Study]:
+    """The studies of a sweep before any run is trained: every run of it is missing."""
+    rows = []
+    for spec in specs:
+        config = config_row("the plan", flatten(spec))
+        rows.append({"job": "", "status": "missing", **config, **dict.fromkeys(METRICS), "dir": ""})
+    planned = tabulate(rows)
+    return studies(planned, with_usual(centres, planned))
+
+
+def check_contrasts(
+    specs: Sequence[Spec],
+    centres: Centres,
+    contrasts: Sequence[OwnContrast],
+) -> None:
+    """Raise for a contrast whose cells the sweep does not have, on any target."""
+    if not contrasts:
+        return
+    by_target = planned_studies(specs, centres)
+    for claim in claims_of(contrasts):
+        lacking = []
+        for target, study in by_target.items():
+            try:
+                claim.contrasts({target: study})
+            except Absent as reason:
+                lacking.append(str(reason))
+        if len(lacking) == len(by_target):
+            got = lacking[0]
+            if not any(frozenset() in study.cells for study in by_target.values()):
+                hint = "what all runs share belongs below defaults or on the command line, not below hydra.sweeper"
+                got += f", and no run at the centre of the study ({hint})"
+            expected = "two cells that the sweep has on one target at least"
+            raise SpecError(f"contrasts.{claim.id}", expected, Words(got))
+
+
+def check_same_rule(
+    folder: Path,
+    old: Plan | None,
+    rounds: Rounds | None,
+    contrasts: Sequence[OwnContrast] = (),
+) -> None:
     """Raise if a sweep's folder was begun with another rule: the levels hold for one alone."""
     if old is None:
         return
@@ -243,6 +285,10 @@ def check_same_rule(folder: Path, old: Plan | None, rounds: Rounds | None) -> No
     if written != old.rounds:
         expected = f"the rule that it was begun with, {_rule(old.rounds)}"
         raise SpecError(str(folder), expected, Words(_rule(written)))
+    asked = {contrast.name: contrast.written() for contrast in contrasts}
+    if rounds is not None and asked != old.contrasts:
+        expected = "the contrasts that it was begun with, for its rounds are about those"
+        raise SpecError(str(folder), expected, Words("others"))
 
 
 def _rule(written: Mapping[str, Any]) -> str:

@@ -185,8 +185,8 @@ def check_all(specs: Sequence[Spec]) -> None:
 
     distinct: dict[tuple[object, ...], Spec] = {}
     for spec in specs:  # of many runs few differ in what the check looks at
-        if spec.data.kind == "density":
-            distinct[spec.data.name, spec.data.noise, spec.data.text, spec.device] = spec
+        if spec.data.kind in ("density", "own"):
+            distinct[spec.data.law, spec.device] = spec
         else:
             distinct[spec.data, spec.seed, spec.device] = spec  # each seed has a split of its own
     for spec in distinct.values():

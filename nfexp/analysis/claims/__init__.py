@@ -35,7 +35,11 @@ __all__ = [
 ]
 
 
-def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def evaluate(
+    runs: pd.DataFrame,
+    centres: Mapping[str, Mapping[str, Any]],
+    claims: Sequence[Claim] = CLAIMS,
+) -> pd.DataFrame:
     """The verdict on every claim, per target and over all targets.
 
     `runs` is the table of :func:`nfexp.load_runs` or :func:`nfexp.read_runs`, `centres` the study's
@@ -52,7 +56,7 @@ def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd
     """
     by_target = studies(runs, centres)
     rows = []
-    for claim in CLAIMS:
+    for claim in claims:
         if claim.across:
             found = [find(claim, by_target)]
         else:

@@ -11,7 +11,7 @@ come to the same verdicts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,9 @@ import pandas as pd
 from nfexp.analysis.claims import CLAIMS, Claim, Finding, PValues, find, judge, verdicts, voters
 from nfexp.analysis.claims.findings import ALPHA
 from nfexp.analysis.claims.forecast import seeds_to_tell
-from nfexp.analysis.claims.measures import Contrast, Measure, mean_of
+from nfexp.analysis.claims.measures import Contrast
+from nfexp.analysis.claims.own import claims_of, gap_of
+from nfexp.analysis.contrasts import OwnContrast
 from nfexp.analysis.sequential import Rounds, level_at, sequential_p
 from nfexp.analysis.statistics import Study, Tails, named, studies
 from nfexp.analysis.statistics.ablations import Centres
@@ -201,13 +203,21 @@ def is_out_of_reach(finding: SequentialFinding, rounds: Rounds) -> bool:
     return min(_seeds_needed(finding, rounds, 1)) > rounds.max_seeds
 
 
-def courses(by_target: Mapping[str, Study], rounds: Rounds) -> list[Course]:
-    """How every claim of the sources went and, with a margin, every claim of the study's own.
+def courses(
+    by_target: Mapping[str, Study],
+    rounds: Rounds,
+    contrasts: Iterable[OwnContrast] = (),
+) -> list[Course]:
+    """How every claim of the sources went, and every claim of the study's own.
 
-    With a margin the rounds go on for these alone.
+    These are its contrasts and, with a margin, one for each cell. The rounds go on for them alone
+    where there are any.
     """
     looks = Looks(by_target, rounds)
-    found = [looks.course(claim, counts=rounds.margin is None) for claim in CLAIMS]
+    own = claims_of(contrasts)
+    is_of_sources = rounds.margin is None and not own
+    found = [looks.course(claim, counts=is_of_sources) for claim in CLAIMS]
+    found += [looks.course(claim) for claim in own]
     if rounds.margin is not None:
         found += [looks.course(claim) for claim in own_claims(by_target, rounds.margin)]
     return found
@@ -225,7 +235,7 @@ def own_claims(by_target: Mapping[str, Study], margin: float) -> list[Claim]:
             source="this study",
             sentence=f"{name} is as good as the centre.",
             estimand=f"KL({name}) − KL(centre), nats (NLL where no density is known)",
-            measure=from_centre(changes),
+            measure=gap_of(changes, {}),
             kind="within",
             margin=margin,
             why="as the command says",
@@ -235,18 +245,12 @@ def own_claims(by_target: Mapping[str, Study], margin: float) -> list[Claim]:
     return claims
 
 
-def from_centre(changes: Mapping[str, Any]) -> Measure:
-    """The measure KL(cell) − KL(centre), or of the test NLL where no density is known."""
-
-    def measure(study: Study) -> list[Contrast]:
-        has_kl = any(runs["kl"].notna().any() for runs in study.cells.values())
-        metric = "kl" if has_kl else "test_nll"
-        return [mean_of("" if has_kl else "test NLL", study.gap(changes, {}, metric))]
-
-    return measure
-
-
-def evaluate_in_rounds(runs: pd.DataFrame, centres: Centres, rounds: Rounds) -> pd.DataFrame:
+def evaluate_in_rounds(
+    runs: pd.DataFrame,
+    centres: Centres,
+    rounds: Rounds,
+    contrasts: Iterable[OwnContrast] = (),
+) -> pd.DataFrame:
     """The table of :func:`nfexp.analysis.claims.evaluate` for seeds that came in rounds.
 
     It has three more columns.
@@ -259,7 +263,7 @@ def evaluate_in_rounds(runs: pd.DataFrame, centres: Centres, rounds: Rounds) -> 
     that there may be.
     """
     rows: list[Mapping[str, Any]] = []
-    for course in courses(studies(runs, centres), rounds):
+    for course in courses(studies(runs, centres), rounds, contrasts):
         rows += _rows(course, rounds)
     return pd.DataFrame(rows).astype({"seeds_needed": "Int64"})
 

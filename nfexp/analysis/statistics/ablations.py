@@ -11,6 +11,7 @@ import pandas as pd
 from nfexp.analysis.statistics.intervals import mean_interval, t_interval
 from nfexp.analysis.table import STATUSES, config_columns, distinct
 from nfexp.analysis.table.baselines import KERNELS, MODELS
+from nfexp.spec import is_parameter_key
 
 AXES = {
     "flow.n_flows": "flows",
@@ -101,7 +102,7 @@ def ablations(
     """
     runs = distinct(runs[runs["data.name"].isin(list(centres))])
     differs = deviations(runs, centres)
-    tested_on = [column for column in TESTED_ON if column in differs]
+    tested_on = [column for column in map(str, differs) if column in TESTED_ON or is_parameter_key(column)]
     runs = _beside_the_centre(runs, ~differs.any(axis=1), differs[tested_on].any(axis=1))
     tables: dict[str, pd.DataFrame] = {}
     for columns in _swept(differs):

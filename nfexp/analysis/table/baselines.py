@@ -15,7 +15,7 @@ from nfexp.analysis.table.cells import LARGEST
 from nfexp.analysis.table.spelling import live
 from nfexp.files import read_plain
 from nfexp.record.formats import ReportError, reason
-from nfexp.spec import Data, from_mapping
+from nfexp.spec import Data, from_mapping, from_text, is_parameter_key, parameters_in
 
 BASELINES = "baselines.csv"
 MODELS = {
@@ -42,7 +42,8 @@ LIMIT = 2**25  # bytes
 def data_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """The values of DATA of a run, a baseline or a centre: with equal ones a seed draws the same.
 
-    Of a table there are those of OF_A_TABLE, too.
+    Where there is a digest, of a table or of a target of the user's own, there are those of
+    OF_A_TABLE, too; then, by name, the parameters of a target that are not as usual.
 
     >>> data_key({"data.name": "moons", "data.n_samples": 200.0, "data.noise": 0.05, "seed": 3})
     ('moons', 200.0, 0.05, None, None)
@@ -57,7 +58,7 @@ def data_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
         if value != value:  # NaN
             value = None
         values.append(value)
-    return tuple(values)
+    return (*values, *sorted(parameters_in(row).items()))
 
 
 def load_baselines(
@@ -96,13 +97,18 @@ def load_baselines(
             skipped.append(error)
     found = pd.DataFrame(rows, columns=list(columns_of(rows)))
     keys = [key for key in (*DATA, *OF_A_TABLE, "seed", "model") if key in found]
+    keys += [str(column) for column in found if is_parameter_key(str(column))]
     return found.drop_duplicates(keys, ignore_index=True)
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """The columns of a baselines.csv with these rows."""
-    has_table = any(isinstance(row.get("data.digest"), str) for row in rows)
-    return COLUMNS + OF_A_TABLE if has_table else COLUMNS
+    has_table = False
+    parameters: set[str] = set()
+    for row in rows:
+        has_table = has_table or isinstance(row.get("data.digest"), str)
+        parameters |= {f"data.{name}" for name in parameters_in(row)}
+    return COLUMNS + OF_A_TABLE * has_table + tuple(sorted(parameters))
 
 
 def _read(path: str) -> list[dict[str, Any]]:
@@ -112,7 +118,8 @@ def _read(path: str) -> list[dict[str, Any]]:
     except (OSError, ValueError, csv.Error) as error:
         raise ReportError(path, "a readable table", reason(error)) from None
     head = lines[0]
-    if tuple(head) not in (COLUMNS, COLUMNS + OF_A_TABLE):
+    plain = tuple(column for column in head if not is_parameter_key(column))
+    if plain not in (COLUMNS, COLUMNS + OF_A_TABLE) or len(set(head)) < len(head):
         raise ReportError(path, f"the heading {','.join(COLUMNS)}", ",".join(head))
     rows = []
     for number, line in enumerate(lines[1:], 2):
@@ -143,12 +150,17 @@ def _row(cells: Mapping[str, str]) -> dict[str, Any]:
 def _draws(cells: Mapping[str, str]) -> dict[str, Any]:
     """The columns that fix the draws of a line, in the ranges of :class:`nfexp.spec.Data`."""
     is_table = bool(cells.get("data.digest"))
+    parameters = {}
+    for column, cell in cells.items():
+        if is_parameter_key(column) and cell:
+            parameters[column.removeprefix("data.")] = from_text(column, cell)
     values: dict[str, Any] = {
         "name": cells["data.name"],
         "n_samples": int(cells["data.n_samples"]),
         "noise": None if is_table else float(cells["data.noise"]),
         "n_test": int(cells["data.n_test"]),
         "n_val": 2,  # is not in the file of a target: of a model that uses them, n_used counts them
+        **parameters,
         "text": live(cells["data.text"]) if cells["data.text"] else None,
     }
     if is_table:
@@ -169,6 +181,7 @@ def draws_of(data: Data) -> dict[str, Any]:
     """What fixes the draws of a seed, by column; as in a run's record, None for what is usual."""
     keys = DATA if data.digest is None else DATA + OF_A_TABLE
     draws = {key: getattr(data, key.removeprefix("data.")) for key in keys}
+    draws |= {f"data.{name}": value for name, value in data.parameters}
     if draws.get("data.jitter") == 0.0:
         draws["data.jitter"] = None
     return draws

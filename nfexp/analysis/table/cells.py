@@ -17,7 +17,7 @@ LARGEST = 1e100  # of any number, so that squares stay finite
 LARGEST_COUNT = 2**53  # of a whole number, which a float64 still holds exactly
 NAME = 80  # characters of a value of the configuration, or of a key
 TEXT = 1000  # characters of a job, of data.text, and of a value of LONG
-LONG = ("data.path", "data.val_path", "data.test_path", "data.columns", "data.drop")
+LONG = ("data.path", "data.val_path", "data.test_path", "data.columns", "data.drop", "data.target")
 
 
 def is_config(key: str) -> bool:

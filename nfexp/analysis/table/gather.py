@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nfexp.analysis.contrasts import OwnContrast
 from nfexp.analysis.sequential import Rounds
 from nfexp.analysis.table.cells import CONFIG
 from nfexp.analysis.table.index import Place, identity, read_cache, search, write_cache
@@ -27,6 +28,7 @@ from nfexp.analysis.table.rows import infer_centres, repetitions
 from nfexp.analysis.table.saved import saved_rows
 from nfexp.record.formats import HISTORY_FILE, PLAN, RESULT, ReportError, printable, read_bounded
 from nfexp.record.metrics import HISTORY, METRICS
+from nfexp.spec import is_parameter_key, usual_value
 
 # The most targets, and the most keys that this version does not know, of one table: each of them is
 # a panel or a column.
@@ -43,13 +45,15 @@ Plans = Mapping[Path, Mapping[str, PlannedRuns]]
 class Sweep:
     """What a sweep set out to do: name, centre of each target, number of jobs planned.
 
-    `rounds` is the rule of one whose seeds come in rounds, of several the first one's.
+    `rounds` is the rule of one whose seeds come in rounds, of several the first one's; of several
+    contrasts of one name the first one counts.
     """
 
     name: str
     centres: dict[str, dict[str, Any]]
     planned: int
     rounds: Rounds | None = None
+    contrasts: tuple[OwnContrast, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,10 @@ def tabulate(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows))
     known = {"job", "status", *CONFIG, *METRICS, "dir"}
     unknown = [column for column in table if column not in known]
+    for column in unknown:
+        if is_parameter_key(str(column)):  # no record holds a parameter that is as usual
+            usual = [usual_value(target, str(column)) for target in table["data.name"]]
+            table[column] = table[column].where(table[column].notna(), usual)
     return table[["job", "status", *CONFIG, *unknown, *METRICS, "dir"]]
 
 
@@ -274,15 +282,19 @@ def _sweep(plans: Plans, runs: pd.DataFrame) -> Sweep:
     centres: dict[str, dict[str, Any]] = {}
     jobs = set(runs["dir"])
     rounds: Rounds | None = None
+    contrasts: dict[str, OwnContrast] = {}
     for top, own in plans.items():
         for folder, plan in own.items():
             names.append(plan.name)
             centres = plan.centres | centres  # of two sweeps the first one counts
             rounds = rounds or plan.rounds
+            for contrast in plan.contrasts:
+                contrasts.setdefault(contrast.name, contrast)
             for job in plan.rows:
                 jobs.add(os.path.join(folder, os.path.normpath(job)))
         if not own:
             names.append(printable(top.name))
+    centres = with_usual(centres, runs)
     unplanned = runs[~runs["data.name"].isin(list(centres))]
     centres = centres | infer_centres(unplanned)
     present = set(runs["data.name"])
@@ -291,7 +303,23 @@ def _sweep(plans: Plans, runs: pd.DataFrame) -> Sweep:
         centres={target: centre for target, centre in centres.items() if target in present},
         planned=len(jobs),
         rounds=rounds,
+        contrasts=tuple(contrasts.values()),
     )
+
+
+def with_usual(
+    centres: Mapping[str, Mapping[str, Any]],
+    runs: pd.DataFrame,
+) -> dict[str, dict[str, Any]]:
+    """Centres with the usual value of each parameter that has a column in the table of runs."""
+    found = {}
+    for target, centre in centres.items():
+        usual = {}
+        for column in map(str, runs):
+            if is_parameter_key(column) and centre.get(column) is None:
+                usual[column] = usual_value(target, column)
+        found[target] = {**centre, **usual}
+    return found
 
 
 def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:

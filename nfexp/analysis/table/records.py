@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nfexp.analysis.contrasts import OwnContrast, contrasts_of
 from nfexp.analysis.sequential import Rounds, rounds_of
 from nfexp.analysis.table.cells import (
     LARGEST,
@@ -24,6 +25,7 @@ from nfexp.record.formats import PLAN, ReportError, printable, read_bounded
 from nfexp.record.metrics import HISTORY, METRICS
 from nfexp.record.plan import read_plan
 from nfexp.record.result import parse_result
+from nfexp.spec import SpecError
 
 LISTED = 20  # packages, and releases of each, that a report names
 
@@ -55,6 +57,7 @@ class PlannedRuns:
     centres: dict[str, dict[str, Any]]
     rows: dict[str, dict[str, Any]]  # by job
     rounds: Rounds | None  # if its seeds come in rounds
+    contrasts: tuple[OwnContrast, ...] = ()
 
 
 def planned_runs(folder: str | os.PathLike[str]) -> PlannedRuns:
@@ -79,7 +82,11 @@ def planned_runs(folder: str | os.PathLike[str]) -> PlannedRuns:
         rounds = rounds_of(plan.rounds) if plan.rounds else None
     except ValueError as error:
         raise ReportError(path, str(error), repr(plan.rounds)) from None
-    return PlannedRuns(printable(plan.name, 200), centres, rows, rounds)
+    try:
+        contrasts = contrasts_of(plan.contrasts)
+    except SpecError as error:
+        raise ReportError(path, f"{error.key}: {error.expected}", error.got) from None
+    return PlannedRuns(printable(plan.name, 200), centres, rows, rounds, contrasts)
 
 
 def _planned_row(

@@ -1,0 +1,58 @@
+"""The contrasts of a study's own as claims, judged by the same rules as those of the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nfexp.analysis.claims.catalogue import Claim
+from nfexp.analysis.claims.measures import Contrast, Measure, mean_of
+from nfexp.analysis.contrasts import OwnContrast
+from nfexp.analysis.statistics import Study, named
+
+SOURCE = "this study"
+
+
+def claims_of(contrasts: Iterable[OwnContrast]) -> list[Claim]:
+    """One claim for each contrast."""
+    return [_claim(contrast) for contrast in contrasts]
+
+
+def _claim(contrast: OwnContrast) -> Claim:
+    better = named(contrast.better)
+    worse = named(contrast.worse)
+    metric = contrast.metric or "KL (NLL where no density is known)"
+    sentence = f"{better} is better than {worse}"
+    if contrast.kind == "within":
+        sentence = f"{better} is as good as {worse}"
+    elif contrast.margin:
+        sentence += f" by more than {contrast.margin:g}"
+    return Claim(
+        id=contrast.name,
+        source=SOURCE,
+        sentence=contrast.sentence or f"{sentence}.",
+        estimand=f"{metric} of ({worse}) − of ({better})",
+        measure=gap_of(contrast.worse, contrast.better, contrast.metric),
+        kind=contrast.kind,
+        margin=contrast.margin,
+        why="as the study says",
+        quantifier=contrast.quantifier,
+        everywhere=True,
+    )
+
+
+def gap_of(a: Mapping[str, Any], b: Mapping[str, Any], metric: str | None = None) -> Measure:
+    """The measure metric(a) − metric(b) of two cells.
+
+    Without a metric it is the KL, or the test NLL where no density is known.
+    """
+
+    def measure(study: Study) -> list[Contrast]:
+        if metric is not None:
+            return [mean_of(metric, study.gap(a, b, metric))]
+        has_kl = any(runs["kl"].notna().any() for runs in study.cells.values())
+        if has_kl:
+            return [mean_of("", study.gap(a, b))]
+        return [mean_of("test NLL", study.gap(a, b, "test_nll"))]
+
+    return measure
