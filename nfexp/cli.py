@@ -38,6 +38,7 @@ from nfexp.surroundings import command, environment
 from nfexp.sweep.claim import Refused, check_fresh, claims
 from nfexp.sweep.conclusion import Interrupted
 from nfexp.sweep.folder import locked, read_plan
+from nfexp.sweep.views import alone, is_terminal
 from nfexp.sweep.worker import check_all, keep, train
 from nfexp.tables import tell
 from nfexp.usage import VERSION, Usage, answered, one_line, version_line
@@ -75,7 +76,9 @@ def job(config: DictConfig) -> float:
         with locked(folder, "a folder"):
             check_fresh(folder)
             tell([spec])
-            for _, result, failure in train([spec], [folder]):
+            with alone(spec, live=not is_of_sweep and is_terminal()) as told:
+                trained = list(train([spec], [folder], told=told))
+            for _, result, failure in trained:
                 keep(folder, result, failure)
     return objective(outcome(folder))
 

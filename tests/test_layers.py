@@ -11,7 +11,7 @@ PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
     surroundings files spec readers published tables arguments commands streams
-    flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
+    flows.fusible flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
     flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.plan flows.kernels.coupling
     flows.kernels.member flows.kernels.moments flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.tables data
@@ -29,7 +29,8 @@ ROOMS = """
     report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
     report.verdicts report.results report.contents report.tex report.layouts report
     configuration
-    sweep.stopping sweep.worker sweep.planning sweep.executors sweep.pool sweep.slurm sweep.joblib
+    sweep.stopping sweep.standing sweep.worker sweep.planning sweep.progress sweep.display sweep.views
+    sweep.executors sweep.pool sweep.slurm sweep.joblib
     sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion
     baselines estimator scripting cli __main__

@@ -6,33 +6,18 @@ What the kernel does not know, torch computes. numba is imported where a kernel 
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
 from functools import cache
 
 import torch
 
+from nfexp.flows.fusible import KNOWN, unknown_key
 from nfexp.flows.stack import FlowStack, Kernel
-from nfexp.spec import ADDED, Flow, SpecError, Words
+from nfexp.spec import Flow, SpecError, Words
+
+__all__ = ["KNOWN", "check_fused", "kernel_for", "obstacle"]
 
 log = logging.getLogger(__name__)
 
-# What the kernel knows of an architecture. A key that is not here must have the value that changes nothing.
-ANY = None
-KNOWN: dict[str, tuple[str, ...] | None] = {
-    "n_flows": ANY,
-    "hidden_depth": ANY,
-    "hidden_width": ANY,
-    "activation": ("relu", "leaky_relu", "tanh", "silu", "elu"),
-    "mask": ANY,
-    "coupling": ("affine", "additive"),
-    "conditioner": ("separate", "shared"),
-    "scale": ("learned", "tanh", "soft", "exp"),
-    "init": ANY,
-    "standardise": ANY,
-    "norm": ("none",),
-    "norm_every": ANY,
-    "base": ("normal", "logistic", "laplace", "student_t", "mixture"),
-}
 MEMORY_TYPE = torch.float32
 
 
@@ -57,12 +42,8 @@ def obstacle(flow: Flow, device: torch.device, dtype: torch.dtype) -> str | None
         return f"device is {device.type}"
     if dtype != MEMORY_TYPE:
         return f"the weights are {str(dtype).removeprefix('torch.')}"
-    for f in fields(flow):
-        value = getattr(flow, f.name)
-        options = KNOWN.get(f.name, (ADDED.get(f"flow.{f.name}"),))
-        if options is not ANY and value not in options:
-            return f"flow.{f.name} is {value!r}"
-    return None
+    key = unknown_key(flow)
+    return None if key is None else f"flow.{key} is {getattr(flow, key)!r}"
 
 
 def check_fused(flow: Flow, device: torch.device, dtype: torch.dtype) -> None:
