@@ -252,7 +252,7 @@ def test_other_devices_and_types_are_refused_by_name():
 
 
 def test_without_numba_auto_says_so_once_and_uses_torch(monkeypatch, caplog):
-    kernels._missing.cache_clear()
+    kernels.missing.cache_clear()
     monkeypatch.setitem(sys.modules, "nfexp.flows.kernels.lanes", None)
     kernels._say_once.cache_clear()
     caplog.set_level(logging.INFO)
@@ -261,7 +261,7 @@ def test_without_numba_auto_says_so_once_and_uses_torch(monkeypatch, caplog):
     assert caplog.text.count("numba cannot be imported") == 1
     with pytest.raises(SpecError, match=r"train.kernel: .*numba cannot be imported .*: pip install numba"):
         check(small_spec(train__kernel="fused"))
-    kernels._missing.cache_clear()
+    kernels.missing.cache_clear()
 
 
 def doubled(x):

@@ -16,7 +16,7 @@ ROOMS = """
     flows.kernels.member flows.kernels.moments flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.tables data
     optimisers batches train score checkpoint run
-    record.metrics record.formats record.result record.plan record.trained record usage
+    record.metrics record.formats record.result record.plan record.trained record usage trackers
     analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays
     analysis.table.index analysis.table.saved analysis.table.rows analysis.table.gather analysis.table
     analysis.table.baselines
@@ -33,7 +33,7 @@ ROOMS = """
     sweep.executors sweep.pool sweep.slurm sweep.joblib
     sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion
-    baselines estimator scripting cli __main__
+    baselines export estimator scripting doctor cli __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = ("spec", "streams", "flows", "data", "optimisers", "batches", "train", "score", "checkpoint", "run")

@@ -91,6 +91,7 @@ class StackLauncher(Launcher):
                 logging=page.logging,
                 root=root,
                 label=label(specs[i], varied),
+                tracker=self.config.get("tracker"),
             )
 
         def on_end(i: int, end: Outcome | None) -> None:

@@ -36,7 +36,7 @@ class Prices:
     """Nanoseconds that the parts of a training step take on one core.
 
     Fitted by non-negative least squares to measured steps of eleven architectures (1 to 8 couplings, depth 1 to 6,
-    width 16 to 256, batches of 32 to 2,000 points), within a tenth for most, on one core with AVX-512. What counts is
+    width 16 to 256, batches of 32 to 2,000 points), within a tenth for most, on one core with AVX2. What counts is
     how they compare: the speed of a machine is measured (:func:`nfexp.run.training_rate`).
     """
 

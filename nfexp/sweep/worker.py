@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfexp.files import replacing
 from nfexp.record import code_version, outcome, write_run
-from nfexp.spec import Spec
+from nfexp.spec import Spec, run_id
 from nfexp.surroundings import settle_logs
 from nfexp.sweep.standing import Teller
 from nfexp.sweep.stopping import is_asked_to_stop
+from nfexp.trackers import Tracking
 
 if TYPE_CHECKING:
     from nfexp.run import Result, Told
+    from nfexp.train import State, Training
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Job:
     logging: Mapping[str, Any] | None = None  # as logging.config.dictConfig takes it
     root: str | None = None  # folder of the sweep; once it is gone, nothing is trained or written
     label: str = ""  # the run in words, if not its target and seed alone
+    tracker: str | None = None  # who is told of its training: see nfexp.trackers
 
 
 class Trained(NamedTuple):
@@ -275,16 +278,31 @@ def work(jobs: Sequence[Job], *, fail_fast: bool = False) -> None:
         _clear_before(job)
     specs = [job.spec for job in todo]
     folders = [job.folder for job in todo]
+    tracking = _tracking(todo)
     teller = None if root is None else Teller(root)
-    told = None if teller is None else teller.told
+
+    def told(training: Training, state: State) -> None:
+        tracking.told(training, state)
+        if teller is not None:
+            teller.told(training, state)
+
     try:
         for position, result, trouble in train(specs, folders, root=root, told=told):
             _write(todo[position], result, trouble)
+            tracking.end(result.spec, result.status, result.metrics)
             if fail_fast and result.status == "failed":
                 return
     finally:
         if teller is not None:
             teller.close()
+
+
+def _tracking(jobs: Sequence[Job]) -> Tracking:
+    """The trackers of some runs, which write below the folder of their sweep."""
+    first = jobs[0]
+    store = Path(first.root or first.folder)
+    names = {run_id(job.spec): os.path.relpath(job.folder, store) for job in jobs}
+    return Tracking(first.tracker, store, names)
 
 
 def give_up(jobs: Sequence[Job], reason: str) -> None:

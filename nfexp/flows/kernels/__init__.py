@@ -14,7 +14,7 @@ from nfexp.flows.fusible import KNOWN, unknown_key
 from nfexp.flows.stack import FlowStack, Kernel
 from nfexp.spec import Flow, SpecError, Words
 
-__all__ = ["KNOWN", "check_fused", "kernel_for", "obstacle"]
+__all__ = ["KNOWN", "check_fused", "kernel_for", "missing", "obstacle"]
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ MEMORY_TYPE = torch.float32
 
 
 @cache
-def _missing() -> str | None:
+def missing() -> str | None:
     """What this machine lacks for the fused kernel, and what to do about it; None if nothing."""
     try:
         from nfexp.flows.kernels.lanes import has_fma
@@ -48,7 +48,7 @@ def obstacle(flow: Flow, device: torch.device, dtype: torch.dtype) -> str | None
 
 def check_fused(flow: Flow, device: torch.device, dtype: torch.dtype) -> None:
     """Raise SpecError if the fused kernel cannot compute with this architecture here."""
-    reason = obstacle(flow, device, dtype) or _missing()
+    reason = obstacle(flow, device, dtype) or missing()
     if reason is not None:
         raise SpecError("train.kernel", "'auto' or 'torch', for the fused kernel cannot be used here", Words(reason))
 
@@ -68,8 +68,8 @@ def kernel_for(wanted: str, flow: FlowStack) -> Kernel | None:
         check_fused(*described)
     if obstacle(*described) is not None:
         return None
-    if _missing() is not None:
-        _say_once(f"train.kernel=auto: torch, for {_missing()}")
+    if missing() is not None:
+        _say_once(f"train.kernel=auto: torch, for {missing()}")
         return None
     from nfexp.flows.kernels.compiled import Fused
 
