@@ -51,6 +51,7 @@ def test_a_finished_sweep_goes_to_tensorboard(sweep, capsys, words):
 
 
 @needs_mlflow
+@pytest.mark.filterwarnings("ignore")  # of its own libraries
 def test_a_finished_sweep_goes_to_mlflow(sweep, capsys):
     for _ in range(2):
         assert export([str(sweep), "to=mlflow"]) == 0
