@@ -1,4 +1,4 @@
-# make reproduce | reproduction-docs | docs | test | lint | bench | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
+# make reproduce | reproduction-docs | docs | test | lint | lowest | dist | bench | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
 PYTHON ?= python3
 BIN := .venv/bin
 HAS_TORCH = -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
@@ -32,12 +32,27 @@ lint: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[dev]'
 	touch $@
 
+# The lowest versions that pyproject.toml declares, in an environment of their own, on tests that use all of them.
+LOWEST := tests/test_spec.py tests/test_planning.py tests/test_cli.py tests/test_record.py tests/test_table.py
+lowest:
+	rm -rf .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint lowest.txt --editable . pytest hypothesis
+	.venv-lowest/bin/python -m pytest -W default $(LOWEST)
+
+# Source distribution and wheel, built in a clean environment each, with their descriptions checked.
+dist: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m pip install --quiet twine
+	$(BIN)/python -m twine check --strict dist/*
+
 # All tables of docs/performance.md, in under 20 minutes on two cores; ARGS="--quick" for a look.
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks all $(ARGS)
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: reproduce reproduction-docs docs test lint bench clean
+.PHONY: reproduce reproduction-docs docs test lint lowest dist bench clean

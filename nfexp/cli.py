@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import yaml
@@ -38,9 +38,14 @@ from nfexp.surroundings import command, environment
 from nfexp.sweep.claim import Refused, check_fresh, claims
 from nfexp.sweep.conclusion import Interrupted
 from nfexp.sweep.folder import locked, read_plan
+from nfexp.sweep.views import alone, is_terminal
 from nfexp.sweep.worker import check_all, keep, train
 from nfexp.tables import tell
+from nfexp.trackers import Tracking
 from nfexp.usage import VERSION, Usage, answered, one_line, version_line
+
+if TYPE_CHECKING:
+    from nfexp.train import State, Training
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +80,17 @@ def job(config: DictConfig) -> float:
         with locked(folder, "a folder"):
             check_fresh(folder)
             tell([spec])
-            for _, result, failure in train([spec], [folder]):
+            tracking = Tracking(config.tracker, folder, {run_id(spec): "."})
+            with alone(spec, live=not is_of_sweep and is_terminal()) as shown:
+
+                def told(training: Training, state: State) -> None:
+                    shown(training, state)
+                    tracking.told(training, state)
+
+                trained = list(train([spec], [folder], told=told))
+            for _, result, failure in trained:
                 keep(folder, result, failure)
+                tracking.end(spec, result.status, result.metrics)
     return objective(outcome(folder))
 
 

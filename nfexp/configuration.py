@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from nfexp.spec import Spec, SpecError, Words, from_mapping, from_text
 from nfexp.tables import settled
 from nfexp.targets import settled_target
+from nfexp.trackers import MODULES, check_tracker
 
 # The values of `redo`, and the status of the finished runs that each trains again
 REDO = {
@@ -58,6 +59,7 @@ CONTROLS = {
     "until": Control("decided, or null", lambda value: value in (None, "decided")),
     "max_seeds": Control("an integer >= 2", _count),
     "margin": Control("a number > 0, in nats, or null", _amount),
+    "tracker": Control("tensorboard, mlflow, or null", lambda value: value in (None, *MODULES)),
     "time_budget": Control("a number of minutes > 0, or null", _amount),
     "contrasts": Control("contrasts by name, or null (docs/own-study.md)", _mapping),
 }
@@ -85,6 +87,8 @@ def check_controls(config: Mapping[str, Any]) -> None:
         value = config.get(key)
         if not control.allows(value):
             raise SpecError(key, control.expected, value)
+    if config.get("tracker") is not None:
+        check_tracker("tracker", config["tracker"])
     for key in ("margin", "time_budget"):
         if config.get(key) is not None and config.get("until") is None:
             raise SpecError(key, "until=decided beside it", config.get(key))

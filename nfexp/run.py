@@ -19,11 +19,13 @@ from nfexp.flows.cost import training_cost
 from nfexp.flows.kernels import check_fused
 from nfexp.flows.stack import FlowStack
 from nfexp.score import Result, score
-from nfexp.spec import Spec, SpecError, batch_points, run_id, stack_key
+from nfexp.spec import Spec, SpecError, run_id, stack_key
 from nfexp.train import History, State, Training, advance, begin, finish, prepare
 
 CHECKPOINT_SECONDS = 120.0  # between two checkpoints of a stack
 SLICE_SECONDS = 0.5  # between two looks at the clock
+
+Told = Callable[[Training, State], None]  # is shown a training, and where it stands
 
 
 class Interrupted(RuntimeError):
@@ -81,7 +83,7 @@ def train_stack(
     datasets: Sequence[Dataset],
     *,
     dtype: torch.dtype = torch.float32,
-    told: Callable[[Training, State], None] | None = None,
+    told: Told | None = None,
 ) -> tuple[FlowStack, History]:
     """Train a stack on these points, without checkpoints and without scoring it: the kept weights and what was seen.
 
@@ -111,6 +113,7 @@ def run_stack(
     folders: Sequence[Path] | None = None,
     code: str = "",
     stop: Callable[[], bool] = lambda: False,
+    told: Told | None = None,
 ) -> list[Result]:
     """Train the runs of one stack together and score each; results come in the order of the specs.
 
@@ -130,6 +133,8 @@ def run_stack(
         The version of the code: a checkpoint of another one is not carried on.
     stop
         Asked about twice a second.
+    told
+        Called as often with the training and where it stands, of runs that stand at one step.
 
     Raises
     ------
@@ -154,7 +159,7 @@ def run_stack(
     results: dict[int, Result] = {}
     for step in sorted(by_step):
         positions = by_step[step]
-        part = _Run([members[e] for e in positions], step, dtype, stop)
+        part = _Run([members[e] for e in positions], step, dtype, stop, told)
         results |= zip(positions, part.results(), strict=True)
     return [results[e] for e in range(len(specs))]
 
@@ -178,11 +183,13 @@ class _Run:
         step: int,
         dtype: torch.dtype,
         stop: Callable[[], bool],
+        told: Told | None,
     ) -> None:
         self.begun = time.perf_counter()
         self.members = members
         self.step = step
         self.stop = stop
+        self.told = told
         self.specs = [member.spec for member in members]
         self.datasets = [data.load(spec) for spec in self.specs]
         device = resolve_device(self.specs[0].device)
@@ -224,18 +231,24 @@ class _Run:
         precision = self.training.lead.train.matmul_precision
         saved = time.perf_counter()
         slice_steps = 1
+        self._tell(state)
         while state.step < n_steps and bool(state.alive.any()):
             before = time.perf_counter()
             with matmul_precision(precision):
                 advance(self.training, state, until=min(state.step + slice_steps, n_steps))
             now = time.perf_counter()
             slice_steps = max(1, round(slice_steps * min(SLICE_SECONDS / (now - before), 4.0)))
+            self._tell(state)
             told_to_stop = self.stop()
             if told_to_stop or now - saved > CHECKPOINT_SECONDS:
                 self._save(state)
                 saved = now
             if told_to_stop:
                 raise Interrupted(f"told to stop at step {state.step} of {n_steps}")
+
+    def _tell(self, state: State) -> None:
+        if self.told is not None:
+            self.told(self.training, state)
 
     def _save(self, state: State) -> None:
         """Leave a checkpoint in the folder of each run."""
@@ -246,32 +259,27 @@ class _Run:
                 write_checkpoint(member.folder, member.tag, checkpoint)
 
 
-def training_rate(spec: Spec, *, members: int = 8) -> float:
-    """How much of :func:`nfexp.flows.cost.training_cost` this machine does in a second.
+MEASURED_SECONDS = 0.4  # of training, to know how quick a machine is
 
-    Measured on two short real trainings of this architecture, its sizes capped so that it takes a
-    second or two.
+
+def training_rate(spec: Spec, *, members: int) -> float:
+    """How many seconds of :func:`nfexp.flows.cost.training_cost` this machine does in one.
+
+    Measured by training a stack of so many members of this architecture, batch and training set
+    for a second, or for one step where that takes longer. Compiling the fused kernel is not counted.
     """
-    flow = replace(
-        spec.flow,
-        n_flows=min(spec.flow.n_flows, 8),
-        hidden_depth=min(spec.flow.hidden_depth, 4),
-        hidden_width=min(spec.flow.hidden_width, 256),
-        members=1,
-    )
-    few = replace(spec.data, n_samples=min(spec.data.points[0], 256), n_val=2, n_test=2)
-
-    def short(steps: int) -> tuple[float, float]:
-        """The cost of a training of so many steps, and the seconds it takes."""
-        batch = min(batch_points(spec), 256)
-        train = replace(spec.train, steps=steps, warmup=0, n_evals=1, batch_size=batch)
-        record = replace(spec.record, samples=0, grid=0, walk=0)
-        one = replace(spec, flow=flow, data=few, train=train, record=record)
+    train = replace(spec.train, steps=1_000_000, warmup=0, n_evals=1)
+    one = replace(spec, train=train)
+    if spec.data.kind == "density":
+        one = replace(one, data=replace(spec.data, n_val=2, n_test=2))
+    training = prepare_runs([replace(one, seed=spec.seed + e) for e in range(members)])
+    state = begin(training)
+    with matmul_precision(train.matmul_precision):
+        advance(training, state, until=1)  # the first step also fills caches
         begun = time.perf_counter()
-        run_stack([replace(one, seed=seed) for seed in range(members)])
-        return members * training_cost(one), time.perf_counter() - begun
-
-    short(2)  # draws the data
-    cost_5, seconds_5 = short(5)
-    cost_25, seconds_25 = short(25)
-    return (cost_25 - cost_5) / max(seconds_25 - seconds_5, 1e-3)  # what both share cancels
+        seconds = 0.0
+        while seconds < MEASURED_SECONDS and bool(state.alive.any()):
+            advance(training, state, until=2 * state.step)
+            seconds = time.perf_counter() - begun
+    done = members * (state.step - 1) / train.steps
+    return max(done, 1 / train.steps) * training_cost(one) / max(seconds, 1e-3)

@@ -36,7 +36,7 @@ class Usage:
 
     command: str
     purpose: str
-    folders: str
+    folders: str  # what they are; empty if the command takes none
     options: Mapping[str, str] = field(default_factory=dict)
     examples: Sequence[str] = ()
     several: bool = True  # folders
@@ -44,11 +44,17 @@ class Usage:
     @property
     def line(self) -> str:
         """The command with all its arguments."""
-        place = "DIR…" if self.several else "DIR"
-        return " ".join([self.command, place, *(f"[{option}]" for option in self.options)])
+        options = [f"[{option}]" for option in self.options]
+        return " ".join([self.command, *self._places(), *options])
+
+    def _places(self) -> list[str]:
+        """How the folders are written, of a command that takes any."""
+        if not self.folders:
+            return []
+        return ["DIR…" if self.several else "DIR"]
 
     def text(self) -> str:
-        meanings = {"DIR…" if self.several else "DIR": self.folders} | dict(self.options)
+        meanings = dict.fromkeys(self._places(), self.folders) | dict(self.options)
         meanings |= {"-h, --help": "this text", VERSION: "the version of nfexp"}
         width = max(len(name) for name in meanings) + 2
         lines = [f"usage: {self.line}", "", self.purpose, ""]
@@ -100,8 +106,10 @@ def parsed(usage: Usage, words: Sequence[str]) -> tuple[list[str], dict[str, str
             values[key] = value
         else:
             raise SpecError(usage.command, " or ".join(usage.options) or usage.line, Words(word))
-    if not folders:
+    if not folders and usage.folders:
         raise SpecError(usage.command, usage.line, Words("no directory"))
+    if folders and not usage.folders:
+        raise SpecError(usage.command, usage.line, Words(folders[0]))
     return folders, values
 
 
@@ -127,3 +135,8 @@ def run(usage: Usage, argv: Sequence[str] | None, main: Callable[[list[str], dic
     except KeyboardInterrupt:
         print(f"{usage.command}: interrupted; what is finished is kept", file=sys.stderr)
         return 130
+
+
+def run_without_folders(usage: Usage, argv: Sequence[str] | None, main: Callable[[dict[str, str]], int]) -> int:
+    """As :func:`run`, of a command that takes no folders."""
+    return run(usage, argv, lambda folders, values: main(values))

@@ -59,7 +59,10 @@ def test_a_sweep_from_the_command_line(nfexp, small_args):
         assert (Path("s") / name).is_file(), name
     assert list(Path("s/figures").glob("ablation_flows.png")) and list(Path("s/tables").glob("*.tex"))
     assert yaml.safe_load(Path("s/0002/.hydra/overrides.yaml").read_text())[-2:] == ["flow.n_flows=2", "seed=0"]
-    assert "report.html" in out
+    assert "report.html" in out and "\x1b" not in out  # no terminal: nothing is drawn
+    assert "moons seed 1 flow.n_flows=2: test NLL " in "".join(p.read_text() for p in Path("s").glob("*/nfexp.log"))
+    assert "4/4 runs, 0 diverged, 0 failed · " in out and not Path("s/.progress").exists()
+    assert "by flows:\n  flow.n_flows  moons\n" in out  # the ablation of its own axis
 
 
 @pytest.mark.parametrize("first, second", [("none", "full"), ("full", "none")])

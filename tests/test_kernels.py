@@ -2,8 +2,10 @@
 
 import logging
 import math
+import os
 import sys
 import tempfile
+import time
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 
@@ -320,7 +322,7 @@ def test_other_devices_and_types_are_refused_by_name():
 
 
 def test_without_numba_auto_says_so_once_and_uses_torch(monkeypatch, caplog):
-    kernels._missing.cache_clear()
+    kernels.missing.cache_clear()
     monkeypatch.setitem(sys.modules, "nfexp.flows.kernels.lanes", None)
     kernels._say_once.cache_clear()
     caplog.set_level(logging.INFO)
@@ -329,7 +331,7 @@ def test_without_numba_auto_says_so_once_and_uses_torch(monkeypatch, caplog):
     assert caplog.text.count("numba cannot be imported") == 1
     with pytest.raises(SpecError, match=r"train.kernel: .*numba cannot be imported .*: pip install numba"):
         check(small_spec(train__kernel="fused"))
-    kernels._missing.cache_clear()
+    kernels.missing.cache_clear()
 
 
 def doubled(x):
@@ -389,3 +391,11 @@ def test_a_folder_of_somebody_else_is_not_trusted(monkeypatch, tmp_path):
     uid = Path(tmp_path).stat().st_uid
     monkeypatch.setattr(compiled, "_user", lambda: uid + 1)
     assert compiled.cache_folder() is None or tmp_path not in compiled.cache_folder().parents
+
+
+def test_machine_code_that_nobody_used_for_a_month_is_removed(tmp_path):
+    for name, days in {"kernels-mine": 90, "kernels-old": 31, "kernels-new": 3, "other": 90}.items():
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, time.time() - 86_400 * days))
+    compiled.prune(tmp_path / "kernels-mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kernels-mine", "kernels-new", "other"]

@@ -11,14 +11,14 @@ PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
     surroundings files spec readers published tables targets arguments commands streams
-    flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
+    flows.fusible flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
     flows.ensemble flows.export
     flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.bases flows.kernels.plan
     flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments flows.kernels.member
     flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.own data.tables data
     optimisers batches train score checkpoint run
-    record.metrics record.formats record.result record.plan record.trained record usage
+    record.metrics record.formats record.result record.plan record.trained record usage trackers
     analysis.contrasts analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records
     analysis.table.arrays analysis.table.index analysis.table.saved analysis.table.rows analysis.table.gather
     analysis.table analysis.table.baselines
@@ -33,10 +33,11 @@ ROOMS = """
     report.explorer.contents report.explorer.page report.explorer
     report.contents report.tex report.layouts report
     configuration
-    sweep.stopping sweep.worker sweep.planning sweep.executors sweep.pool sweep.slurm sweep.joblib
+    sweep.stopping sweep.standing sweep.worker sweep.planning sweep.progress sweep.display sweep.views
+    sweep.executors sweep.pool sweep.slurm sweep.joblib
     sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion
-    baselines estimator scripting cli __main__
+    baselines export estimator scripting doctor cli __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = ("spec", "streams", "flows", "data", "optimisers", "batches", "train", "score", "checkpoint", "run")

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,8 +220,8 @@ class GridsSweeper(Sweeper):
         )
 
     def _dry_run(self, step: Step, dropped: str, rounds: Rounds | None) -> str:
-        from nfexp.sweep.dry_run import Stacks, describe
-        from nfexp.sweep.planning import training_rate
+        from nfexp.sweep.dry_run import Stacks, describe, measured_pace, seconds_to_train
+        from nfexp.sweep.planning import total_cost
 
         n_finished = len(step.finished)
         specs = [job.spec for job in step.jobs.values() if job.number not in step.finished]
@@ -231,14 +232,25 @@ class GridsSweeper(Sweeper):
         else:
             alone = [[i] for i in range(len(specs))]
             stacks = Stacks(positions=alone, at_once=1, room=None)
-        rate = self._call(training_rate, specs[0], stacks.at_once)
+        pace = measured_pace(specs, stacks, partial(self._rate, at_once=stacks.at_once))
+        seconds = seconds_to_train(specs, stacks, pace)
         more = ""
         if rounds is not None:
             from nfexp.sweep.rounds import most
 
             first = [job.spec for job in step.jobs.values() if job.spec.seed in rounds.first]
-            more = most(first, rounds, rate)
-        return describe(specs, stacks, rate=rate, n_finished=n_finished, dropped=dropped, more=more)
+            more = most(first, rounds, total_cost(specs) / seconds)
+        return describe(specs, stacks, seconds=seconds, n_finished=n_finished, dropped=dropped, more=more)
+
+    def _rate(self, spec: Spec, members: int, *, at_once: int) -> float:
+        """The work that one of `at_once` workers does in a second while all of them train."""
+        from nfexp.sweep.planning import cores, training_rate
+
+        if self.stacking is None:
+            return training_rate(spec, members, 1)
+        workers = min(at_once, cores())
+        rates = self.stacking.call_in_all(workers, training_rate, spec, members, workers)
+        return float(sum(rates) / len(rates))
 
     def _begin(
         self,
@@ -327,7 +339,10 @@ class GridsSweeper(Sweeper):
 
     def _launch(self, step: Step, done: set[int]) -> list[JobReturn]:
         """Have the launcher run the jobs of a step but those that were launched before."""
+        from nfexp.sweep.requests import varied_keys
+
         returns: list[JobReturn] = []
+        self.launcher.varied = varied_keys([job.spec for job in step.jobs.values()])
         for numbers in step.ranges(without=done):
             some = [step.jobs[number].overrides for number in numbers]
             returns += self.launcher.launch(some, initial_job_idx=numbers.start)

@@ -26,6 +26,7 @@ class StackLauncher(Launcher):
     hydra_context: HydraContext
     composer: Composer
     stacking: Stacking
+    varied: Sequence[str] = ()  # keys that the whole sweep varies, where the sweeper knows it
 
     def __init__(self, **options: Any) -> None:
         from nfexp.sweep.stacking import checked_options
@@ -58,6 +59,7 @@ class StackLauncher(Launcher):
         """Train jobs, each a list of overrides; their numbers count from `initial_job_idx`."""
         from nfexp.spec import SpecError, Words
         from nfexp.sweep.folder import check_folders
+        from nfexp.sweep.requests import label, varied_keys
         from nfexp.sweep.stacking import Runs
         from nfexp.sweep.worker import Job
 
@@ -78,6 +80,7 @@ class StackLauncher(Launcher):
             folders.append(folder)
             below_root[number] = os.path.relpath(folder, root)
         check_folders(below_root)
+        varied = self.varied or varied_keys(specs)
 
         def job_of(i: int) -> Job:
             page = self.composer.page(job_overrides[i], initial_job_idx + i)
@@ -87,6 +90,8 @@ class StackLauncher(Launcher):
                 files=page.files,
                 logging=page.logging,
                 root=root,
+                label=label(specs[i], varied),
+                tracker=self.config.get("tracker"),
             )
 
         def on_end(i: int, end: Outcome | None) -> None:

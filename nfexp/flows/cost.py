@@ -1,12 +1,13 @@
-"""What a run costs, estimated from its spec: floating-point operations and memory. Needs no torch."""
+"""What a run costs, estimated from its spec: operations, time and memory. Needs no torch."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from nfexp.flows.fusible import is_fused
 from nfexp.spec import Spec, batch_points, event_shape, passed_counts
 
-PASS_COST = 330.0  # moving one hidden activation through a training step, in floating-point operations
 KEEP_INPUT = ("silu",)  # activations that keep their input beside their output, for their derivative
 CHUNK = 500  # points that a trained flow is evaluated at in one go
 
@@ -30,11 +31,58 @@ def training_flop(spec: Spec) -> float:
     return float(spec.train.steps) * batch_points(spec) * flow.n_flows * flow.members * per_point
 
 
-def training_cost(spec: Spec) -> float:
-    """Estimated work of training one run, in floating-point operations: matrix products and passes over memory."""
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """Nanoseconds that the parts of a training step take on one core.
+
+    Fitted by non-negative least squares to measured steps of eleven architectures (1 to 8 couplings, depth 1 to 6,
+    width 16 to 256, batches of 32 to 2,000 points), within a tenth for most, on one core with AVX2. What counts is
+    how they compare: the speed of a machine is measured (:func:`nfexp.run.training_rate`).
+    """
+
+    flop: float  # of matrix products
+    activation: float  # one hidden unit of one point
+    point: float  # one point in one coupling
+    layer: float  # calling one layer of one coupling
+    weight: float  # moving one weight
+
+
+FUSED = Prices(flop=0.0097, activation=2.5, point=0.0, layer=10_400.0, weight=9.7)
+TORCH = Prices(flop=0.026, activation=3.1, point=510.0, layer=118_000.0, weight=0.0)
+FORWARD = 1 / 3  # of a training step: evaluating the same points
+SCORED = 4_000  # points that every run is scored on beside its test points: samples, and those of their comparison
+SCORING_SECONDS = 0.05  # of a run, whatever its flow
+
+
+def _seconds(spec: Spec, points: float, prices: Prices) -> float:
+    """Seconds of a training step on so many points."""
     flow = spec.flow
-    passes = PASS_COST * flow.hidden_depth * flow.hidden_width * flow.nets * flow.members
-    return training_flop(spec) + float(spec.train.steps) * batch_points(spec) * flow.n_flows * passes
+    n_couplings = flow.members * flow.n_flows
+    layers = n_couplings * (flow.hidden_depth + 1)
+    hidden = n_couplings * flow.hidden_depth * flow.hidden_width * flow.nets
+    weights = n_couplings * flow.nets * (flow.hidden_depth - 1) * flow.hidden_width**2
+    per_point = training_flop(spec) / (float(spec.train.steps) * batch_points(spec))
+    nanoseconds = points * (prices.flop * per_point + prices.activation * hidden + prices.point * n_couplings)
+    return 1e-9 * (nanoseconds + prices.layer * layers + prices.weight * weights)
+
+
+def training_cost(spec: Spec) -> float:
+    """Estimated work of training one run with its evaluations, in seconds of one core of the machine of the prices."""
+    prices = FUSED if is_fused(spec) else TORCH
+    n_train, n_val, _ = spec.data.points
+    steps = spec.train.steps * _seconds(spec, batch_points(spec), prices)
+    evaluated = n_val + min(n_val, n_train)
+    return steps + spec.train.n_evals * FORWARD * _seconds(spec, evaluated, prices)
+
+
+def scoring_cost(spec: Spec) -> float:
+    """Estimated work of scoring one run once it is trained, in the same seconds."""
+    prices = FUSED if is_fused(spec) else TORCH
+    record = spec.record
+    by_density = spec.data.points[2] + record.grid**2
+    by_samples = SCORED + 2 * record.walk + record.samples  # samples and walks are torch's
+    seconds = _seconds(spec, by_density, prices) + _seconds(spec, by_samples, TORCH)
+    return SCORING_SECONDS + FORWARD * seconds
 
 
 def member_bytes(spec: Spec) -> float:

@@ -21,19 +21,23 @@ from nfexp.report import figures
 from nfexp.report.contents import contents_of
 from nfexp.report.explorer import EXPLORER, lacking, write_explorer
 from nfexp.report.folders import output_folder, own_folder
-from nfexp.report.layouts import claim_lines, to_html, to_markdown
+from nfexp.report.layouts import ablation_lines, claim_lines, to_html, to_markdown
+from nfexp.report.results import AblationTable
 from nfexp.report.tex import ablation_tex, baselines_tex, claims_tex
 from nfexp.report.words import file_name
 from nfexp.surroundings import command
 from nfexp.usage import RUNS, Usage, run
 
+SHOWN_LINES = 40  # of ablations, at the end of a sweep
+
 
 @dataclass(frozen=True)
 class Report:
-    """A finished report: its page, and the verdicts on the claims."""
+    """A finished report: its page, the verdicts on the claims, the ablations of its axes."""
 
     page: Path
     judged: pd.DataFrame
+    axes: Sequence[AblationTable]
 
 
 def _make(dirs: Sequence[str | Path], out: str | Path | None, *, explorer: bool) -> Report:
@@ -74,7 +78,7 @@ def _write(dirs: Sequence[str | Path], folder: Path, *, explorer: bool) -> Repor
         _write_text(baselines_tex(contents.centre), tex_folder / "baselines.tex")
     _write_text(to_markdown(contents), folder / "report.md")
     _write_text(to_html(contents), folder / "report.html")
-    return Report(folder / "report.html", judged)
+    return Report(folder / "report.html", judged, contents.axes)
 
 
 def _judged(runs: pd.DataFrame, sweep: table.Sweep) -> pd.DataFrame:
@@ -144,7 +148,22 @@ def _report(folders: list[str], options: dict[str, str]) -> int:
     if wanted not in ("true", "false"):
         raise table.ReportError("explorer", "true or false", wanted)
     made = _make(folders, options.get("out"), explorer=wanted == "true")
-    for line in claim_lines(made.judged):
+    for line in _summary(made):
         print(line)
     print(table.printable(made.page, 4096))
     return 0
+
+
+def _summary(made: Report) -> list[str]:
+    """What a command prints of a report: the ablations that a screen has room for, and the claims."""
+    lines: list[str] = []
+    left_out = []
+    for own in made.axes:
+        shown = ablation_lines(own)
+        if len(lines) + len(shown) > SHOWN_LINES:
+            left_out.append(own.axis)
+        else:
+            lines += shown
+    if left_out:
+        lines.append(f"on the page: the ablations by {', '.join(left_out)}")
+    return lines + claim_lines(made.judged)

@@ -24,6 +24,7 @@ from nfexp.report.contents import (
     Contents,
     caption,
 )
+from nfexp.report.results import AblationTable, Cell
 from nfexp.report.verdicts import verdicts
 
 DOTS = 150  # per inch, of the PNG files
@@ -100,3 +101,29 @@ def claim_lines(judged: pd.DataFrame, width: int = 100) -> list[str]:
         why = "this sweep holds nothing to judge them by"
         lines.append(f"{found.n_hidden} claims not listed: {why}")
     return [line.rstrip() for line in lines]
+
+
+def ablation_lines(own: AblationTable) -> list[str]:
+    """An ablation as plain text: a line for each swept value, a column for each target.
+
+    A cell is the mean score over seeds with its 95% interval and the number of runs; ``*`` marks the
+    centre of the study, and what did not complete is said.
+    """
+    rows = [[*own.columns, *own.targets]]
+    for line in own.lines:
+        values = list(line.values)
+        if line.centre:
+            values[-1] += " *"
+        rows.append([*values, *map(_cell_text, line.cells)])
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = [f"{own.measure}, nats, mean [95% interval over seeds], by {own.axis}:"]
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return lines
+
+
+def _cell_text(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    return " ".join([cell.kl, f"n={cell.n}", *cell.troubles])

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nfexp.flows.cost import member_bytes, training_flop
-from nfexp.spec import Spec, batch_points
-from nfexp.sweep.planning import pick, total_cost
+from nfexp.flows.fusible import is_fused
+from nfexp.spec import Spec, batch_points, stack_key
+from nfexp.sweep.planning import pick, run_cost, total_cost
+
+MEASURED = 2  # stacks that are trained for a moment to know how quick the machine is
+ENOUGH = 8  # members of these: more take longer, and hardly less each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +24,72 @@ class Stacks:
     positions: Sequence[Sequence[int]]
     at_once: int
     room: float | None
+
+
+# --- How long it takes -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many seconds of estimated work one worker does in one: of some runs, as was measured."""
+
+    measured: Sequence[tuple[Spec, float]]
+
+    def of(self, spec: Spec) -> float:
+        """The rate of the measured run that is most like this one: its path, then its cost."""
+
+        def unlike(other: Spec) -> tuple[bool, float]:
+            return is_fused(other) != is_fused(spec), abs(_size(other) - _size(spec))
+
+        _, rate = min(self.measured, key=lambda pair: unlike(pair[0]))
+        return rate
+
+
+def _size(spec: Spec) -> float:
+    """The logarithm of what a step costs."""
+    return math.log(run_cost(spec) / spec.train.steps)
+
+
+def to_measure(specs: Sequence[Spec], stacks: Stacks) -> list[list[int]]:
+    """The stacks whose architectures cost most of a sweep: the pace is measured on these.
+
+    Of each path, fused and torch, there is one if the sweep has any.
+    """
+    costs: dict[object, float] = {}
+    first: dict[object, list[int]] = {}
+    for positions in stacks.positions:
+        key = stack_key(specs[positions[0]])
+        costs[key] = costs.get(key, 0.0) + total_cost(pick(specs, positions))
+        first.setdefault(key, list(positions))
+    dearest = sorted(first, key=lambda key: costs[key], reverse=True)
+    chosen = [first[key] for key in dearest[:MEASURED]]
+    for is_path in (True, False):
+        others = [p for p in map(first.get, dearest) if p and is_fused(specs[p[0]]) == is_path]
+        if others and others[0] not in chosen:
+            chosen.append(others[0])
+    return chosen
+
+
+def measured_pace(specs: Sequence[Spec], stacks: Stacks, measure: Callable[[Spec, int], float]) -> Pace:
+    """The pace of this machine; `measure` trains a stack like a run's, of so many members."""
+    found = []
+    for positions in to_measure(specs, stacks):
+        lead = specs[positions[0]]
+        found.append((lead, measure(lead, min(len(positions), ENOUGH))))
+    return Pace(found)
+
+
+def seconds_to_train(specs: Sequence[Spec], stacks: Stacks, pace: Pace) -> float:
+    """How long the last worker takes, each with one stack at a time, in their order."""
+    busy_until = [0.0] * max(1, stacks.at_once)
+    for positions in stacks.positions:
+        own = pick(specs, positions)
+        begins = heapq.heappop(busy_until)
+        heapq.heappush(busy_until, begins + total_cost(own) / pace.of(own[0]))
+    return max(busy_until)
+
+
+# --- In words --------------------------------------------------------------------------
 
 
 def spell_time(seconds: float) -> str:
@@ -36,14 +108,14 @@ def describe(
     specs: Sequence[Spec],
     stacks: Stacks,
     *,
-    rate: float,
+    seconds: float,
     n_finished: int,
     dropped: str,
     more: str = "",
 ) -> str:
     """A line for each stack of `specs`, then the sums, then what is to be said besides.
 
-    `rate` is how much of :func:`nfexp.flows.cost.training_cost` this machine does in a second.
+    `seconds` is what :func:`seconds_to_train` expects.
     """
     lines = [_row("runs", "MB", "flows", "depth", "width", "batch", "steps", "architecture")]
     for positions in stacks.positions:
@@ -57,7 +129,7 @@ def describe(
 
     steps = sum(spec.train.steps for spec in specs)
     teraflop = sum(training_flop(spec) for spec in specs) / 1e12
-    took = spell_time(total_cost(specs) / rate)
+    took = spell_time(seconds)
     total = f"{steps:,} member-steps, {teraflop:,.3g} TFLOP"
     total += f"; about {took} of training on this machine"
     if stacks.room is not None:

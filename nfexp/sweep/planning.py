@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from nfexp.flows.cost import member_bytes, training_cost
+from nfexp.flows.cost import member_bytes, scoring_cost, training_cost
 from nfexp.spec import Spec, stack_key
 from nfexp.surroundings import users_threads
 
@@ -97,15 +97,18 @@ def budget(on: Machine, workers: int, memory: float | None) -> float:
     return SHARE * on.free_bytes / sharing
 
 
-def training_rate(spec: Spec, workers: int) -> float:
-    """The :func:`training_cost` that so many workers do in a second, measured by training."""
+def training_rate(spec: Spec, members: int, workers: int) -> float:
+    """How many seconds of :func:`nfexp.flows.cost.training_cost` one of so many workers does in one.
+
+    Measured by training for a second or two a stack of so many members.
+    """
     import torch
 
     from nfexp import run
 
     run.reuse_freed_memory()
     torch.set_num_threads(threads_each(workers))
-    return workers * run.training_rate(spec)
+    return run.training_rate(spec, members=members)
 
 
 # --- Stacks ----------------------------------------------------------------------------
@@ -120,9 +123,14 @@ def pick(items: Sequence[T], positions: Iterable[int]) -> list[T]:
     return [items[i] for i in positions]
 
 
+def run_cost(spec: Spec) -> float:
+    """Estimated work of training and scoring a run, in seconds as :mod:`nfexp.flows.cost` has it."""
+    return training_cost(spec) + scoring_cost(spec)
+
+
 def total_cost(specs: Sequence[Spec]) -> float:
-    """Estimated work of training all these runs, in floating-point operations."""
-    return sum(training_cost(spec) for spec in specs)
+    """Estimated work of all these runs, in the same seconds."""
+    return sum(run_cost(spec) for spec in specs)
 
 
 def plan_stacks(
@@ -143,7 +151,7 @@ def plan_stacks(
     groups: dict[object, list[int]] = {}
     for i, spec in enumerate(specs):
         groups.setdefault(stack_key(spec), []).append(i)
-    costs = [training_cost(spec) for spec in specs]
+    costs = [run_cost(spec) for spec in specs]
     total = sum(costs)
 
     stacks: list[list[int]] = []

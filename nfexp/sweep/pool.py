@@ -78,7 +78,14 @@ def _end_with(parent: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _serve(pipe: connection.Connection) -> None:
+def _write_into(output: connection.Connection) -> None:
+    """Have what this process writes, by whatever means, go into a pipe."""
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    output.close()
+
+
+def _serve(pipe: connection.Connection, output: connection.Connection | None) -> None:
     """Life of a worker: call what comes, until the pipe closes, a SIGTERM comes or the parent dies.
 
     A call that is running then is finished. But training, which looks at :func:`is_asked_to_stop`,
@@ -91,6 +98,8 @@ def _serve(pipe: connection.Connection) -> None:
         if not busy:  # it waits for a call: nothing will look at the flag
             raise SystemExit
 
+    if output is not None:
+        _write_into(output)
     # Ctrl-C reaches the whole process group; the parent decides what comes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, on_sigterm)
@@ -197,6 +206,35 @@ def _kill(workers: list[_Worker]) -> None:
     workers.clear()
 
 
+class _Relay:
+    """A pipe whose lines a thread writes to this process's own output, one after the other.
+
+    So that workers do not write into the middle of a display.
+    """
+
+    END = "\0\n"
+
+    def __init__(self) -> None:
+        ours, self.theirs = multiprocessing.Pipe(duplex=False)
+        self._is_empty = threading.Event()
+        threading.Thread(target=self._copy, args=(ours,), daemon=True, name="nfexp-relay").start()
+
+    def _copy(self, ours: connection.Connection) -> None:
+        with ours, open(ours.fileno(), encoding="utf-8", errors="replace", closefd=False) as lines:
+            for line in lines:
+                if line == self.END:
+                    self._is_empty.set()
+                else:
+                    sys.stdout.write(line)
+                    sys.stdout.flush()
+
+    def drain(self) -> None:
+        """Wait until what has been written so far has been copied."""
+        self._is_empty.clear()
+        os.write(self.theirs.fileno(), self.END.encode())
+        self._is_empty.wait(timeout=10)
+
+
 @dataclass
 class _Batch:
     """One call of :meth:`Pool.run`: what waits for a worker, and what every task is given."""
@@ -216,16 +254,24 @@ class Pool:
 
     They are forked from a server that has torch loaded, or spawned where there is none. The server
     starts at once, and nothing waits for it before the first call.
+
+    With `relays` this process writes what they write, line by line; without, they do so themselves.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, relays: bool = False) -> None:
         has_server = "forkserver" in multiprocessing.get_all_start_methods()
         can_fork = has_server and _make_room_for_sockets()
         self.context: Any = multiprocessing.get_context("forkserver" if can_fork else "spawn")
         self.workers: list[_Worker] = []
+        self._relay = _Relay() if relays and can_fork else None
         if can_fork:
             _start_server(self.context)
         weakref.finalize(self, _kill, self.workers)
+
+    @property
+    def relays(self) -> bool:
+        """Whether this process writes what its workers write."""
+        return self._relay is not None
 
     def machine(self, look: Callable[[], Machine]) -> Machine:
         """This machine, as `look` finds it."""
@@ -233,15 +279,23 @@ class Pool:
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in a worker; return what it returns, raise what it raises."""
-        self._have_workers(1)
-        worker = self.workers[0]
-        worker.send(function, *args)
-        answer = worker.answer()
-        if answer is None:
-            raise RuntimeError(f"a worker process ended in {function.__name__}")
-        if not answer.good:
-            raise answer.value
-        return answer.value
+        return self.call_in_all(1, function, *args)[0]
+
+    def call_in_all(self, workers: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call a function in so many workers at the same time; what each returns, or what one raises."""
+        self._have_workers(workers)
+        asked = self.workers[:workers]
+        for worker in asked:
+            worker.send(function, *args)
+        answers = [worker.answer() for worker in asked]
+        values = []
+        for answer in answers:
+            if answer is None:
+                raise RuntimeError(f"a worker process ended in {function.__name__}")
+            if not answer.good:
+                raise answer.value
+            values.append(answer.value)
+        return values
 
     def run(
         self,
@@ -276,6 +330,8 @@ class Pool:
         finally:
             if not finished:
                 self.close()
+            if self._relay is not None:
+                self._relay.drain()
 
     def close(self) -> None:
         """End the workers, each after what it is writing."""
@@ -295,7 +351,8 @@ class Pool:
     def _start(self, place: int) -> _Worker:
         ours, theirs = self.context.Pipe()
         name = f"nfexp-{place}"
-        process = self.context.Process(target=_serve, args=(theirs,), daemon=True, name=name)
+        output = None if self._relay is None else self._relay.theirs
+        process = self.context.Process(target=_serve, args=(theirs, output), daemon=True, name=name)
         with _without_main():
             process.start()
         theirs.close()  # or the pipe would stay open when the worker dies

@@ -6,7 +6,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nfexp.spec import Spec, SpecError, Words, run_id
+from nfexp.spec import Spec, SpecError, Words, relevant, run_id
+
+LABELLED = 6  # keys that the label of a run names at most
+NOT_NAMED = ("data.name", "data.digest", "seed")  # the first and the last stand in every label
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,37 @@ def _records_more(spec: Spec, other: Spec) -> bool:
     mine = vars(spec.record)
     theirs = vars(other.record)
     return mine != theirs and all(mine[key] >= theirs[key] for key in theirs)
+
+
+# --- Runs in words ---------------------------------------------------------------------
+
+
+def varied_keys(specs: Sequence[Spec]) -> list[str]:
+    """The keys that a sweep varies: of some target there are runs with different values.
+
+    A key that only follows the target, such as the default noise of each, is none.
+    """
+    values: dict[tuple[str, str], set[object]] = {}
+    for spec in specs:
+        for key, value in relevant(spec).items():
+            values.setdefault((key, spec.data.name), set()).add(value)
+    keys = []
+    for (key, _), found in values.items():
+        if len(found) > 1 and key not in NOT_NAMED and key not in keys:
+            keys.append(key)
+    return keys
+
+
+def label(spec: Spec, varied: Sequence[str]) -> str:
+    """A run in words: its target, its seed, and its values of what the sweep varies.
+
+    Such as "moons seed 0 flow.n_flows=2 flow.activation=tanh".
+    """
+    values = relevant(spec)
+    words = [f"{spec.data.name} seed {spec.seed}"]
+    for key in varied[:LABELLED]:
+        value = values.get(key)
+        words.append(f"{key}={'null' if value is None else value}")
+    if len(varied) > LABELLED:
+        words.append("…")
+    return " ".join(words)

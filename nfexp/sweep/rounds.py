@@ -209,7 +209,7 @@ def with_seed(overrides: Sequence[str], seed: int) -> list[str]:
 def most(specs: Sequence[Spec], rounds: Rounds, rate: float) -> str:
     """What a sweep with this first round may come to at most: every seed in every cell.
 
-    `rate` is how much of :func:`nfexp.flows.cost.training_cost` this machine does in a second.
+    `rate` is how many seconds of estimated work (:func:`total_cost`) are done in one.
     """
     n_cells = len(seeds_by_cell(specs))
     seconds = total_cost(specs) / rate * rounds.max_seeds / len(rounds.first)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,12 @@ from nfexp.sweep import executors
 from nfexp.sweep.dry_run import Stacks
 from nfexp.sweep.folder import locked
 from nfexp.sweep.joblib import Joblib
-from nfexp.sweep.planning import Machine, budget, machine, pick, plan_stacks, total_cost
+from nfexp.sweep.planning import Machine, budget, machine, pick, plan_stacks
 from nfexp.sweep.pool import Pool
+from nfexp.sweep.progress import Progress, plain_line
 from nfexp.sweep.slurm import Resources, Slurm, resources
+from nfexp.sweep.standing import Watch
+from nfexp.sweep.views import is_terminal, shown
 from nfexp.sweep.worker import Job
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class Stacking:
     def pool(self) -> Pool:
         """Worker processes of this machine; they serve every batch of jobs."""
         if self._pool is None:
-            self._pool = Pool()
+            self._pool = Pool(relays=is_terminal())
         return self._pool
 
     @property
@@ -162,6 +163,10 @@ class Stacking:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function where torch is loaded: in a worker."""
         return self.pool.call(function, *args)
+
+    def call_in_all(self, workers: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call a function in so many workers at the same time; what each returns."""
+        return self.pool.call_in_all(workers, function, *args)
 
     def close(self) -> None:
         if self._executor is not None:
@@ -204,6 +209,10 @@ class Stacking:
                 self._train_rest(runs, rest, ends, fail_fast=fail_fast)
         return ends
 
+    def _is_live(self) -> bool:
+        """Whether progress is a live display: on a terminal that only this process writes to."""
+        return is_terminal() and self.pool.relays and self.options.executor != "joblib"
+
     def _train_rest(
         self,
         runs: Runs,
@@ -218,51 +227,22 @@ class Stacking:
         finished = f"; {len(ends)} more are finished" if ends else ""
         log.info(f"{len(rest)} runs in {len(stacks)} stacks, {found.at_once} at a time{finished}")
 
-        progress = Progress(pick(runs.specs, rest))
+        progress = Progress(pick(runs.specs, rest), list(ends.values()))
+        watch = Watch(self.folder)
         working = self.executor.run(stacks, runs.job_of, workers=found.at_once, fail_fast=fail_fast)
-        for done in working:
-            new = runs.outcomes(done)
-            ends |= new
-            for i in done:
-                runs.on_end(i, new.get(i))
-            progress.add(pick(runs.specs, done))
-            log.info(progress.line(list(ends.values()), len(runs.specs)))
-            if fail_fast and any(end.status == "failed" for end in new.values()):
-                break
+        try:
+            with shown(progress, watch.look, live=self._is_live()):
+                for done in working:
+                    new = runs.outcomes(done)
+                    ends |= new
+                    for i in done:
+                        runs.on_end(i, new.get(i))
+                    progress.add(pick(runs.specs, done), list(new.values()))
+                    if fail_fast and any(end.status == "failed" for end in new.values()):
+                        break
+        finally:
+            watch.close()
+        log.info(plain_line(progress, []))
         # After an early end the executor's generator must be closed, which cancels what is queued.
         if hasattr(working, "close"):
             working.close()
-
-
-# --- Progress --------------------------------------------------------------------------
-
-
-class Progress:
-    """How far a sweep is, by the estimated cost of what is done."""
-
-    def __init__(self, specs: Sequence[Spec]) -> None:
-        self.total = total_cost(specs)
-        self.done = 0.0
-        self.begun = time.perf_counter()
-
-    def add(self, specs: Sequence[Spec]) -> None:
-        self.done += total_cost(specs)
-
-    def line(self, ends: Sequence[Outcome], n_runs: int) -> str:
-        counts = Counter(end.status for end in ends)
-        elapsed = time.perf_counter() - self.begun
-        left = elapsed * (self.total / self.done - 1)
-        return (
-            f"{len(ends)}/{n_runs} runs, {counts['diverged']} diverged, {counts['failed']} failed"
-            f" · {clock(elapsed)} elapsed, about {clock(left)} left"
-        )
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds.
-
-    >>> clock(75.2)
-    '1:15'
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfexp.files import replacing
 from nfexp.record import code_version, outcome, write_run
-from nfexp.spec import Spec
+from nfexp.spec import Spec, run_id
 from nfexp.surroundings import settle_logs
+from nfexp.sweep.standing import Teller
 from nfexp.sweep.stopping import is_asked_to_stop
+from nfexp.trackers import Tracking
 
 if TYPE_CHECKING:
-    from nfexp.run import Result
+    from nfexp.run import Result, Told
+    from nfexp.train import State, Training
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ class Job:
     files: Mapping[str, str] = field(default_factory=dict)  # path below the folder → text
     logging: Mapping[str, Any] | None = None  # as logging.config.dictConfig takes it
     root: str | None = None  # folder of the sweep; once it is gone, nothing is trained or written
+    label: str = ""  # the run in words, if not its target and seed alone
+    tracker: str | None = None  # who is told of its training: see nfexp.trackers
 
 
 class Trained(NamedTuple):
@@ -119,13 +124,14 @@ def train(
     folders: Sequence[str | os.PathLike[str]],
     *,
     root: str | None = None,
+    told: Told | None = None,
 ) -> Iterator[Trained]:
     """Train a stack and yield a :class:`Trained` for each run.
 
     A stack that runs out of memory is halved. One that raises anything else is trained again one
     run at a time, so that only the culprit fails. A run that raises alone after it was carried on
     from a checkpoint is begun again without it. Checkpoints lie in `folders`, one per run, as long
-    as `root` is there.
+    as `root` is there. `told` is what :func:`nfexp.run.run_stack` calls twice a second.
 
     Raises
     ------
@@ -155,7 +161,7 @@ def train(
         trouble = None
         try:
             some = [specs[i] for i in part]
-            results = run.run_stack(some, folders=places, code=code_version(), stop=stop)
+            results = run.run_stack(some, folders=places, code=code_version(), stop=stop, told=told)
         except (run.Interrupted, OSError):  # told to stop, or a checkpoint cannot be written
             raise
         except Exception as error:
@@ -213,26 +219,27 @@ def _logging_as(config: Mapping[str, Any] | None) -> Iterator[None]:
         root.setLevel(level)
 
 
-def keep(folder: Path, result: Result, trouble: str | None = None) -> None:
+def keep(folder: Path, result: Result, trouble: str | None = None, *, label: str = "") -> None:
     """Write into the log of a run how it ended, then its record."""
     settle_logs()
+    spec = result.spec
+    name = label or f"{spec.data.name} seed {spec.seed}"
     if result.status == "completed":
-        spec = result.spec
         metrics = result.metrics
-        reached = f"{spec.data.name} seed {spec.seed}: test NLL {metrics['test_nll']:.4f}"
+        reached = f"test NLL {metrics['test_nll']:.4f}"
         if metrics["true_nll"] is None:  # a table, whose density nobody knows
             reached += f" ± {metrics['test_nll_se']:.4f}"
         else:
             reached += f", truth {metrics['true_nll']:.4f}"
             reached += f", KL {metrics['kl']:.4f} ± {metrics['kl_se']:.4f}"
-        log.info(f"{reached} nats ({folder})")
+        log.info(f"{name}: {reached} nats ({folder})")
         lost = [k for k, member in enumerate(result.members) if member["diverged_at"] is not None]
         if lost:
             which = ", ".join(map(str, lost))
-            log.warning(f"of {len(result.members)} members these diverged and are left out: {which} ({folder})")
+            log.warning(f"{name}: of {len(result.members)} members these diverged and are left out: {which} ({folder})")
     else:
         level = logging.WARNING if result.status == "diverged" else logging.ERROR
-        message = f"{result.status}: {result.reason} ({folder})"
+        message = f"{name}: {result.status}: {result.reason} ({folder})"
         if trouble:
             message += f"\n{trouble}"
         log.log(level, message)
@@ -251,7 +258,7 @@ def _write(job: Job, result: Result, trouble: str | None) -> None:
         with replacing(folder / name, sync=False) as path:
             path.write_text(text, encoding="utf-8")
     with _logging_as(job.logging):
-        keep(folder, result, trouble)
+        keep(folder, result, trouble, label=job.label)
 
 
 def work(jobs: Sequence[Job], *, fail_fast: bool = False) -> None:
@@ -275,10 +282,31 @@ def work(jobs: Sequence[Job], *, fail_fast: bool = False) -> None:
         _clear_before(job)
     specs = [job.spec for job in todo]
     folders = [job.folder for job in todo]
-    for position, result, trouble in train(specs, folders, root=root):
-        _write(todo[position], result, trouble)
-        if fail_fast and result.status == "failed":
-            return
+    tracking = _tracking(todo)
+    teller = None if root is None else Teller(root)
+
+    def told(training: Training, state: State) -> None:
+        tracking.told(training, state)
+        if teller is not None:
+            teller.told(training, state)
+
+    try:
+        for position, result, trouble in train(specs, folders, root=root, told=told):
+            _write(todo[position], result, trouble)
+            tracking.end(result.spec, result.status, result.metrics)
+            if fail_fast and result.status == "failed":
+                return
+    finally:
+        if teller is not None:
+            teller.close()
+
+
+def _tracking(jobs: Sequence[Job]) -> Tracking:
+    """The trackers of some runs, which write below the folder of their sweep."""
+    first = jobs[0]
+    store = Path(first.root or first.folder)
+    names = {run_id(job.spec): os.path.relpath(job.folder, store) for job in jobs}
+    return Tracking(first.tracker, store, names)
 
 
 def give_up(jobs: Sequence[Job], reason: str) -> None:

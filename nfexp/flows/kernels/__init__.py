@@ -6,42 +6,23 @@ What the kernel does not know, torch computes. numba is imported where a kernel 
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
 from functools import cache
 
 import torch
 
+from nfexp.flows.fusible import KNOWN, unknown_key
 from nfexp.flows.stack import FlowStack, Kernel
-from nfexp.spec import ADDED, Flow, SpecError, Words
+from nfexp.spec import Flow, SpecError, Words
+
+__all__ = ["KNOWN", "check_fused", "kernel_for", "missing", "obstacle"]
 
 log = logging.getLogger(__name__)
 
-# What the kernel knows of an architecture. A key that is not here must have the value that changes nothing.
-ANY = None
-KNOWN: dict[str, tuple[str, ...] | None] = {
-    "n_flows": ANY,
-    "hidden_depth": ANY,
-    "hidden_width": ANY,
-    "activation": ("relu", "leaky_relu", "tanh", "silu", "elu"),
-    "mask": ANY,
-    "coupling": ("affine", "additive"),
-    "conditioner": ("separate", "shared"),
-    "scale": ("learned", "tanh", "soft", "exp"),
-    "init": ANY,
-    "standardise": ANY,
-    "norm": ("none", "actnorm"),
-    "norm_every": ANY,
-    "base": ("normal", "logistic", "laplace", "student_t", "mixture", "contaminated"),
-    "conditioner_input": ANY,
-    "tail_bound": ANY,
-    "tail": ANY,
-    "members": ANY,  # rows of the stack as any others
-}
 MEMORY_TYPE = torch.float32
 
 
 @cache
-def _missing() -> str | None:
+def missing() -> str | None:
     """What this machine lacks for the fused kernel, and what to do about it; None if nothing."""
     try:
         from nfexp.flows.kernels.lanes import has_fma
@@ -61,17 +42,13 @@ def obstacle(flow: Flow, device: torch.device, dtype: torch.dtype) -> str | None
         return f"device is {device.type}"
     if dtype != MEMORY_TYPE:
         return f"the weights are {str(dtype).removeprefix('torch.')}"
-    for f in fields(flow):
-        value = getattr(flow, f.name)
-        options = KNOWN.get(f.name, (ADDED.get(f"flow.{f.name}"),))
-        if options is not ANY and value not in options:
-            return f"flow.{f.name} is {value!r}"
-    return None
+    key = unknown_key(flow)
+    return None if key is None else f"flow.{key} is {getattr(flow, key)!r}"
 
 
 def check_fused(flow: Flow, device: torch.device, dtype: torch.dtype) -> None:
     """Raise SpecError if the fused kernel cannot compute with this architecture here."""
-    reason = obstacle(flow, device, dtype) or _missing()
+    reason = obstacle(flow, device, dtype) or missing()
     if reason is not None:
         raise SpecError("train.kernel", "'auto' or 'torch', for the fused kernel cannot be used here", Words(reason))
 
@@ -91,8 +68,8 @@ def kernel_for(wanted: str, flow: FlowStack) -> Kernel | None:
         check_fused(*described)
     if obstacle(*described) is not None:
         return None
-    if _missing() is not None:
-        _say_once(f"train.kernel=auto: torch, for {_missing()}")
+    if missing() is not None:
+        _say_once(f"train.kernel=auto: torch, for {missing()}")
         return None
     from nfexp.flows.kernels.compiled import Fused
 

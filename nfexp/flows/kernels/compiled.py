@@ -6,10 +6,11 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from nfexp.flows.stack import Course, FlowStack, Made, Rows
 log = logging.getLogger(__name__)
 
 TILE = 64  # points that go through all couplings and back together: what they leave on the way fits into a L2 cache
+UNUSED_DAYS = 30  # after which machine code of another source is removed
 
 Function = Callable[..., None]
 Typed = tuple[Function, tuple[Any, ...]]  # a function and the types of its arguments
@@ -121,9 +123,27 @@ def machine_code(functions: tuple[Typed, ...]) -> list[Function]:
         seconds = time.perf_counter() - begun
     if folder is None:
         log.info(f"compiled the fused kernel in {seconds:.1f} s; there is no folder to keep it in")
-    elif any(function.stats.cache_misses for function in found):
+        return found
+    with suppress(OSError):
+        os.utime(folder)  # used today
+    if any(function.stats.cache_misses for function in found):
+        prune(folder)
         log.info(f"compiled the fused kernel in {seconds:.1f} s, once for this machine; kept in {folder}")
     return found
+
+
+def prune(folder: Path) -> None:
+    """Remove the machine code of other sources beside `folder` that nobody has used for a month.
+
+    A version that is still in use and loses its own compiles it once more.
+    """
+    oldest = time.time() - 86_400 * UNUSED_DAYS
+    for other in folder.parent.glob("kernels-*"):
+        with suppress(OSError):
+            status = other.lstat()
+            is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == _user()
+            if is_ours and other != folder and status.st_mtime < oldest:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _empty(folder: Path) -> None:
