@@ -98,7 +98,7 @@ class Data:
     n_test: int | None = within(2, 10_000_000, null=OF_A_TABLE)
     text: str | None
     # What follows is for tables; `nfexp.tables` reads them, and fills in sizes, `dim` and `digest`
-    kind: str = choice("density", "table", "sklearn", "maf", "array", default="density")
+    kind: str = choice("density", "table", "sklearn", "maf", "array", "image", default="density")
     path: str | None = None
     val_path: str | None = None
     test_path: str | None = None
@@ -112,6 +112,11 @@ class Data:
     jitter: float | str = within(0, 1e6, words=("gap",), default=0.0)
     dim: int = within(1, 65_536, default=2)
     digest: str | None = None
+    # What follows is for images, filled in with their sizes, `dim` and `digest`: `dim` is channels · height · width
+    channels: int | None = within(1, 1024, default=None)
+    height: int | None = within(1, 4096, default=None)
+    width: int | None = within(1, 4096, default=None)
+    levels: int | None = within(2, 65_536, default=None)  # values of a pixel: 0, 1, …, levels − 1
 
     @property
     def points(self) -> tuple[int, int, int]:
@@ -311,7 +316,7 @@ def _check_data(data: Data) -> None:
         return
     if data.noise is not None:
         raise SpecError("data.noise", "null for a table (data.jitter adds noise to one)", data.noise)
-    if data.kind != "array" and data.kind != "sklearn" and data.path is None:
+    if data.kind not in ("array", "sklearn", "image") and data.path is None:
         what = "folder that holds the published files" if data.kind == "maf" else "table, such as data.path=points.csv"
         raise SpecError("data.path", f"the path of the {what}", None)
     for key in ("path", "val_path", "test_path", "columns", "drop"):
@@ -421,9 +426,11 @@ def run_id(spec: Spec) -> str:
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def event_shape(spec: Spec) -> tuple[int, ...]:
-    """The shape of one point of the data: (D,) for a vector."""
-    return (spec.data.dim,)
+def event_shape(data: Data) -> tuple[int, ...]:
+    """The shape of one point of the data: (D,) for a vector, (C, H, W) for an image."""
+    if data.channels is None or data.height is None or data.width is None:
+        return (data.dim,)
+    return data.channels, data.height, data.width
 
 
 def swaps(mask: str, n_flows: int) -> list[bool]:
@@ -464,9 +471,9 @@ PER_MEMBER = frozenset(
 
 def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
     """What must agree in a stack: shape of a point, architecture, batch, steps, evaluation sizes, device, recording."""
-    shared: dict[str, Any] = {"event_shape": event_shape(spec), "batch_points": batch_points(spec)}
+    shared: dict[str, Any] = {"event_shape": event_shape(spec.data), "batch_points": batch_points(spec)}
     if spec.flow.conditioner_input == "passed":  # masks may differ, the networks' shapes may not
-        shared["passed"] = passed_counts(spec.flow, math.prod(event_shape(spec)))
+        shared["passed"] = passed_counts(spec.flow, math.prod(event_shape(spec.data)))
     for key, value in flatten(spec).items():
         if key not in PER_MEMBER and key != "name":
             shared[key] = value

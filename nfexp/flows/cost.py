@@ -13,7 +13,7 @@ CHUNK = 500  # points that a trained flow is evaluated at in one go
 
 def dimension(spec: Spec) -> int:
     """D, the numbers in one point."""
-    return math.prod(event_shape(spec))
+    return math.prod(event_shape(spec.data))
 
 
 def training_flop(spec: Spec) -> float:

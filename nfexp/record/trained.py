@@ -160,6 +160,6 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
             got = f"{name} of {weights.dtype}"
             raise ValueError(f"{folder}: expected floating-point weights; got {got:.60}")
     spec = unflatten(record["config"])
-    dim = math.prod(event_shape(spec))
+    dim = math.prod(event_shape(spec.data))
     stack = from_state(spec.flow, dim, state)
     return TrainedFlow(spec, stack, folder=folder, metrics=record["metrics"])
