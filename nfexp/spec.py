@@ -70,6 +70,20 @@ def listed() -> Any:
 
 
 OF_A_TABLE = "null for a table"
+# Sets of images: those of packages, a law of its own (`nfexp.mesh`), standard sets in a folder, the user's own
+IMAGE_SETS = (
+    "digits",
+    "photographs",
+    "pictures",
+    "mnist_5k",
+    "mesh",
+    "cifar10",
+    "mnist",
+    "fashion_mnist",
+    "npz",
+    "folder",
+)
+IN_FILES = ("cifar10", "mnist", "fashion_mnist", "npz", "folder")
 
 
 # Keys that are younger than the first records, each with the value by which a run is what it was without the key. A
@@ -117,6 +131,8 @@ class Data:
     height: int | None = within(1, 4096, default=None)
     width: int | None = within(1, 4096, default=None)
     levels: int | None = within(2, 65_536, default=None)  # values of a pixel: 0, 1, …, levels − 1
+    images: str | None = choice(*IMAGE_SETS, default=None)  # which set; `nfexp.images` reads them
+    check: str = choice("published", "format", default="published")  # what the files of a standard set must be
 
     @property
     def points(self) -> tuple[int, int, int]:
@@ -309,12 +325,14 @@ def names_of(text: str) -> list[str]:
 
 
 def _check_data(data: Data) -> None:
+    if data.kind == "image" or data.images is not None:
+        _check_images(data)
     if data.kind == "density":
         for key in ("n_samples", "noise", "n_val", "n_test"):
             if getattr(data, key) is None:
                 raise SpecError(f"data.{key}", f"a number for data.name={data.name}", None)
         return
-    if data.noise is not None:
+    if data.kind != "image" and data.noise is not None:
         raise SpecError("data.noise", "null for a table (data.jitter adds noise to one)", data.noise)
     if data.kind not in ("array", "sklearn", "image") and data.path is None:
         what = "folder that holds the published files" if data.kind == "maf" else "table, such as data.path=points.csv"
@@ -323,6 +341,22 @@ def _check_data(data: Data) -> None:
         value = getattr(data, key)
         if value is not None and (not value.isprintable() or not 0 < len(value) <= LONGEST_TEXT):
             raise SpecError(f"data.{key}", f"printable text of at most {LONGEST_TEXT} characters", value)
+
+
+def _check_images(data: Data) -> None:
+    if data.kind != "image" or data.images is None:
+        expected = f"data.kind=image and data.images one of {', '.join(IMAGE_SETS)}, as data=digits brings them"
+        raise SpecError("data.images", expected, Words(f"data.kind={data.kind}, data.images={data.images}"))
+    if data.noise is not None:
+        raise SpecError("data.noise", "null for images (a flow of images dequantises them)", data.noise)
+    if data.jitter != 0.0:
+        raise SpecError("data.jitter", "0 for images (a flow of images dequantises them)", data.jitter)
+    for key in ("columns", "drop"):
+        if getattr(data, key) is not None:
+            raise SpecError(f"data.{key}", "null for images", getattr(data, key))
+    if data.images in IN_FILES and data.path is None:
+        what = "an .npz or .npy file of images" if data.images == "npz" else "the folder that holds the images"
+        raise SpecError("data.path", f"the path of {what}", None)
 
 
 def _check_together(spec: Spec) -> None:
@@ -393,7 +427,7 @@ def unflatten(flat: Mapping[str, Any]) -> Spec:
 # Where the numbers of a table come from; what they are, `data.digest` says.
 READING = frozenset(
     {"data.kind", "data.path", "data.val_path", "data.test_path", "data.columns", "data.drop", "data.header",
-     "data.missing"}
+     "data.missing", "data.images", "data.check"}
 )  # fmt: skip
 
 

@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
-    surroundings files spec readers published tables arguments commands streams
+    surroundings files spec mesh image_files images readers published tables arguments commands streams
     flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
     flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.plan flows.kernels.coupling
     flows.kernels.member flows.kernels.moments flows.kernels.compiled flows.kernels
-    data.mixtures data.lettering data.densities data.tables data
+    data.mixtures data.lettering data.densities data.tables data.images data
     optimisers batches train score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage
     analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays

@@ -178,7 +178,8 @@ def test_choices_name_what_exists():
     assert tuple(ACTIVATIONS) == choices["activation"]
     assert tuple(BASES) == choices["base"]
     options = {path.stem for path in (Path(conf_dir()) / "data").glob("*.yaml")}
-    known = {*TARGET_NAMES, *BUNDLED, *TABLES, "table"}
+    known = {*TARGET_NAMES, *BUNDLED, *TABLES, "table", "digits_table", "images"}
+    known |= set(specs.IMAGE_SETS) - {"npz", "folder"}  # which data=images reads
     assert options == known, "each target needs conf/data/<name>.yaml, and no other file may lie there"
 
 
