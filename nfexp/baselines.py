@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from nfexp.analysis.table import ReportError, cannot_write, collect, printable, write_csv
 from nfexp.analysis.table.baselines import (
+    ALL_MODELS,
     BASELINES,
     DATA,
     MODELS,
@@ -37,6 +38,7 @@ from nfexp.analysis.table.baselines import (
 )
 from nfexp.analysis.table.records import rows_of
 from nfexp.data import load_data
+from nfexp.image_baselines import fit_images, models_for
 from nfexp.spec import Data, from_mapping
 from nfexp.surroundings import command
 from nfexp.sweep.planning import cores
@@ -151,18 +153,19 @@ def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, An
     """Rows of baselines.csv: `models` fitted to a seed's training draws, scored on its test draws.
 
     The draws are those of :func:`nfexp.data.load`; the test draws choose nothing. `seconds` are
-    those of choosing and fitting.
+    those of choosing and fitting. Of images the NLL is a bound of −log P, and validation images
+    choose what there is to choose.
     """
     dataset = load_data(data, seed)
-    train = dataset.train.numpy()
-    test = dataset.test.numpy()
+    train = dataset.train.flatten(1).numpy()
+    test = dataset.test.flatten(1).numpy()
     exact = dataset.true_log_prob()
     log_p = None if exact is None else exact.numpy()
     draws = draws_of(data)
     rows = []
     for model in models:
         begun = time.perf_counter()
-        baseline = fit(train, model, seed)
+        baseline = fit(train, model, seed) if dataset.levels is None else fit_images(dataset, model, seed)
         seconds = time.perf_counter() - begun
         scores = score(baseline.log_prob(test), log_p)
         row = draws | {"seed": seed, "model": model} | baseline.facts | scores
@@ -217,7 +220,7 @@ def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[Task], list[str
     for row in rows_of(runs):
         key = data_key(row)
         seed = row["seed"]
-        models = [model for model in MODELS if (key, seed, model) not in fitted]
+        models = [model for model in _models_of(row) if (key, seed, model) not in fitted]
         if models:
             lacking[key, seed] = models
             tables[key] = row
@@ -231,6 +234,13 @@ def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[Task], list[str
         except ValueError as error:
             refused[str(error)] = None
     return tasks, list(refused)
+
+
+def _models_of(row: Mapping[str, Any]) -> list[str]:
+    """The baselines for the draws of a run."""
+    if row.get("data.kind") != "image":
+        return list(MODELS)
+    return models_for(int(row["data.dim"]), int(row["data.levels"]))
 
 
 def _data_of(key: tuple[Any, ...]) -> Data:
@@ -344,7 +354,7 @@ def _said(rows: Sequence[Mapping[str, Any]]) -> str:
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Where a row stands in the table: by its draws, its seed, its model."""
     draws = map(str, data_key(row))
-    return (*draws, row["seed"], list(MODELS).index(row["model"]))
+    return (*draws, row["seed"], list(ALL_MODELS).index(row["model"]))
 
 
 USAGE = Usage(

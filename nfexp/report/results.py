@@ -10,7 +10,7 @@ import pandas as pd
 
 from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
-from nfexp.analysis.table.baselines import DATA, MODELS, data_key
+from nfexp.analysis.table.baselines import ALL_MODELS, DATA, data_key
 from nfexp.analysis.table.records import rows_of
 from nfexp.report.selection import at_centre, has_truth, swept
 from nfexp.report.words import TROUBLES, file_name, interval, number, plain, troubles
@@ -110,7 +110,7 @@ def _baseline_row(target: str, reference: Row) -> CentreRow:
     sign = "+" if reference["over_mean"] > 0 else ""
     return CentreRow(
         target=target,
-        model=MODELS[reference["model"]],
+        model=ALL_MODELS[reference["model"]],
         chosen=_chosen(reference),
         kl=_mean_of(reference, "kl"),
         over=sign + _mean_of(reference, "over"),
@@ -247,7 +247,7 @@ def _baseline_lines(
     columns: Sequence[str], values: Sequence[str], found: Sequence[pd.DataFrame | None]
 ) -> list[TableLine]:
     """A line per model that was fitted, from the fits of each target."""
-    cells: dict[str, list[Cell | None]] = {model: [None] * len(found) for model in MODELS}
+    cells: dict[str, list[Cell | None]] = {model: [None] * len(found) for model in ALL_MODELS}
     for i, fits in enumerate(found):
         if fits is None:
             continue
@@ -255,7 +255,7 @@ def _baseline_lines(
             cell = Cell(_score(reference), "", reference["n"], [], centre=False)
             cells[reference["model"]][i] = cell
     lines = []
-    for model, name in MODELS.items():
+    for model, name in ALL_MODELS.items():
         if any(cells[model]):
             named = _named(columns, values, name)
             lines.append(TableLine(named, cells[model], centre=False, baseline=True))

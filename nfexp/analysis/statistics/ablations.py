@@ -10,7 +10,7 @@ import pandas as pd
 
 from nfexp.analysis.statistics.intervals import mean_interval, t_interval
 from nfexp.analysis.table import STATUSES, config_columns, distinct
-from nfexp.analysis.table.baselines import MODELS
+from nfexp.analysis.table.baselines import ALL_MODELS
 
 AXES = {
     "flow.n_flows": "flows",
@@ -206,7 +206,7 @@ def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFram
     if flow is None:
         flow = pd.Series(dtype=float)
     rows = []
-    for model in MODELS:
+    for model in ALL_MODELS:
         own = fits[fits["model"] == model].set_index("seed")
         if own.empty:
             continue
