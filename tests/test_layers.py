@@ -15,7 +15,7 @@ ROOMS = """
     flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.plan flows.kernels.coupling
     flows.kernels.member flows.kernels.moments flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.tables data.images data
-    optimisers batches train score checkpoint run
+    optimisers batches train image_arrays score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage
     analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records analysis.table.arrays
     analysis.table.index analysis.table.saved analysis.table.rows analysis.table.gather analysis.table
@@ -26,7 +26,7 @@ ROOMS = """
     report.words report.selection report.exemplar report.planar report.folders
     report.figures.panels report.figures.scales report.figures.ablation report.figures.convergence
     report.figures.clouds report.figures.corner report.figures.density report.figures.animations report.figures.summary
-    report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
+    report.figures.pictures report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
     report.verdicts report.results report.contents report.tex report.layouts report
     configuration
     sweep.stopping sweep.worker sweep.planning sweep.executors sweep.pool sweep.slurm sweep.joblib
