@@ -64,7 +64,7 @@ def _sheets(title: str, parts: Sequence[tuple[str, np.ndarray]], labels: Sequenc
     )  # fmt: skip
     for i, (name, shades) in enumerate(parts):
         axes = figure.add_subplot(grid[0, i])
-        axes.imshow(sheet(shades), interpolation="nearest", aspect="equal")
+        axes.imshow(sheet(shades), interpolation="nearest", aspect="equal", origin="upper")
         axes.set_title(literal(name, 60), fontsize=9, fontweight="normal", pad=3)
         axes.grid(False)
         axes.spines[:].set_visible(False)
