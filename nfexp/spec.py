@@ -39,6 +39,7 @@ class Words(str):
 # A key with a `default` may be absent. At that value it is no part of a record, an identity or a table of runs, so that
 # a key can be added without a change to any run there is.
 def choice(*options: str, default: Any = MISSING) -> Any:
+    """One of some words; the field's type says whether null is allowed, too."""
     return field(default=default, metadata={"choices": options})
 
 
@@ -84,6 +85,9 @@ IMAGE_SETS = (
     "folder",
 )
 IN_FILES = ("cifar10", "mnist", "fashion_mnist", "npz", "folder")
+OF_A_VECTOR = "null for a vector flow"
+VECTOR_MASKS = ("alternating", "fixed", "random", "once", "half")
+IMAGE_MASKS = ("checkerboard", "channel", "both")
 
 
 # Keys that are younger than the first records, each with the value by which a run is what it was without the key. A
@@ -95,6 +99,7 @@ ADDED: dict[str, Any] = {
     "train.optimizer": "adam",
     "train.noise": 0.0,
     "train.noise_end": 0.0,
+    "train.ema": 0.0,
     "train.kernel": "torch",
 }
 # Keys that say what a run is called and how it is computed: none changes a number by more than rounding.
@@ -146,13 +151,17 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """The architecture: RealNVP and its variants."""
+    """The architecture: RealNVP and its variants.
+
+    For images `n_flows` counts the couplings of one kind of mask at one scale, `hidden_depth` the residual blocks of
+    their networks and `hidden_width` the maps; see :mod:`nfexp.flows.image.plan`.
+    """
 
     n_flows: int = within(1, 1000)
     hidden_depth: int = within(1, 100)
     hidden_width: int = within(1, 65_536)
     activation: str = choice("relu", "leaky_relu", "tanh", "silu", "elu")
-    mask: str = choice("alternating", "fixed", "random", "once", "half")
+    mask: str = choice(*VECTOR_MASKS, *IMAGE_MASKS)
     coupling: str = choice("affine", "additive")
     conditioner: str = choice("separate", "shared")
     conditioner_input: str = choice("masked", "passed")
@@ -164,6 +173,13 @@ class Flow:
     base: str = choice("normal", "logistic", "laplace", "student_t", "mixture", "contaminated")
     tail_bound: float | None = within(0, 1e6, exclusive=True)
     tail: str = choice("none", "learned")
+    # What follows is for images: null, and in no record, for vectors
+    kind: str = choice("vector", "image", default="vector")
+    scales: int | None = within(1, 12, null=OF_A_VECTOR, default=None)
+    alpha: float | None = within(0, 0.4, exclusive=True, null=OF_A_VECTOR, default=None)
+    dequantisation: str | None = choice("uniform", "table", "net", default=None)
+    mixing: str | None = choice("none", "conv", default=None)
+    net_norm: str | None = choice("none", "weight", "batch", "act", default=None)
 
     @property
     def heads(self) -> int:
@@ -188,12 +204,18 @@ class Train:
     warmup: int = within(0, 100_000_000)
     grad_clip: float | None = within(0, 1e9, exclusive=True)
     weight_decay: float = within(0, 1e3)
+    ema: float = within(0, 0.999_999)
     noise: float = within(0, 1e3)
     noise_end: float = within(0, 1e3)
     select: str = choice("val", "train", "last")
     n_evals: int = within(1, 10_000)
     matmul_precision: str = choice("highest", "high")
     kernel: str = choice("auto", "fused", "torch")
+    # What follows is for images: null, and in no record, for vectors
+    dropout: float | None = within(0, 0.95, null=OF_A_VECTOR, default=None)
+    augment: str | None = choice("none", "shift", "flip", default=None)
+    augment_share: float | None = within(0, 1, null=OF_A_VECTOR, default=None)
+    augment_until: float | None = within(0, 1, null=OF_A_VECTOR, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +299,8 @@ def _checked(key: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
         return None
     if "choices" in meta:
         if value not in meta["choices"]:
-            raise SpecError(key, f"one of {', '.join(meta['choices'])}", value)
+            null = " or null" if optional else ""
+            raise SpecError(key, f"one of {', '.join(meta['choices'])}{null}", value)
         return value
     if "listed" in meta:
         return _listed(key, value)
@@ -359,8 +382,77 @@ def _check_images(data: Data) -> None:
         raise SpecError("data.path", f"the path of {what}", None)
 
 
+OF_IMAGES = {
+    "flow": ("scales", "alpha", "dequantisation", "mixing", "net_norm"),
+    "train": ("dropout", "augment", "augment_share", "augment_until"),
+}
+# What an image flow does not have, with the only value that a key of vectors may hold there.
+NOT_OF_IMAGES = {"conditioner": "shared", "conditioner_input": "masked", "tail_bound": None, "tail": "none"}
+
+
+def _check_kinds(spec: Spec) -> None:
+    """Raise where images meet a flow for vectors or the reverse, and for a key that the flow has no use for."""
+    flow = spec.flow
+    images = flow.kind == "image"
+    if images != (spec.data.kind == "image"):
+        why = f"for data.name={spec.data.name} holds {'vectors' if images else 'images'}"
+        if spec.data.images == "digits":
+            why += "; the table of digits is data=digits_table"
+        expected = f"'vector' (flow=realnvp), {why}" if images else f"'image' (flow=image), {why}"
+        raise SpecError("flow.kind", expected, flow.kind)
+    masks = IMAGE_MASKS if images else VECTOR_MASKS
+    if flow.mask not in masks:
+        raise SpecError("flow.mask", f"one of {', '.join(masks)} where flow.kind is '{flow.kind}'", flow.mask)
+    for group, keys in OF_IMAGES.items():
+        for key in keys:
+            value = getattr(getattr(spec, group), key)
+            if images and value is None and group == "flow":
+                raise SpecError(f"flow.{key}", "a value where flow.kind is 'image'", None)
+            if not images and value is not None:
+                raise SpecError(f"{group}.{key}", "null where flow.kind is 'vector'", value)
+    if not images:
+        return
+    for key, only in NOT_OF_IMAGES.items():
+        value = getattr(flow, key)
+        if value != only:
+            raise SpecError(f"flow.{key}", f"{only!r} where flow.kind is 'image'", value)
+    if flow.init == "spread":
+        raise SpecError("flow.init", "identity or random where flow.kind is 'image'", flow.init)
+
+
+def check_shape(spec: Spec) -> None:
+    """Raise where images of this shape cannot go through that many scales; does nothing while the shape is not known.
+
+    Each scale but the last halves both sides, and a checkerboard needs a side of 2.
+    """
+    data, flow = spec.data, spec.flow
+    if flow.kind != "image" or flow.scales is None:
+        return
+    shape = event_shape(data)
+    if len(shape) != 3 or data.levels is None:
+        return
+    channels, height, width = shape
+    side = min(height, width)
+    most = 1
+    while side // 2**most >= 2:
+        most += 1
+    if side < 2:
+        raise SpecError("data", "images of at least 2 x 2 pixels", Words(f"{height} x {width}"))
+    if flow.scales > most:
+        raise SpecError("flow.scales", f"at most {most} for images of {height} x {width} pixels", flow.scales)
+    halvings = flow.scales - 1
+    if flow.mask == "channel" and channels == 1 and halvings == 0:
+        halvings = 1  # one channel cannot be split: the only scale squeezes, too
+    factor = 2**halvings
+    if height % factor or width % factor:
+        expected = f"scales for whose squeezing {factor} divides both sides of {height} x {width} pixels"
+        raise SpecError("flow.scales", expected, flow.scales)
+
+
 def _check_together(spec: Spec) -> None:
     _check_data(spec.data)
+    _check_kinds(spec)
+    check_shape(spec)
     if spec.data.name == "text" and not (spec.data.text or "").strip():
         raise SpecError("data.text", "letters to draw when data.name is 'text'", spec.data.text)
     if spec.train.warmup > spec.train.steps:
@@ -506,6 +598,8 @@ PER_MEMBER = frozenset(
 def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
     """What must agree in a stack: shape of a point, architecture, batch, steps, evaluation sizes, device, recording."""
     shared: dict[str, Any] = {"event_shape": event_shape(spec.data), "batch_points": batch_points(spec)}
+    if spec.flow.kind == "image":  # what a mask says decides where an image is squeezed
+        shared["mask"] = spec.flow.mask
     if spec.flow.conditioner_input == "passed":  # masks may differ, the networks' shapes may not
         shared["passed"] = passed_counts(spec.flow, math.prod(event_shape(spec.data)))
     for key, value in flatten(spec).items():

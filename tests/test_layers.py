@@ -11,7 +11,8 @@ PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
     surroundings files spec mesh image_files images readers published tables arguments commands streams
-    flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
+    flows.image.plan flows.cost flows.nn flows.bases flows.layers flows.elementwise
+    flows.image.maps flows.image.networks flows.image.layers flows.image flows.stack flows.distribution
     flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.plan flows.kernels.coupling
     flows.kernels.member flows.kernels.moments flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.tables data.images data

@@ -129,6 +129,7 @@ YOUNGER = {
     "train.optimizer": "nadam",
     "train.noise": 0.1,
     "train.noise_end": 0.1,
+    "train.ema": 0.9,
 }
 
 

@@ -16,6 +16,8 @@ def _option(group, name):
     own = yaml.safe_load((Path(conf_dir()) / group / f"{name}.yaml").read_text())
     values = {}
     for other in own.pop("defaults", []):
+        if isinstance(other, dict):  # an override of another group
+            continue
         values |= own if other == "_self_" else _option(group, other)
     return values | own
 

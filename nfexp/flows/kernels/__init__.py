@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 # What the kernel knows of an architecture. A key that is not here must have the value that changes nothing.
 ANY = None
 KNOWN: dict[str, tuple[str, ...] | None] = {
+    "kind": ("vector",),
     "n_flows": ANY,
     "hidden_depth": ANY,
     "hidden_width": ANY,
