@@ -23,11 +23,12 @@ ROOMS = """
     analysis.table.baselines
     analysis.statistics.intervals analysis.statistics.ablations analysis.statistics.studies analysis.statistics
     analysis.claims.measures analysis.claims.forecast analysis.claims.catalogue analysis.claims.findings analysis.claims
-    analysis.claims.looks
+    analysis.claims.images analysis.claims.looks
     report.words report.selection report.exemplar report.planar report.folders
     report.figures.panels report.figures.scales report.figures.ablation report.figures.convergence
     report.figures.clouds report.figures.corner report.figures.density report.figures.animations report.figures.summary
-    report.figures.pictures report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
+    report.figures.pictures
+    report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
     report.verdicts report.results report.contents report.tex report.layouts report
     configuration
     sweep.stopping sweep.worker sweep.planning sweep.executors sweep.pool sweep.slurm sweep.joblib

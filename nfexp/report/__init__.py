@@ -11,6 +11,7 @@ import pandas as pd
 
 from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
+from nfexp.analysis.claims.images import IMAGE_CLAIMS
 from nfexp.analysis.claims.looks import evaluate_in_rounds
 from nfexp.analysis.table import cannot_write
 from nfexp.analysis.table.baselines import load_baselines
@@ -73,7 +74,11 @@ def _write(dirs: Sequence[str | Path], folder: Path) -> Report:
 def _judged(runs: pd.DataFrame, sweep: table.Sweep) -> pd.DataFrame:
     """The verdicts on the claims; of seeds in rounds those of the first look that decided."""
     if sweep.rounds is None:
-        return claims.evaluate(of_targets(runs), sweep.centres)
+        judged = claims.evaluate(of_targets(runs), sweep.centres)
+        if not stats.has_bits(runs):
+            return judged
+        images = runs[runs[stats.BITS].notna() | (runs["status"] != "completed")]
+        return pd.concat([judged, claims.evaluate(images, sweep.centres, IMAGE_CLAIMS)], ignore_index=True)
     if sweep.rounds.margin is None:
         runs = of_targets(runs)
     return evaluate_in_rounds(runs, sweep.centres, sweep.rounds)

@@ -224,7 +224,7 @@ CAPTIONS = {
     "images": "{0}: training images, and as many samples of the flow.",
     "temperatures": "{0}: samples from the same base draws, which are multiplied by the temperature of each row.",
     "interpolation": "{0}: between two test images at the ends of each row, along a great circle of the base.",
-    "scales": "{0}: test images; below, the base coordinates of the finest scales drawn anew, one scale more in each row.",
+    "scales": "{0}: test images; below, the base of the finest scales drawn anew, one scale more in each row.",
     "imagewalk": "{0}: samples after every layer from base to data, each panel in colours of its own.",
     "summary": "Target draws, flow samples and learned density of one run; KL of all seeds, mean and 95% interval.",
 }
@@ -259,10 +259,10 @@ BASELINES_NOTE = (
 )
 
 IMAGE_BASELINES_NOTE = (
-    "Without a flow of images, on the same split: uniform levels, a histogram of each pixel, a Gaussian and a mixture of "
-    "Gaussians of the pixels' logits, a mixture of independent pixels, and RealNVP of the pixels as one vector. What "
-    "there is to choose, validation images choose. Densities of logits are scored by the mean bound of 16 places in the "
-    "cells of each test image. The difference is paired by seed: above 0 the flow is better."
+    "Without a flow of images, on the same split: uniform levels, a histogram of each pixel, a Gaussian and a mixture "
+    "of Gaussians of the pixels' logits, a mixture of independent pixels, and RealNVP of the pixels as a vector. What "
+    "there is to choose, validation images choose. Densities of logits are scored by the mean bound of 16 places in "
+    "the cells of each test image. The difference is paired by seed: above 0 the flow is better."
 )
 
 

@@ -35,13 +35,18 @@ __all__ = [
 ]
 
 
-def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def evaluate(
+    runs: pd.DataFrame,
+    centres: Mapping[str, Mapping[str, Any]],
+    claims: Sequence[Claim] = CLAIMS,
+) -> pd.DataFrame:
     """The verdict on every claim, per target and over all targets.
 
     `runs` is the table of :func:`nfexp.load_runs` or :func:`nfexp.read_runs`, `centres` the study's
     centre per target. Columns: claim, source, sentence, target, rows (the cells used), estimand, n
     (pairs of seeds; runs for shares), estimate, low, high (95%), boot_low, boot_high, margin,
     p_for, p_against (Holm), verdict (supported, contradicted or inconclusive), sign_verdict, note.
+    The claims are those of the catalogue, or other ones (:mod:`nfexp.analysis.claims.images`).
     Missing runs give an inconclusive row that says which, never an exception.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1],
@@ -52,7 +57,7 @@ def evaluate(runs: pd.DataFrame, centres: Mapping[str, Mapping[str, Any]]) -> pd
     """
     by_target = studies(runs, centres)
     rows = []
-    for claim in CLAIMS:
+    for claim in claims:
         if claim.across:
             found = [find(claim, by_target)]
         else:
