@@ -69,10 +69,15 @@ class Training:
             chosen.add(steps[last - round(i * last / max(n - 1, 1))])
         return sorted(chosen)
 
+    @property
+    def snapshot_points(self) -> int:
+        """M, the points of a snapshot. There are none of images: a thousand of them would weigh more than all else."""
+        return self.lead.record.samples if self.fresh.image is None else 0
+
     def snapshot_base(self) -> Tensor:
         """The base draws that every snapshot shows, (E, M, D): the same for all flows of one seed."""
         generators = [stream(spec.seed, "base") for spec in self.specs]
-        return self.fresh.base_draws(self.lead.record.samples, generators)
+        return self.fresh.base_draws(self.snapshot_points, generators)
 
 
 def prepare(specs: Sequence[Spec], datasets: Sequence[Dataset], device: torch.device, dtype: torch.dtype) -> Training:
@@ -229,7 +234,6 @@ def begin(training: Training) -> State:
     """The state before the first step; the matrices of the fresh stack are copied."""
     fresh = training.fresh
     n, like, device = fresh.n_members, fresh.theta, fresh.theta.device
-    record = training.lead.record
     n_evaluations = len(training.evaluation_steps())
     n_snapshots = len(training.snapshot_steps())
     return State(
@@ -247,7 +251,7 @@ def begin(training: Training) -> State:
         diverged_in=torch.full((n,), ALIVE, dtype=torch.long, device=device),
         grad_norm=like.new_full((n, 1), math.nan),
         curves=torch.full((n, n_evaluations, len(CURVES)), math.nan, dtype=torch.float64, device=device),
-        snapshots=like.new_full((n, n_snapshots, record.samples, fresh.dim), math.nan),
+        snapshots=like.new_full((n, n_snapshots, training.snapshot_points, fresh.dim), math.nan),
     )
 
 
@@ -407,7 +411,7 @@ class _Stepper:
         position = training.evaluation_steps().index(state.step)
         state.curves[:, position] = torch.where(alive[:, None], row, math.nan)
         snapshot_steps = training.snapshot_steps()
-        if state.step in snapshot_steps and training.lead.record.samples:
+        if state.step in snapshot_steps and training.snapshot_points:
             with torch.no_grad():
                 state.snapshots[:, snapshot_steps.index(state.step)] = now.forward(training.snapshot_base())[0]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch is loaded only where a flow is
     from nfexp.spec import Spec
 
 MOST_POINTS = 2**16  # that are evaluated in one go
+MOST_PIXELS = 2**16  # of images
 
 
 def _numbers(x: object, name: str) -> np.ndarray:
@@ -65,15 +66,20 @@ class TrainedFlow:
         self.spec = spec
         self.stack = stack
         self.dim = stack.dim
+        self.event_shape = (stack.dim,) if stack.image is None else stack.image.shape
         self.folder = folder
         self.metrics = dict(metrics or {})
 
     def __repr__(self) -> str:
         flow = self.spec.flow
-        what = f"{self.spec.data.name}, D = {self.dim}, {flow.n_flows} {flow.coupling} couplings"
+        n_couplings = sum(layer.name.startswith("coupling") for layer in self.stack.layers)
+        what = f"{self.spec.data.name}, D = {self.dim}, {n_couplings} {flow.coupling} couplings"
         test_nll = self.metrics.get("test_nll")
         if test_nll is not None:
             what += f", test NLL {test_nll:.4f} nats"
+        test_bpd = self.metrics.get("test_bpd")
+        if test_bpd is not None:
+            what += f" an image, {test_bpd:.4f} bits/dim"
         return f"TrainedFlow({what})"
 
     def distribution(self) -> FlowDistribution:
@@ -92,12 +98,42 @@ class TrainedFlow:
         else:
             points = torch.from_numpy(_numbers(x, name))
         points = points.to(self.stack.theta)  # its precision and device
-        if points.ndim != 2 or points.shape[1] != self.dim:
-            raise ValueError(f"{name}: expected shape (N, {self.dim}); got {tuple(points.shape)}")
-        return points[None]  # (1, N, D): a stack of one
+        shape = (self.dim,) if name == "z" else self.event_shape
+        if points.ndim != len(shape) + 1 or tuple(points.shape[1:]) != shape:
+            expected = ", ".join(str(length) for length in shape)
+            raise ValueError(f"{name}: expected shape (N, {expected}); got {tuple(points.shape)}")
+        return points.flatten(1)[None]  # (1, N, D): a stack of one
 
-    def log_prob(self, x: object) -> Tensor:
+    def _levels(self, x: object) -> Tensor:
+        """Images (N, C, H, W) of whole levels as (1, N, D)."""
+        levels = self._points(x, "x")
+        image = self.stack.image
+        assert image is not None
+        strange = (levels != levels.floor()) | (levels < 0) | (levels >= image.levels)
+        if bool(strange.any()):
+            got = levels[strange][0].item()
+            raise ValueError(f"x: expected whole levels from 0 to {image.levels - 1}; got {got:g}")
+        return levels
+
+    def _in_cells(self, levels: Tensor, *, draws: int, seed: int) -> list[Tensor]:
+        """Images (1, N, D) with as many draws of where in their cells they lie."""
+        from nfexp.batches import within_cells
+        from nfexp.streams import stream
+
+        assert self.stack.image is not None
+        found = []
+        for k in range(draws):
+            generator = stream(seed, f"dequantise/log_prob/{k}")
+            places = within_cells(tuple(levels.shape), self.stack.image.levels, generator)
+            found.append(levels + places.to(levels))
+        return found
+
+    def log_prob(self, x: object, *, draws: int = 16, seed: int = 0) -> Tensor:
         """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,).
+
+        Of images, whole levels (N, C, H, W), it is an estimate of log P(x) from below: log (1/K) Σ_k q(x + u_k) with
+        K = `draws` places u_k in the cells of the levels (Burda et al. 2016). One draw is the single-sample bound,
+        and `seed` says which they are.
 
         Many points are evaluated a part at a time. It is −inf where the density is too small for
         the precision of the weights, also where a scale overflows on the way (``flow.scale=exp``).
@@ -105,26 +141,53 @@ class TrainedFlow:
         """
         import torch
 
-        parts = self._points(x, "x").split(MOST_POINTS, dim=1)
+        if self.stack.image is None:
+            return self._log_density(self._points(x, "x"))
+        draws = _integer(draws, "draws")
+        if draws < 1:
+            raise ValueError(f"draws: expected an integer >= 1; got {draws}")
+        places = self._in_cells(self._levels(x), draws=draws, seed=_integer(seed, "seed"))
+        found = torch.stack([self._log_density(points) for points in places])
+        return found.logsumexp(0) - math.log(draws)
+
+    def _log_density(self, points: Tensor) -> Tensor:
+        """Of points (1, N, D), a part at a time."""
+        import torch
+
+        most = MOST_POINTS if self.stack.image is None else max(MOST_PIXELS // self.dim, 1)
+        parts = points.split(most, dim=1)
         return torch.cat([self.stack.log_density(part)[0] for part in parts])
 
+    def bits_per_dim(self, x: object, *, draws: int = 16, seed: int = 0) -> Tensor:
+        """−log₂ P(x) / D of images (N, C, H, W) of whole levels, (N,), from :meth:`log_prob`."""
+        if self.stack.image is None:
+            raise ValueError("bits_per_dim: expected a flow of images; got one of vectors")
+        return -self.log_prob(x, draws=draws, seed=seed) / (self.dim * math.log(2))
+
     def forward(self, z: object) -> Tensor:
-        """Base to data, (N, D) to (N, D)."""
-        return self.stack.forward(self._points(z, "z"))[0][0]
+        """Base to data, (N, D) to (N, *event_shape); of images, to points in the cells of their levels.
+
+        `stack.as_levels` makes levels of them.
+        """
+        return self._shaped(self.stack.forward(self._points(z, "z"))[0])
 
     def inverse(self, x: object) -> Tensor:
-        """Data to base, (N, D) to (N, D)."""
+        """Data to base, (N, *event_shape) to (N, D); of images, points in cells: level + ½ is the middle of one."""
         return self.stack.inverse(self._points(x, "x"))[0][0]
 
+    def _shaped(self, points: Tensor) -> Tensor:
+        """(1, N, D) to (N, *event_shape)."""
+        return points[0].unflatten(1, self.event_shape)
+
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
-        """`n` draws, (n, D), the same for the same seed."""
+        """`n` draws, (n, *event_shape), the same for the same seed; images are whole levels."""
         from nfexp.streams import stream
 
         n = _integer(n, "n")
         seed = _integer(seed, "seed")
         if n < 0:
             raise ValueError(f"n: expected an integer >= 0; got {n}")
-        return self.stack.sample(n, [stream(seed, "sample")])[0]
+        return self._shaped(self.stack.sample(n, [stream(seed, "sample")]))
 
 
 def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
@@ -143,6 +206,7 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    from nfexp.flows.image.plan import image_of
     from nfexp.flows.stack import from_state
 
     folder = Path(run_dir)
@@ -161,5 +225,5 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
             raise ValueError(f"{folder}: expected floating-point weights; got {got:.60}")
     spec = unflatten(record["config"])
     dim = math.prod(event_shape(spec.data))
-    stack = from_state(spec.flow, dim, state)
+    stack = from_state(spec.flow, dim, state, image_of(spec.data))
     return TrainedFlow(spec, stack, folder=folder, metrics=record["metrics"])
