@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nfexp.spec import Spec, SpecError, Words, from_mapping, from_text
+from nfexp.spec import Spec, SpecError, Words, check_shape, from_mapping, from_text
 from nfexp.tables import settled
 
 # The values of `redo`, and the status of the finished runs that each trains again
@@ -150,4 +150,6 @@ def spec_of(config: DictConfig | Mapping[str, Any]) -> Spec:
         raise SpecError("experiment", "a file whose first line is '# @package _global_'", got)
     check_controls(plain)
     spec: Spec = from_mapping({key: value for key, value in plain.items() if key not in CONTROLS})
-    return settled(spec)
+    whole = settled(spec)
+    check_shape(whole)  # of images, which is known now
+    return whole

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from nfexp.spec import Spec, batch_points, event_shape, passed_counts
+from nfexp.flows.image.plan import Image, image_of, stages
+from nfexp.spec import Flow, Spec, batch_points, event_shape, passed_counts
 
 PASS_COST = 330.0  # moving one hidden activation through a training step, in floating-point operations
 KEEP_INPUT = ("silu",)  # activations that keep their input beside their output, for their derivative
@@ -19,6 +20,9 @@ def dimension(spec: Spec) -> int:
 def training_flop(spec: Spec) -> float:
     """Floating-point operations of all matrix products of training one run, forward and backward."""
     flow, dim = spec.flow, dimension(spec)
+    image = image_of(spec.data)
+    if image is not None:
+        return float(spec.train.steps) * batch_points(spec) * 6 * _products_of_an_image(flow, image)
     between_hidden = (flow.hidden_depth - 1) * flow.hidden_width**2 * flow.nets
     n_inputs: float = dim
     n_outputs: float = dim
@@ -33,6 +37,10 @@ def training_flop(spec: Spec) -> float:
 def training_cost(spec: Spec) -> float:
     """Estimated work of training one run, in floating-point operations: matrix products and passes over memory."""
     flow = spec.flow
+    image = image_of(spec.data)
+    if image is not None:
+        moved = sum(flow.hidden_width * _maps_per_pixel(flow) * pixels for pixels in _pixels(flow, image))
+        return training_flop(spec) + float(spec.train.steps) * batch_points(spec) * PASS_COST * moved
     passes = PASS_COST * flow.hidden_depth * flow.hidden_width * flow.nets
     return training_flop(spec) + float(spec.train.steps) * batch_points(spec) * flow.n_flows * passes
 
@@ -44,6 +52,9 @@ def member_bytes(spec: Spec) -> float:
     step of all layers, and what the run records.
     """
     flow, record, dim = spec.flow, spec.record, dimension(spec)
+    image = image_of(spec.data)
+    if image is not None:
+        return _image_bytes(spec, image)
     per_net = (flow.hidden_depth - 1) * flow.hidden_width**2 + flow.hidden_width * (dim * 2 + flow.hidden_depth)
     learned = flow.n_flows * flow.nets * per_net
     hidden = flow.nets * flow.hidden_width
@@ -57,3 +68,40 @@ def member_bytes(spec: Spec) -> float:
     kept = dim * (samples + walk) + 6 * record.grid**2
     points = dim * 4 * sum(spec.data.points)
     return 5.0 * (12 * learned + max(step, scoring) + 2 * kept + points)
+
+
+# --- Images -----------------------------------------------------------------------------------------------------------
+
+
+def _pixels(flow: Flow, image: Image) -> list[int]:
+    """Pixels of a map in each coupling's network."""
+    return [stage.shape[1] * stage.shape[2] for stage in stages(flow, image.shape) if stage.is_coupling]
+
+
+def _maps_per_pixel(flow: Flow) -> int:
+    """Maps that a network holds for its derivative, over its width: two a convolution, for σ and dropout."""
+    return 4 * flow.hidden_depth + 3
+
+
+def _weights_of_a_network(flow: Flow) -> int:
+    """Weights of the residual blocks, and of a first convolution that sees 16 channels at least."""
+    width = flow.hidden_width
+    return 9 * (2 * flow.hidden_depth * width**2 + 16 * width)
+
+
+def _products_of_an_image(flow: Flow, image: Image) -> float:
+    """Multiplications of all convolutions on one image's way to the base."""
+    return float(sum(_weights_of_a_network(flow) * pixels for pixels in _pixels(flow, image)))
+
+
+def _image_bytes(spec: Spec, image: Image) -> float:
+    """As :func:`member_bytes`: maps of all networks in a training step, or of one while many points are evaluated."""
+    flow = spec.flow
+    pixels = _pixels(flow, image)
+    learned = len(pixels) * _weights_of_a_network(flow)
+    maps = _maps_per_pixel(flow) * flow.hidden_width
+    step = batch_points(spec) * sum(maps * each + 12 * image.dim for each in pixels)
+    scoring = CHUNK * (4 * flow.hidden_width * max(pixels) + 12 * image.dim)
+    points = image.dim * (4 * sum(spec.data.points) + 16 * spec.data.points[2])
+    kept = 64 * 8 * image.dim
+    return 5.0 * (13 * learned + max(step, scoring) + 2 * kept + points)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # torch is loaded only where a flow is
     from nfexp.flows.stack import FlowStack
     from nfexp.spec import Spec
 
-MOST_NUMBERS = 2**17  # of points that are evaluated in one go
+MOST_POINTS = 2**16  # that are evaluated in one go
+MOST_PIXELS = 2**16  # of images
 
 
 def _numbers(x: object, name: str) -> np.ndarray:
@@ -153,7 +154,8 @@ class TrainedFlow:
         """Of points (1, N, D), a part at a time."""
         import torch
 
-        parts = points.split(max(MOST_NUMBERS // self.dim, 1), dim=1)
+        most = MOST_POINTS if self.stack.image is None else max(MOST_PIXELS // self.dim, 1)
+        parts = points.split(most, dim=1)
         return torch.cat([self.stack.log_density(part)[0] for part in parts])
 
     def bits_per_dim(self, x: object, *, draws: int = 16, seed: int = 0) -> Tensor:
