@@ -247,6 +247,29 @@ def test_the_identity_has_the_logistic_density_of_its_logit():
     torch.testing.assert_close(flow.log_prob(x), torch.full((1, 5), density, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("levels", [2, 17, 32, 256])
+def test_bits_per_dimension_count_levels_whatever_their_number(levels):
+    """The identity with a logistic base is uniform over (1 − 2α)⁻¹ times the range of the levels."""
+    image = Image(3, 4, 4, levels)
+    flow = build(
+        dataclasses.replace(PLAIN, standardise="none", base="logistic"),
+        masks=["both"],
+        seeds=[0],
+        data=levels * torch.rand(1, 9, image.dim, dtype=torch.float64),
+        image=image,
+    )
+    bits = -flow.log_prob(points(flow, 3)) / (image.dim * math.log(2))
+    torch.testing.assert_close(bits, torch.full_like(bits, math.log2(levels / 0.9)))
+
+
+@pytest.mark.parametrize("dequantisation", ["uniform", "table", "net"])
+def test_samples_of_far_base_points_are_levels_all_the_same(dequantisation):
+    flow = random_flow(1, dequantisation=dequantisation, levels=17, scale="tanh")
+    z = 30 * torch.randn(1, 50, flow.dim, dtype=torch.float64)
+    x = flow.as_levels(flow.forward(z)[0])
+    assert torch.equal(x, x.round()) and 0 <= x.min() and x.max() <= 16
+
+
 @pytest.mark.parametrize("dequantisation", ["uniform", "table", "net"])
 def test_a_cell_is_mapped_onto_itself(dequantisation):
     flow = random_flow(1, dequantisation=dequantisation)

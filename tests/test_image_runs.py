@@ -29,6 +29,7 @@ def test_a_member_is_its_run_alone(changes):
     specs = [image_spec(seed=seed, **changes) for seed in range(3)]
     specs[1] = replace(specs[1], train=replace(specs[1].train, lr=0.01))
     together = run_stack(specs)
+    assert (together[0].metrics["batch_gap"] is None) == (not changes)  # batch norm in evaluation against training
     for e in (0, 1):
         alone = run_stack([specs[e]])[0]
         for name, value in alone.state.items():
