@@ -418,6 +418,10 @@ def _check_kinds(spec: Spec) -> None:
             raise SpecError(f"flow.{key}", f"{only!r} where flow.kind is 'image'", value)
     if flow.init == "spread":
         raise SpecError("flow.init", "identity or random where flow.kind is 'image'", flow.init)
+    for key in ("noise", "noise_end"):
+        noise = getattr(spec.train, key)
+        if noise > 0:
+            raise SpecError(f"train.{key}", "0 for images, which lie in the cells of their levels", noise)
 
 
 def check_shape(spec: Spec) -> None:
