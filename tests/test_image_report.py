@@ -103,3 +103,20 @@ def test_shades_and_sheets():
 
 def test_the_report_can_be_made_again(sweep, tmp_path):
     assert report.build(sweep, out=tmp_path / "again").exists()
+
+
+def test_the_flow_of_the_paper_for_cifar_plans_from_files(nfexp):
+    """Small files of the format: that it composes, and what a run of it would cost."""
+    image = bytes([3]) + bytes(range(256)) * 12
+    for file in ("test_batch.bin", *(f"data_batch_{i}.bin" for i in range(1, 6))):
+        Path(file).write_bytes(4 * image)
+    page = (Path(report.__file__).parents[2] / "docs/images.md").read_text()
+    shown = page.partition("nfexp -m data=cifar10 ")[2].partition("```")[0]
+    command = ["-m", "data=cifar10", *shown.replace("\\\n", " ").replace("FOLDER", ".").split()]
+    code, out, err = nfexp(*command, "data.check=format", "data.n_val=4", "data.n_test=4")
+    assert code == 0, err
+    assert "1 runs (1 cifar10) in 1 stacks" in out
+    assert re.search(r"1,000,000 member-steps, [\d,.e+]+ TFLOP; about .* of training on this machine", out)
+    code, _, err = nfexp(*command)
+    assert code == 1
+    assert "expected 30,730,000 bytes in data_batch_1.bin of cifar10, from https://www.cs.toronto.edu/" in err
