@@ -18,7 +18,7 @@ import numpy as np
 from nfexp.images import facts_of_images, settled_images, warnings_of_images
 from nfexp.published import read_published
 from nfexp.readers import read_file
-from nfexp.spec import Data, Spec, SpecError, Words, check_shape, names_of
+from nfexp.spec import Data, Spec, SpecError, Words, names_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -263,9 +263,7 @@ def settled(spec: Spec) -> Spec:
     if data.kind in ("density", "array"):
         return spec
     if data.kind == "image":
-        full = replace(spec, data=settled_images(data))
-        check_shape(full)
-        return full
+        return replace(spec, data=settled_images(data))
     found = source(data)
     n = len(found.main.values)
     n_test = _part("test", data, found.test, n)
