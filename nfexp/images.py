@@ -100,7 +100,7 @@ def _of_scikit_image() -> list[np.ndarray]:
 
         return [np.asarray(getattr(pictures, name)()) for name in PICTURES]
     except ImportError:
-        expected = "scikit-image, whose pictures these are (pip install scikit-image pooch)"
+        expected = "scikit-image, whose pictures these are (pip install scikit-image)"
         raise SpecError("data.images", expected, Words("no such package")) from None
     except Exception as error:  # of a picture that is not in the package and cannot be downloaded
         said = " ".join(str(error).split())[:200]
