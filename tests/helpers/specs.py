@@ -32,8 +32,9 @@ def _composed(data, flow="realnvp", train="default"):
 
 
 def table_spec(data="table", **flat):
-    """As `small_spec`, of a table that is not read yet."""
-    nested = _composed(data)
+    """As `small_spec`, of a table or of images that are not read yet."""
+    is_image = _option("data", data).get("kind") == "image"
+    nested = _composed(data, "image", "image") if is_image else _composed(data)
     for key, value in (SMALL | {k.replace("__", "."): v for k, v in flat.items()}).items():
         group, _, leaf = key.rpartition(".")
         (nested[group] if group else nested)[leaf] = value

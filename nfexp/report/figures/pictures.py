@@ -55,12 +55,12 @@ def _sheets(title: str, parts: Sequence[tuple[str, np.ndarray]], labels: Sequenc
     across = sum(part.shape[1] for _, part in parts)
     left = 1.15 if labels else 0.15
     width = max(left + across * SIDE + 0.3 * (len(parts) - 1) + 0.15, 4.2)
-    height = n_rows * SIDE + 0.85
+    height = n_rows * SIDE + 0.7
     figure = Figure(figsize=(width, height))
     ratios = [part.shape[1] for _, part in parts]
     grid = figure.add_gridspec(
         1, len(parts), width_ratios=ratios, left=left / width, right=1 - 0.15 / width, bottom=0.12 / height,
-        top=1 - 0.68 / height, wspace=0.3 * len(parts) / max(across * SIDE, 1),
+        top=1 - 0.52 / height, wspace=0.3 * len(parts) / max(across * SIDE, 1),
     )  # fmt: skip
     for i, (name, shades) in enumerate(parts):
         axes = figure.add_subplot(grid[0, i])
@@ -104,7 +104,7 @@ def draw_scales(arrays: Arrays, title: str) -> Figure:
     """Test images, and what is left of them where the finest scales are drawn anew."""
     shades = shaded(arrays["redrawn"], float(arrays["levels"]))
     numbers = arrays["redrawn_numbers"].astype(int)
-    labels = ["test images", *(f"{kept} kept" for kept in numbers[1:])]
+    labels = ["test images", *(f"{kept} of {numbers[0]} kept" for kept in numbers[1:])]
     return _sheets(title, [("base coordinates that are kept; the others are drawn anew", shades)], labels)
 
 
