@@ -31,26 +31,33 @@ def _mean(values: pd.Series) -> str:
 
 
 def headline_table(frames: Frames, centres: AllCentres) -> str:
-    """Flows at full length by where a level lies in its cell, and densities without a flow on the same split."""
+    """Flows at full length, by where a level lies in its cell."""
     runs = frames[HEADLINE]
     done = runs[runs["status"] == "completed"]
     rows = []
     for way, own in done.groupby("flow.dequantisation", sort=False):
         train = own["train_nll"] / (own["data.dim"] * math.log(2))
-        rows.append([f"RealNVP, dequantisation {way}", str(len(own)), _mean(own["test_bpd"]), _mean(own["test_bpd_iw"]),
-                     _mean(train), f"{own['n_parameters'].max():,.0f}", number(own["seconds"].mean())])  # fmt: skip
-    fits = frames.get("baselines")
-    if fits is not None:
-        unit = float(done["data.dim"].iloc[0]) * math.log(2)
-        for model, name in ALL_MODELS.items():
-            own = fits[fits["model"] == model]
-            if len(own):
-                n_parameters = own["n_parameters"].max()
-                size = f"{n_parameters:,.0f}" if n_parameters == n_parameters else "–"
-                seconds = number(own["seconds"].mean())
-                rows.append([name, str(len(own)), _mean(own["test_nll"] / unit), "–", "–", size, seconds])
-    head = ["density", "seeds", "bits/dim", "importance-weighted", "training", "parameters", "seconds"]
+        bits = [_mean(values) for values in (own["test_bpd"], own["test_bpd_iw"], train)]
+        size = f"{own['n_parameters'].max():,.0f}"
+        rows.append([str(way), str(len(own)), *bits, size])
+    head = ["dequantisation", "seeds", "bits/dim", "importance-weighted", "training", "parameters"]
     return markdown(head, rows)
+
+
+def baselines_table(frames: Frames, centres: AllCentres) -> str:
+    """Densities without a flow of images, on the splits of the study."""
+    (centre,) = centres[STUDY].values()
+    unit = float(centre["data.dim"]) * math.log(2)
+    fits = frames["baselines"]
+    rows = []
+    for model, name in ALL_MODELS.items():
+        own = fits[fits["model"] == model]
+        if not len(own):
+            continue
+        size = own["n_parameters"].max()
+        shown = f"{size:,.0f}" if size == size else "–"
+        rows.append([name, str(len(own)), _mean(own["test_nll"] / unit), shown])
+    return markdown(["density", "seeds", "bits/dim", "parameters"], rows)
 
 
 def verdicts_table(frames: Frames, centres: AllCentres) -> str:
@@ -62,6 +69,8 @@ def verdicts_table(frames: Frames, centres: AllCentres) -> str:
         estimate = interval(row["estimate"], row["low"], row["high"])
         named = f"{claim} {BADGES[row['verdict']]}"
         verdict = f"**{row['verdict']}**"
+        if row["n"] == 0:
+            verdict, estimate = "not trained yet", "–"
         rows.append([named, row["sentence"], verdict, estimate, f"{row['n']:.0f}", row["estimand"]])
     return markdown(["claim", "sentence", "verdict", "estimate [95%]", "seeds", "what was estimated"], rows)
 
@@ -77,6 +86,8 @@ def axes_table(frames: Frames, centres: AllCentres) -> str:
             value = ", ".join(plain(row[column]) for column in columns)
             lost = f" ({row['n_diverged']:.0f} diverged)" if row["n_diverged"] else ""
             gap = "the centre" if row["is_centre"] else gap
+            if row["n_missing"]:
+                lost += f" ({row['n_missing']:.0f} not trained yet)"
             rows.append([axis, value, bits, gap, f"{row['n']:.0f}{lost}"])
     return markdown(["axis", "value", "bits/dim", "− the centre", "seeds"], rows)
 
@@ -88,13 +99,14 @@ def sets_table(frames: Frames, centres: AllCentres) -> str:
         truth = row["true_nll"] / (row["data.dim"] * math.log(2)) if row["true_nll"] == row["true_nll"] else math.nan
         shape = " × ".join(plain(row[f"data.{side}"]) for side in ("channels", "height", "width"))
         shape = f"{shape}, {plain(row['data.levels'])} levels"
-        scores = [number(value) for value in (row["test_bpd"], row["test_bpd_iw"], truth, row["seconds"])]
+        scores = [number(value) for value in (row["test_bpd"], row["test_bpd_iw"], truth)]
         rows.append([row["data.name"], shape, plain(row["train.steps"]), *scores])
-    return markdown(["set", "images", "steps", "bits/dim", "importance-weighted", "truth", "seconds"], rows)
+    return markdown(["set", "images", "steps", "bits/dim", "importance-weighted", "truth"], rows)
 
 
 IMAGE_BLOCKS: dict[str, tuple[tuple[str, ...], Block]] = {
     "headline": ((HEADLINE,), headline_table),
+    "baselines": ((STUDY, "baselines"), baselines_table),
     "verdicts": ((STUDY,), verdicts_table),
     "axes": ((STUDY,), axes_table),
     "sets": (("images_sets",), sets_table),
