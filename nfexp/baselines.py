@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from nfexp.analysis.table import ReportError, cannot_write, collect, printable, write_csv
 from nfexp.analysis.table.baselines import (
+    ALL_MODELS,
     BASELINES,
     DATA,
     KERNELS,
@@ -39,6 +40,7 @@ from nfexp.analysis.table.baselines import (
 )
 from nfexp.analysis.table.records import rows_of
 from nfexp.data import load_data
+from nfexp.image_baselines import Fitted, fit_images, models_for
 from nfexp.spec import Data, SpecError, Words, from_mapping, parameters_in
 from nfexp.surroundings import command
 from nfexp.sweep.planning import cores
@@ -154,19 +156,24 @@ def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, An
 
     Those of WITH_VALIDATION are fitted to its validation draws, too: a flow sees them when it
     chooses its step. The draws are those of :func:`nfexp.data.load`; the test draws choose nothing.
-    `seconds` are those of choosing and fitting.
+    `seconds` are those of choosing and fitting. Of images the NLL is a bound of −log P, and
+    validation images choose what there is to choose.
     """
     dataset = load_data(data, seed)
-    train = dataset.train.numpy()
-    both = np.concatenate([train, dataset.val.numpy()])
-    test = dataset.test.numpy()
+    train = dataset.train.flatten(1).numpy()
+    both = np.concatenate([train, dataset.val.flatten(1).numpy()])
+    test = dataset.test.flatten(1).numpy()
     exact = dataset.true_log_prob()
     log_p = None if exact is None else exact.numpy()
     draws = draws_of(data)
     rows = []
     for model in models:
         begun = time.perf_counter()
-        baseline = fit(both if model in WITH_VALIDATION else train, model, seed)
+        baseline: Baseline | Fitted
+        if dataset.levels is None:
+            baseline = fit(both if model in WITH_VALIDATION else train, model, seed)
+        else:
+            baseline = fit_images(dataset, model, seed)
         seconds = time.perf_counter() - begun
         scores = score(baseline.log_prob(test), log_p)
         row = draws | {"seed": seed, "model": model} | baseline.facts | scores
@@ -223,7 +230,7 @@ def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[Task], list[str
     for row in rows_of(runs):
         key = data_key(row)
         seed = row["seed"]
-        models = [model for model in MODELS if (key, seed, model) not in fitted]
+        models = [model for model in _models_of(row) if (key, seed, model) not in fitted]
         if models:
             lacking[key, seed] = models
             tables.setdefault(key, row)
@@ -235,6 +242,13 @@ def wanted(runs: pd.DataFrame, fits: pd.DataFrame) -> tuple[list[Task], list[str
         except ValueError as error:
             refused[str(error)] = None
     return tasks, list(refused)
+
+
+def _models_of(row: Mapping[str, Any]) -> list[str]:
+    """The baselines for the draws of a run."""
+    if row.get("data.kind") != "image":
+        return list(MODELS)
+    return models_for(int(row["data.dim"]), int(row["data.levels"]))
 
 
 def _data_of(row: Mapping[str, Any]) -> Data:
@@ -350,7 +364,7 @@ def _said(rows: Sequence[Mapping[str, Any]]) -> str:
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Where a row stands in the table: by its draws, its seed, its model."""
     draws = map(str, data_key(row))
-    return (*draws, row["seed"], list(MODELS).index(row["model"]))
+    return (*draws, row["seed"], list(ALL_MODELS).index(row["model"]))
 
 
 USAGE = Usage(

@@ -1,9 +1,11 @@
-"""The points of each step: which ones, and the noise that is added to them. Every step can be asked for by itself."""
+"""The points of each step: which ones, and what is drawn to change them. Every step can be asked for by itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from nfexp.spec import Train
 from nfexp.streams import of_member, stream
@@ -80,3 +82,59 @@ def noise_share(recipe: Train, step: int) -> float:
     """
     passed = (step - 1) / max(recipe.steps - 1, 1)
     return recipe.noise + (recipe.noise_end - recipe.noise) * passed
+
+
+def within_cells(shape: tuple[int, ...], levels: int, generator: Generator) -> Tensor:
+    """Where in the cells of their levels points lie, uniform in (0, 1), float64.
+
+    The draws are the middles of so many equal parts of a cell that level + draw is exact in float32: never is it
+    rounded up into the next cell.
+
+    >>> draws = within_cells((1000,), 256, torch.Generator().manual_seed(0))
+    >>> bool(((255 + draws).float() < 256).all())
+    True
+    """
+    bits = max(23 - (levels - 1).bit_length(), 1)
+    parts = torch.randint(2**bits, shape, generator=generator)
+    return (parts.double() + 0.5) / 2**bits
+
+
+def flipped(images: Tensor, share: float, generator: Generator) -> Tensor:
+    """Images (N, C, H, W), each mirrored, left to right, with probability `share`."""
+    chosen = torch.rand(len(images), generator=generator) < share
+    return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(3), images)
+
+
+def shifted(images: Tensor, share: float, generator: Generator) -> Tensor:
+    """Images (N, C, H, W), each moved by at most a pixel up or down and left or right with probability `share`.
+
+    Nothing is lost: where the line of pixels that would leave the picture is not empty (level 0), it stays.
+
+    >>> corner = torch.zeros(100, 1, 3, 3)
+    >>> corner[:, :, 0, 0] = 1.0
+    >>> places = shifted(corner, 1.0, torch.Generator().manual_seed(0)).sum(0)[0]
+    >>> places.count_nonzero().item(), places[2].sum().item()
+    (4, 0.0)
+    """
+    n = len(images)
+    chosen = torch.rand(n, generator=generator) < share
+    for axis in (2, 3):
+        step = torch.randint(-1, 2, (n,), generator=generator) * chosen
+        for by in (-1, 1):
+            leaving = images.select(axis, 0 if by == -1 else -1)
+            free = (leaving == 0).flatten(1).all(1) & (step == by).to(images.device)
+            images = torch.where(free[:, None, None, None], images.roll(by, axis), images)
+    return images
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {"shift": shifted, "flip": flipped}
+
+
+def augmented(images: Tensor, recipe: Train, *, seed: int, step: int) -> Tensor:
+    """The images of a step as `train.augment` changes them; only in the first part of the steps, `augment_until`."""
+    kind = recipe.augment or "none"
+    share = 0.5 if recipe.augment_share is None else recipe.augment_share
+    until = 1.0 if recipe.augment_until is None else recipe.augment_until
+    if kind == "none" or step > until * recipe.steps:
+        return images
+    return AUGMENTATIONS[kind](images, share, stream(seed, f"augment/{step}"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nfexp.spec import Spec, SpecError, Words, from_mapping, from_text
+from nfexp.spec import Spec, SpecError, Words, check_shape, from_mapping, from_text
 from nfexp.tables import settled
 from nfexp.targets import settled_target
 from nfexp.trackers import MODULES, check_tracker
@@ -179,4 +179,6 @@ def spec_of(config: DictConfig | Mapping[str, Any], folders: Sequence[str] = ())
     spec: Spec = from_mapping({key: value for key, value in plain.items() if key not in CONTROLS})
     if spec.data.kind == "own":
         return replace(spec, data=settled_target(spec.data, folders))
-    return settled(spec)
+    whole = settled(spec)
+    check_shape(whole)  # of images, which is known now
+    return whole

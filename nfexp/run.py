@@ -270,7 +270,7 @@ def training_rate(spec: Spec, *, members: int) -> float:
     """
     train = replace(spec.train, steps=1_000_000, warmup=0, n_evals=1)
     one = replace(spec, train=train)
-    if spec.data.kind == "density":
+    if spec.data.kind in ("density", "own"):
         one = replace(one, data=replace(spec.data, n_val=2, n_test=2))
     training = prepare_runs([replace(one, seed=spec.seed + e) for e in range(members)])
     state = begin(training)

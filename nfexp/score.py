@@ -17,9 +17,10 @@ from nfexp.flows.cost import CHUNK
 from nfexp.flows.ensemble import CHOICE, Ensembles
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import FlowStack
+from nfexp.image_arrays import image_arrays
 from nfexp.spec import Data, Spec, batch_points
 from nfexp.streams import stream
-from nfexp.train import History, mean_nll
+from nfexp.train import History, dequantised, mean_nll
 
 CONVERGED_WITHIN = 0.05  # nats above a run's lowest validation NLL
 COMPARED_POINTS, DIRECTIONS = 2000, 32  # of samples and targets; projections of a sliced distance
@@ -28,6 +29,7 @@ WALK_NODES, WALK_REACH = 41, 2.5  # the grid that is followed through the layers
 INVERSE_POINTS = 1000
 BATCH_GAP_POINTS = 4096
 LEAST_LOG_P = -1e30  # in a figure: a density that is 0 there has no logarithm
+DRAWS = 16  # places in their cells at which each test image is evaluated
 
 Metrics = dict[str, float | int | None]
 
@@ -67,8 +69,8 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
     the target's own on the same test points), `kl` = test_nll − true_nll paired point by point, standard errors,
     `worst_nll` (largest NLL of one test point: a mean carried by a few is seen there), `inverse_error` (largest
     |x − f(f⁻¹(x))|, data units), `steps_to_converge`, and those of the functions below.
-    `true_nll` and `kl` are None where the density is not known. A diverged one has `diverged_at` (step) and
-    `diverged_layer` (position in data → base order, 0 the standardisation).
+    `true_nll` and `kl` are None where the density is not known, and bits/dim but for images. A diverged one has
+    `diverged_at` (step) and `diverged_layer` (position in data → base order, 0 the standardisation).
 
     An ensemble is scored as one density, the mean of those of its members. A member that diverged is left out; the
     run has diverged when none is left. What is told of layers (walk, `coordinates_moved`, `flattening`, `batch_gap`)
@@ -77,11 +79,16 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
     n_members = specs[0].flow.members
     alive = [step is None for step in history.diverged_at]
     flows = Ensembles(kept, n_members, counted=alive)
-    test = torch.stack([dataset.test for dataset in datasets]).to(kept.theta)
+    draws = _test_draws(specs, datasets, kept)
+    test = draws[0]
     of_members = _chunked(flows.of_members, test)
-    log_q = flows.mean(of_members).double().cpu()
+    of_draws = [flows.mean(of_members)]
+    for points in draws[1:]:
+        of_draws.append(flows.mean(_chunked(flows.of_members, points)))
+    log_q_of_draws = torch.stack(of_draws).double().cpu()
+    log_q = log_q_of_draws.mean(0)  # of images a lower bound on log P: the mean over places in their cells
     inverse_errors = _inverse_errors(flows, test[:, :INVERSE_POINTS])
-    of_samples = _sample_metrics(specs, datasets, flows, log_q)
+    of_samples = _sample_metrics(specs, datasets, flows, log_q_of_draws[0])
     of_walk = _walk_metrics(specs, flows.first())
     batch_gaps = _batch_gaps(specs, datasets, flows.first())
     arrays = _arrays(specs, datasets, flows, history)
@@ -102,6 +109,7 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
             best_step = max(history.best_step[e] for e in rows if alive[e])
             metrics |= _nlls_seen(curve, best_step) if n_members == 1 else _nlls_now(flows, r, datasets[r])
             metrics |= _nll_metrics(log_q[r], datasets[r].true_log_prob())
+            metrics |= _bits_per_dim(log_q_of_draws[:, r], kept)
             metrics |= of_samples[r]
             metrics |= of_walk[r]
             metrics |= {
@@ -225,6 +233,37 @@ def _nll_metrics(log_q: Tensor, log_p: Tensor | None) -> Metrics:
         kl = log_p - log_q
         metrics |= {"true_nll": -log_p.mean().item(), "kl": kl.mean().item(), "kl_se": kl.std().item() / root_n}
     return metrics
+
+
+def _test_draws(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack) -> list[Tensor]:
+    """The test points (E, N, D) to evaluate; of images several draws of where in their cells they lie."""
+    draws = []
+    for k in range(DRAWS if kept.image is not None else 1):
+        parts = []
+        for spec, dataset in zip(specs, datasets, strict=True):
+            parts.append(dequantised(dataset.test, dataset, spec.seed, f"test/{k}").flatten(1))
+        draws.append(torch.stack(parts).to(kept.theta))
+    return draws
+
+
+def _bits_per_dim(log_q: Tensor, kept: FlowStack) -> Metrics:
+    """Two bounds on −log P of the test images in bits per dimension; `log_q` (K, N) is that of K draws of each.
+
+    `test_bpd` is the mean of single draws, −E[log q] (Theis et al. 2016), `test_bpd_iw` that of
+    −log (1/K) Σ_k q_k, which is nearer to the truth (Burda et al. 2016). A point is counted in
+    levels, so that nothing but the dimension and log 2 divides. None but for images.
+    """
+    names = ("test_bpd", "test_bpd_se", "test_bpd_iw", "test_bpd_iw_se")
+    if kept.image is None:
+        return dict.fromkeys(names)
+    n_draws, n = log_q.shape
+    unit = kept.dim * math.log(2)
+    single = -log_q.mean(0) / unit
+    weighted = -(log_q.logsumexp(0) - math.log(n_draws)) / unit
+    values = []
+    for bits in (single, weighted):
+        values += [bits.mean().item(), bits.std().item() / math.sqrt(n)]
+    return dict(zip(names, values, strict=True))
 
 
 def _steps_to_converge(curve: dict[str, np.ndarray]) -> int:
@@ -353,6 +392,8 @@ def _walk_metrics(specs: Sequence[Spec], kept: FlowStack) -> list[Metrics]:
     `flattening`: the smallest ratio, over the layers, of the least to the greatest standard deviation of the points
     along any direction.
     """
+    if kept.image is not None:  # too many numbers for a spread, and one coupling moves half of them by its mask
+        return [{"coordinates_moved": None, "flattening": None} for _ in specs]
     walk = kept.walk(_base_draws(specs, kept, WALKED_POINTS, "walk"))
     points = torch.stack([frame for _, frame in walk], 1).double()  # (E, F, N, D)
     before, after = points[:, :-1], points[:, 1:]
@@ -374,7 +415,10 @@ def _batch_gaps(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowSt
         return [None] * len(specs)
     smallest = min(len(dataset.train) for dataset in datasets)
     n = min(BATCH_GAP_POINTS, batch_points(specs[0]), smallest)
-    x = torch.stack([dataset.train[:n] for dataset in datasets]).to(kept.theta)
+    parts = []
+    for spec, dataset in zip(specs, datasets, strict=True):
+        parts.append(dequantised(dataset.train, dataset, spec.seed, "train")[:n].flatten(1))
+    x = torch.stack(parts).to(kept.theta)
     gaps: list[float | None] = (kept.log_prob(x) - kept.log_prob(x, batch=Batch())).double().mean(1).tolist()
     return gaps
 
@@ -385,6 +429,8 @@ Arrays = dict[str, list[np.ndarray]]  # key → one array per member
 def _arrays(specs: Sequence[Spec], datasets: Sequence[Dataset], flows: Ensembles, history: History) -> Arrays:
     """What the figures need, one entry per run; float32, data units."""
     record = specs[0].record
+    if flows.stack.image is not None:
+        return image_arrays(specs, datasets, flows.first(), record.samples) if record.samples else {}
     planar = all(_is_planar_density(dataset) for dataset in datasets)
     arrays: Arrays = {}
     if record.samples:

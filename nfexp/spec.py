@@ -39,6 +39,7 @@ class Words(str):
 # A key with a `default` may be absent. At that value it is no part of a record, an identity or a table of runs, so that
 # a key can be added without a change to any run there is.
 def choice(*options: str, default: Any = MISSING) -> Any:
+    """One of some words; the field's type says whether null is allowed, too."""
     return field(default=default, metadata={"choices": options})
 
 
@@ -101,6 +102,23 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
 LONGEST_PARAMETER = 80  # characters of a text that a target of the user's own takes
 
 OF_A_TABLE = "null for a table"
+# Sets of images: those of packages, a law of its own (`nfexp.mesh`), standard sets in a folder, the user's own
+IMAGE_SETS = (
+    "digits",
+    "photographs",
+    "pictures",
+    "mnist_5k",
+    "mesh",
+    "cifar10",
+    "mnist",
+    "fashion_mnist",
+    "npz",
+    "folder",
+)
+IN_FILES = ("cifar10", "mnist", "fashion_mnist", "npz", "folder")
+OF_A_VECTOR = "null for a vector flow"
+VECTOR_MASKS = ("alternating", "fixed", "random", "once", "half")
+IMAGE_MASKS = ("checkerboard", "channel", "both")
 
 
 # Keys that are younger than the first records, each with the value by which a run is what it was without the key. A
@@ -113,6 +131,7 @@ ADDED: dict[str, Any] = {
     "train.optimizer": "adam",
     "train.noise": 0.0,
     "train.noise_end": 0.0,
+    "train.ema": 0.0,
     "train.kernel": "torch",
 }
 # Keys that say what a run is called and how it is computed: none changes a number by more than rounding.
@@ -134,7 +153,7 @@ class Data:
     n_test: int | None = within(2, 10_000_000, null=OF_A_TABLE)
     text: str | None
     # What follows is for tables; `nfexp.tables` reads them, and fills in sizes, `dim` and `digest`
-    kind: str = choice("density", "own", "table", "sklearn", "maf", "array", default="density")
+    kind: str = choice("density", "own", "table", "sklearn", "maf", "array", "image", default="density")
     path: str | None = None
     val_path: str | None = None
     test_path: str | None = None
@@ -151,6 +170,14 @@ class Data:
     # A density of the user's own; `nfexp.targets` finds its source, and fills in `digest`
     target: str | None = None
     parameters: tuple[tuple[str, Any], ...] = ()
+
+    # What follows is for images, filled in with their sizes, `dim` and `digest`: `dim` is channels · height · width
+    channels: int | None = within(1, 1024, default=None)
+    height: int | None = within(1, 4096, default=None)
+    width: int | None = within(1, 4096, default=None)
+    levels: int | None = within(2, 65_536, default=None)  # values of a pixel: 0, 1, …, levels − 1
+    images: str | None = choice(*IMAGE_SETS, default=None)  # which set; `nfexp.images` reads them
+    check: str = choice("published", "format", default="published")  # what the files of a standard set must be
 
     @property
     def is_table(self) -> bool:
@@ -177,13 +204,17 @@ _DATA_FIELDS = frozenset(f.name for f in fields(Data))
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """The architecture: RealNVP and its variants."""
+    """The architecture: RealNVP and its variants.
+
+    For images `n_flows` counts the couplings of one kind of mask at one scale, `hidden_depth` the residual blocks of
+    their networks and `hidden_width` the maps; see :mod:`nfexp.flows.image.plan`.
+    """
 
     n_flows: int = within(1, 1000)
     hidden_depth: int = within(1, 100)
     hidden_width: int = within(1, 65_536)
     activation: str = choice("relu", "leaky_relu", "tanh", "silu", "elu")
-    mask: str = choice("alternating", "fixed", "random", "once", "half")
+    mask: str = choice(*VECTOR_MASKS, *IMAGE_MASKS)
     coupling: str = choice("affine", "additive")
     conditioner: str = choice("separate", "shared")
     conditioner_input: str = choice("masked", "passed")
@@ -196,6 +227,13 @@ class Flow:
     tail_bound: float | None = within(0, 1e6, exclusive=True)
     tail: str = choice("none", "learned")
     members: int = within(1, 1000)  # of an ensemble: flows whose mean density is the run's
+    # What follows is for images: null, and in no record, for vectors
+    kind: str = choice("vector", "image", default="vector")
+    scales: int | None = within(1, 12, null=OF_A_VECTOR, default=None)
+    alpha: float | None = within(0, 0.4, exclusive=True, null=OF_A_VECTOR, default=None)
+    dequantisation: str | None = choice("uniform", "table", "net", default=None)
+    mixing: str | None = choice("none", "conv", default=None)
+    net_norm: str | None = choice("none", "weight", "batch", "act", default=None)
 
     @property
     def heads(self) -> int:
@@ -220,12 +258,18 @@ class Train:
     warmup: int = within(0, 100_000_000)
     grad_clip: float | None = within(0, 1e9, exclusive=True)
     weight_decay: float = within(0, 1e3)
+    ema: float = within(0, 0.999_999)
     noise: float = within(0, 1e3)
     noise_end: float = within(0, 1e3)
     select: str = choice("val", "train", "last")
     n_evals: int = within(1, 10_000)
     matmul_precision: str = choice("highest", "high")
     kernel: str = choice("auto", "fused", "torch")
+    # What follows is for images: null, and in no record, for vectors
+    dropout: float | None = within(0, 0.95, null=OF_A_VECTOR, default=None)
+    augment: str | None = choice("none", "shift", "flip", default=None)
+    augment_share: float | None = within(0, 1, null=OF_A_VECTOR, default=None)
+    augment_until: float | None = within(0, 1, null=OF_A_VECTOR, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,7 +448,8 @@ def _checked(key: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
         return None
     if "choices" in meta:
         if value not in meta["choices"]:
-            raise SpecError(key, f"one of {', '.join(meta['choices'])}", value)
+            null = " or null" if optional else ""
+            raise SpecError(key, f"one of {', '.join(meta['choices'])}{null}", value)
         return value
     if "listed" in meta:
         return _listed(key, value)
@@ -452,6 +497,8 @@ def names_of(text: str) -> list[str]:
 
 
 def _check_data(data: Data) -> None:
+    if data.kind == "image" or data.images is not None:
+        _check_images(data)
     if data.kind == "density":
         for key in ("n_samples", "noise", "n_val", "n_test"):
             if getattr(data, key) is None:
@@ -460,9 +507,9 @@ def _check_data(data: Data) -> None:
     if data.kind == "own":
         _check_own(data)
         return
-    if data.noise is not None:
+    if data.kind != "image" and data.noise is not None:
         raise SpecError("data.noise", "null for a table (data.jitter adds noise to one)", data.noise)
-    if data.kind != "array" and data.kind != "sklearn" and data.path is None:
+    if data.kind not in ("array", "sklearn", "image") and data.path is None:
         what = "folder that holds the published files" if data.kind == "maf" else "table, such as data.path=points.csv"
         raise SpecError("data.path", f"the path of the {what}", None)
     for key in ("path", "val_path", "test_path", "columns", "drop"):
@@ -480,8 +527,97 @@ def _check_own(data: Data) -> None:
             raise SpecError(f"data.{key}", "a number of points to draw", None)
 
 
+def _check_images(data: Data) -> None:
+    if data.kind != "image" or data.images is None:
+        expected = f"data.kind=image and data.images one of {', '.join(IMAGE_SETS)}, as data=digits brings them"
+        raise SpecError("data.images", expected, Words(f"data.kind={data.kind}, data.images={data.images}"))
+    if data.noise is not None:
+        raise SpecError("data.noise", "null for images (a flow of images dequantises them)", data.noise)
+    if data.jitter != 0.0:
+        raise SpecError("data.jitter", "0 for images (a flow of images dequantises them)", data.jitter)
+    for key in ("columns", "drop"):
+        if getattr(data, key) is not None:
+            raise SpecError(f"data.{key}", "null for images", getattr(data, key))
+    if data.images in IN_FILES and data.path is None:
+        what = "an .npz or .npy file of images" if data.images == "npz" else "the folder that holds the images"
+        raise SpecError("data.path", f"the path of {what}", None)
+
+
+OF_IMAGES = {
+    "flow": ("scales", "alpha", "dequantisation", "mixing", "net_norm"),
+    "train": ("dropout", "augment", "augment_share", "augment_until"),
+}
+# What an image flow does not have, with the only value that a key of vectors may hold there.
+NOT_OF_IMAGES = {"conditioner": "shared", "conditioner_input": "masked", "tail_bound": None, "tail": "none"}
+
+
+def _check_kinds(spec: Spec) -> None:
+    """Raise where images meet a flow for vectors or the reverse, and for a key that the flow has no use for."""
+    flow = spec.flow
+    images = flow.kind == "image"
+    if images != (spec.data.kind == "image"):
+        why = f"for data.name={spec.data.name} holds {'vectors' if images else 'images'}"
+        if spec.data.images == "digits":
+            why += "; the table of digits is data=digits_table"
+        expected = f"'vector' (flow=realnvp), {why}" if images else f"'image' (flow=image), {why}"
+        raise SpecError("flow.kind", expected, flow.kind)
+    masks = IMAGE_MASKS if images else VECTOR_MASKS
+    if flow.mask not in masks:
+        raise SpecError("flow.mask", f"one of {', '.join(masks)} where flow.kind is '{flow.kind}'", flow.mask)
+    for group, keys in OF_IMAGES.items():
+        for key in keys:
+            value = getattr(getattr(spec, group), key)
+            if images and value is None and group == "flow":
+                raise SpecError(f"flow.{key}", "a value where flow.kind is 'image'", None)
+            if not images and value is not None:
+                raise SpecError(f"{group}.{key}", "null where flow.kind is 'vector'", value)
+    if not images:
+        return
+    for key, only in NOT_OF_IMAGES.items():
+        value = getattr(flow, key)
+        if value != only:
+            raise SpecError(f"flow.{key}", f"{only!r} where flow.kind is 'image'", value)
+    if flow.init == "spread":
+        raise SpecError("flow.init", "identity or random where flow.kind is 'image'", flow.init)
+    for key in ("noise", "noise_end"):
+        noise = getattr(spec.train, key)
+        if noise > 0:
+            raise SpecError(f"train.{key}", "0 for images, which lie in the cells of their levels", noise)
+
+
+def check_shape(spec: Spec) -> None:
+    """Raise where images of this shape cannot go through that many scales; does nothing while the shape is not known.
+
+    Each scale but the last halves both sides, and a checkerboard needs a side of 2.
+    """
+    data, flow = spec.data, spec.flow
+    if flow.kind != "image" or flow.scales is None:
+        return
+    shape = event_shape(data)
+    if len(shape) != 3 or data.levels is None:
+        return
+    channels, height, width = shape
+    side = min(height, width)
+    most = 1
+    while side // 2**most >= 2:
+        most += 1
+    if side < 2:
+        raise SpecError("data", "images of at least 2 x 2 pixels", Words(f"{height} x {width}"))
+    if flow.scales > most:
+        raise SpecError("flow.scales", f"at most {most} for images of {height} x {width} pixels", flow.scales)
+    halvings = flow.scales - 1
+    if flow.mask == "channel" and channels == 1 and halvings == 0:
+        halvings = 1  # one channel cannot be split: the only scale squeezes, too
+    factor = 2**halvings
+    if height % factor or width % factor:
+        expected = f"scales for whose squeezing {factor} divides both sides of {height} x {width} pixels"
+        raise SpecError("flow.scales", expected, flow.scales)
+
+
 def _check_together(spec: Spec) -> None:
     _check_data(spec.data)
+    _check_kinds(spec)
+    check_shape(spec)
     if spec.data.name == "text" and not (spec.data.text or "").strip():
         raise SpecError("data.text", "letters to draw when data.name is 'text'", spec.data.text)
     if spec.train.warmup > spec.train.steps:
@@ -552,7 +688,7 @@ def unflatten(flat: Mapping[str, Any]) -> Spec:
 # Where the numbers of a table, or the code of a target, come from; what they are, `data.digest` says.
 READING = frozenset(
     {"data.kind", "data.path", "data.val_path", "data.test_path", "data.columns", "data.drop", "data.header",
-     "data.missing", "data.target"}
+     "data.missing", "data.target", "data.images", "data.check"}
 )  # fmt: skip
 
 
@@ -585,9 +721,11 @@ def run_id(spec: Spec) -> str:
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def event_shape(spec: Spec) -> tuple[int, ...]:
-    """The shape of one point of the data: (D,) for a vector."""
-    return (spec.data.dim,)
+def event_shape(data: Data) -> tuple[int, ...]:
+    """The shape of one point of the data: (D,) for a vector, (C, H, W) for an image."""
+    if data.channels is None or data.height is None or data.width is None:
+        return (data.dim,)
+    return data.channels, data.height, data.width
 
 
 def swaps(mask: str, n_flows: int) -> list[bool]:
@@ -628,9 +766,11 @@ PER_MEMBER = frozenset(
 
 def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
     """What must agree in a stack: shape of a point, architecture, batch, steps, evaluation sizes, device, recording."""
-    shared: dict[str, Any] = {"event_shape": event_shape(spec), "batch_points": batch_points(spec)}
+    shared: dict[str, Any] = {"event_shape": event_shape(spec.data), "batch_points": batch_points(spec)}
+    if spec.flow.kind == "image":  # what a mask says decides where an image is squeezed
+        shared["mask"] = spec.flow.mask
     if spec.flow.conditioner_input == "passed":  # masks may differ, the networks' shapes may not
-        shared["passed"] = passed_counts(spec.flow, math.prod(event_shape(spec)))
+        shared["passed"] = passed_counts(spec.flow, math.prod(event_shape(spec.data)))
     for key, value in flatten(spec).items():
         if key not in PER_MEMBER and key != "name" and not is_parameter_key(key):
             shared[key] = value

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nfexp.images import facts_of_images, settled_images, warnings_of_images
 from nfexp.published import read_published
 from nfexp.readers import read_file
 from nfexp.spec import Data, Spec, SpecError, Words, names_of
@@ -249,7 +250,7 @@ def _bundled(name: str) -> pd.DataFrame:
 
 
 def settled(spec: Spec) -> Spec:
-    """A spec whose table has been read: it has a name, sizes, dimension and digest.
+    """A spec whose table or images have been read: it has a name, sizes, dimension and digest.
 
     The spec of a target is given back as it is.
 
@@ -261,6 +262,8 @@ def settled(spec: Spec) -> Spec:
     data = spec.data
     if not data.is_table:
         return spec
+    if data.kind == "image":
+        return replace(spec, data=settled_images(data))
     found = source(data)
     n = len(found.main.values)
     n_test = _part("test", data, found.test, n)
@@ -344,14 +347,15 @@ def few_values(table: Table) -> dict[str, float]:
 
 
 def tell(specs: Iterable[Spec]) -> None:
-    """Log what is to be known of every table before training, once each."""
+    """Log what is to be known of every table and image set before training, once each."""
     told = set()
     for spec in specs:
         data = spec.data
         if data.is_table and (data.name, data.digest, data.points) not in told:
             told.add((data.name, data.digest, data.points))
-            log.info(facts(data))
-            for line in warnings_of(data):
+            is_image = data.kind == "image"
+            log.info(facts_of_images(data) if is_image else facts(data))
+            for line in warnings_of_images(data) if is_image else warnings_of(data):
                 log.warning(line)
 
 

@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nfexp.batches import Noise, Order, noise_share
+from nfexp.batches import Noise, Order, augmented, noise_share, within_cells
 from nfexp.data import Dataset
 from nfexp.flows.cost import CHUNK
+from nfexp.flows.image.plan import Image
 from nfexp.flows.kernels import kernel_for
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import Course, FlowStack, Kernel, Rows, build, initialise_actnorm
@@ -32,7 +33,9 @@ AT_ONCE = 16  # steps of members that a kernel makes in one go
 class Training:
     """What a stack learns from, how, and what it starts as.
 
-    `train` and `val` are (E, N, D), padded with NaN rows; `sizes` says how many training rows of each member are real.
+    `train` and `val` are (E, N, D), padded with NaN rows; `sizes` says how many training rows of each member are real;
+    `watched` are the training points whose NLL is noted. The levels of images are in `train` as they are, to be
+    dequantised anew at each step; `val` and `watched` are dequantised once and for all.
     Steps, batch size and schedule are those of every spec; learning rate, clip, weight decay and selection each
     member's own. A run of K members (`flow.members`) has K rows in a row: `specs` names it for each of them, and
     `positions` says where in their ensemble they stand, 0 … K − 1.
@@ -43,12 +46,18 @@ class Training:
     fresh: FlowStack
     train: Tensor
     val: Tensor
+    watched: Tensor
     sizes: Sequence[int]
 
     @property
     def lead(self) -> Spec:
         """A spec to ask for what all members share."""
         return self.specs[0]
+
+    @property
+    def averaged(self) -> bool:
+        """Whether what is evaluated and kept is a running mean of the weights."""
+        return self.lead.train.ema > 0
 
     def evaluation_steps(self) -> list[int]:
         """The steps after which the stack is evaluated: logarithmically spaced, the last one included."""
@@ -64,26 +73,33 @@ class Training:
             chosen.add(steps[last - round(i * last / max(n - 1, 1))])
         return sorted(chosen)
 
+    @property
+    def snapshot_points(self) -> int:
+        """M, the points of a snapshot. There are none of images: a thousand of them would weigh more than all else."""
+        return self.lead.record.samples if self.fresh.image is None else 0
+
     def snapshot_base(self) -> Tensor:
         """The base draws that every snapshot shows, (E, M, D): the same for all flows of one seed."""
         generators = [stream(spec.seed, "base") for spec in self.specs]
-        return self.fresh.base_draws(self.lead.record.samples, generators)
+        return self.fresh.base_draws(self.snapshot_points, generators)
 
 
 def prepare(specs: Sequence[Spec], datasets: Sequence[Dataset], device: torch.device, dtype: torch.dtype) -> Training:
     """A fresh stack for these runs, a row for each of their members, and their points on a device."""
     n_members = specs[0].flow.members
     of_rows = [spec for spec in specs for _ in range(n_members)]
-    points = [dataset for dataset in datasets for _ in range(n_members)]
+    of_data = [dataset for dataset in datasets for _ in range(n_members)]
     positions = list(range(n_members)) * len(specs)
-    train = padded([dataset.train for dataset in points])
-    val = padded([dataset.val for dataset in points])
+    train = padded([dataset.train for dataset in of_data])
+    points = padded([dequantised(d.train, d, s.seed, "train") for d, s in zip(of_data, of_rows, strict=True)])
+    val = padded([dequantised(d.val, d, s.seed, "val") for d, s in zip(of_data, of_rows, strict=True)])
     fresh = build(
         specs[0].flow,
         masks=[spec.flow.mask for spec in of_rows],
         seeds=[spec.seed for spec in of_rows],
-        data=train,
+        data=points,
         positions=positions,
+        image=image_in(datasets[0]),
     )
     fresh = fresh.to(device, dtype)
     return Training(
@@ -92,20 +108,43 @@ def prepare(specs: Sequence[Spec], datasets: Sequence[Dataset], device: torch.de
         fresh=fresh.with_kernel(kernel_for(specs[0].train.kernel, fresh)),
         train=train.to(device, dtype),
         val=val.to(device, dtype),
-        sizes=[len(dataset.train) for dataset in points],
+        watched=points[:, : val.shape[1]].to(device, dtype),
+        sizes=[len(dataset.train) for dataset in of_data],
     )
 
 
 def padded(parts: Sequence[Tensor]) -> Tensor:
-    """Stack (n_e, D) tensors to (E, max n_e, D), missing rows NaN."""
-    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=math.nan)
+    """Stack (n_e, *event_shape) tensors to (E, max n_e, D), missing rows NaN; an image is one row of numbers."""
+    rows = [part.flatten(1) for part in parts]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.nan)
+
+
+def image_in(dataset: Dataset) -> Image | None:
+    """What its images are; None for a dataset of vectors."""
+    if dataset.levels is None:
+        return None
+    channels, height, width = dataset.event_shape
+    return Image(channels, height, width, dataset.levels)
+
+
+def dequantised(points: Tensor, dataset: Dataset, seed: int, purpose: str) -> Tensor:
+    """Images as points anywhere in the cells of their levels; other points as they are.
+
+    Where, the seed and the purpose say.
+
+    What a flow makes of a place in a cell, its first layer says (:class:`nfexp.flows.image.layers.Dequantise`).
+    """
+    if dataset.levels is None:
+        return points
+    return points + within_cells(tuple(points.shape), dataset.levels, stream(seed, f"dequantise/{purpose}"))
 
 
 @dataclass(kw_only=True)
 class State:
     """Where the training of a stack stands after `step` steps; row e of every tensor is member e, whole.
 
-    `theta`, `fixed` and the moments `first`, `second` (E, ·); the kept weights `best_theta`, `best_fixed`, their
+    `theta`, `fixed` and the moments `first`, `second` (E, ·); the running mean `average` of the weights, (E, P), or
+    (E, 0) where none is kept; the kept weights `best_theta`, `best_fixed`, their
     `best_score` and `best_step`; `diverged_at` and `diverged_in`, -1 while alive; `grad_norm` of the last step;
     `curves` (E, S, 4) and `snapshots` (E, K, M, D), NaN where not yet reached.
     """
@@ -115,6 +154,7 @@ class State:
     fixed: Tensor
     first: Tensor
     second: Tensor
+    average: Tensor
     best_theta: Tensor
     best_fixed: Tensor
     best_score: Tensor
@@ -210,7 +250,6 @@ def begin(training: Training) -> State:
     """The state before the first step; the matrices of the fresh stack are copied."""
     fresh = training.fresh
     n, like, device = fresh.n_members, fresh.theta, fresh.theta.device
-    record = training.lead.record
     n_evaluations = len(training.evaluation_steps())
     n_snapshots = len(training.snapshot_steps())
     return State(
@@ -219,6 +258,7 @@ def begin(training: Training) -> State:
         fixed=fresh.fixed.clone(),
         first=torch.zeros_like(like),
         second=torch.zeros_like(like),
+        average=fresh.theta.clone() if training.averaged else like.new_zeros(n, 0),
         best_theta=fresh.theta.clone(),
         best_fixed=fresh.fixed.clone(),
         best_score=torch.full((n,), math.inf, dtype=torch.float64, device=device),
@@ -227,7 +267,7 @@ def begin(training: Training) -> State:
         diverged_in=torch.full((n,), ALIVE, dtype=torch.long, device=device),
         grad_norm=like.new_full((n, 1), math.nan),
         curves=torch.full((n, n_evaluations, len(CURVES)), math.nan, dtype=torch.float64, device=device),
-        snapshots=like.new_full((n, n_snapshots, record.samples, fresh.dim), math.nan),
+        snapshots=like.new_full((n, n_snapshots, training.snapshot_points, fresh.dim), math.nan),
     )
 
 
@@ -274,6 +314,7 @@ class _Stepper:
             if spec.train.noise > 0 or spec.train.noise_end > 0:
                 sd = training.train[e, :n].std(0, correction=0)
                 self.noises[e] = Noise(n=n, batch=batch, seed=spec.seed, sd=sd, member=position)
+        self.image = training.fresh.image
         self.optimiser = OPTIMISERS[lead.train.optimizer](state.theta, state.first, state.second, recipes)
         self.optimiser.train(self._alive_members())
 
@@ -292,8 +333,13 @@ class _Stepper:
         return torch.stack([order.at(step) for order in self.orders])
 
     def _points(self, step: int, positions: Tensor) -> Tensor:
-        """The points at these positions (E, N), with the noise of a step on them: (E, N, D)."""
+        """The points at these positions (E, N), with the noise of a step on them: (E, N, D).
+
+        Images are changed and dequantised as the step says.
+        """
         x = self.training.train[self.member, positions.to(self.state.theta.device)]
+        if self.image is not None:
+            x = self._in_cells(x, self.image, step)
         for e, noise in self.noises.items():
             x[e].add_(noise.at(step), alpha=noise_share(self.training.specs[e].train, step))
         return x
@@ -305,7 +351,7 @@ class _Stepper:
         x = self._points(state.step, self._positions(state.step))
         if state.step == 1:
             initialise_actnorm(self._flow(state.theta), x)
-        batch = Batch()
+        batch = self._batch()
         loss, grad = self._gradient(x, batch)
         with torch.no_grad():
             norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
@@ -315,6 +361,33 @@ class _Stepper:
             grad.mul_((self.clip / norm).clamp_(max=1.0))
             self.optimiser.step(grad, step=state.step, factor=self._lr_factor(state.step))
             self._keep_statistics(batch)
+            if self.training.averaged:
+                self._average()
+
+    def _in_cells(self, x: Tensor, image: Image, step: int) -> Tensor:
+        """The images of a step (E, N, D), changed and dequantised as this step of each member says."""
+        parts = []
+        for own, spec in zip(x, self.training.specs, strict=True):
+            images = augmented(own.unflatten(1, image.shape), spec.train, seed=spec.seed, step=step)
+            places = within_cells(tuple(own.shape), image.levels, stream(spec.seed, f"dequantise/{step}"))
+            parts.append(images.flatten(1) + places.to(own))
+        return torch.stack(parts)
+
+    def _batch(self) -> Batch:
+        """That points are a training batch, with what this step's dropout is drawn from."""
+        dropout = self.training.lead.train.dropout
+        if not dropout:
+            return Batch()
+        purpose = f"dropout/{self.state.step}"
+        return Batch(dropout=dropout, generators=[stream(spec.seed, purpose) for spec in self.training.specs])
+
+    def _average(self) -> None:
+        """Take this step's weights into the running mean: it forgets at most as `ema` says, at first more quickly."""
+        step = self.state.step
+        decay = min(self.training.lead.train.ema, (1 + step) / (10 + step))
+        alive = self.state.alive[:, None]
+        moved = torch.lerp(self.state.average, self.state.theta, 1 - decay)
+        self.state.average.copy_(torch.where(alive, moved, self.state.average))
 
     def steps_by(self, kernel: Kernel, most: int) -> None:
         """The next steps of every member that is alive, by a kernel: as many as it makes in one go, and at `most`."""
@@ -380,15 +453,16 @@ class _Stepper:
     def evaluate(self) -> None:
         """Note the curves, keep the weights where they are the best so far, and draw a snapshot if one is due."""
         state, training = self.state, self.training
-        now = self._flow(state.theta)
-        train_nll = mean_nll(now, training.train[:, : training.val.shape[1]])
+        weights = state.average if training.averaged else state.theta
+        now = self._flow(weights)
+        train_nll = mean_nll(now, training.watched)
         val_nll = mean_nll(now, training.val)
         self._freeze_lost(torch.isfinite(val_nll), training.val, None)
         alive = state.alive
         score = self._scores(train_nll, val_nll)
         better = alive & ((score < state.best_score) | torch.isneginf(score))
         state.best_score[better] = score[better]
-        state.best_theta[better] = state.theta[better]
+        state.best_theta[better] = weights[better]
         state.best_fixed[better] = state.fixed[better]
         state.best_step[better] = state.step
         peaks = [spec.train.lr for spec in training.specs]
@@ -397,7 +471,7 @@ class _Stepper:
         position = training.evaluation_steps().index(state.step)
         state.curves[:, position] = torch.where(alive[:, None], row, math.nan)
         snapshot_steps = training.snapshot_steps()
-        if state.step in snapshot_steps and training.lead.record.samples:
+        if state.step in snapshot_steps and training.snapshot_points:
             with torch.no_grad():
                 state.snapshots[:, snapshot_steps.index(state.step)] = now.forward(training.snapshot_base())[0]
 
@@ -415,8 +489,8 @@ def finish(training: Training, state: State) -> tuple[FlowStack, History]:
     """The kept weights of a training, and what was seen on the way; every number in nats per point.
 
     Kept are, per member, the weights with the lowest validation or training NLL among the evaluations before it
-    diverged (`select` "val" or "train"), or the last ones. The training NLL is that of the first points, as many as
-    there are validation points.
+    diverged (`select` "val" or "train"), or the last ones; with `ema` they are running means of them.
+    The training NLL is that of the first points, as many as there are validation points.
     """
     curves = dict(zip(CURVES, state.curves.unbind(2), strict=True))
     history = History(

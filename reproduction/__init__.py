@@ -27,6 +27,11 @@ STUDIES: dict[str, tuple[str, ...]] = {  # with the pictures that need what its 
     "search": (),
     "spiral4": ("density_*", "walk_*"),
 }
+OF_IMAGES: dict[str, tuple[str, ...]] = {  # studies that are kept in docs/images/, with pictures as above
+    "images_digits": (),
+    "images_headline": ("images_*", "temperatures_*", "interpolation_*", "scales_*", "imagewalk_*"),
+    "images_sets": ("images_*",),
+}
 TRUTHS = {  # the draws that they are judged on beside the test draws
     "paper_original": "train", "paper_grid": "train", "paper_corner": "train", "search": "val",
 }  # fmt: skip
@@ -53,7 +58,7 @@ def load(data: Path = DATA) -> tuple[dict[str, pd.DataFrame], dict[str, Centres]
         frames[study].attrs["rounds"] = rounds_of(written)
     if (data / BASELINES).exists():
         frames["baselines"] = load_baselines(data)
-    centres: dict[str, Centres] = json.loads((data / CENTRES).read_text())
+    centres: dict[str, Centres] = read_json(data / CENTRES)
     for study in centres.values():
         for target, centre in study.items():
             study[target] = ADDED | centre

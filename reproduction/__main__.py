@@ -3,14 +3,16 @@
 `take` stores the runs of a study as docs/reproduction/STUDY.csv.gz, what its layers did as STUDY_layers.csv, the
 baselines beside them as baselines.csv, and draws the pictures that need more than tables (point clouds, densities,
 walks, animations) from what the runs recorded; `docs` writes the tables and all other pictures of the page anew from
-these files alone. `worst` names the test points on which a run loses most.
+these files alone. Studies of images are kept in docs/images/, and their page is docs/images.md.
+`worst` names the test points on which a run loses most.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from reproduction import PAGE, STUDIES
+from reproduction import OF_IMAGES, PAGE, STUDIES
+from reproduction.images import IMAGE_BLOCKS, IMAGES_DATA, IMAGES_PAGE, IMAGES_PICTURES
 from reproduction.page import draw, refreshed
 from reproduction.taking import take
 from reproduction.worst import worst
@@ -22,16 +24,20 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="what", required=True)
     taking = commands.add_parser("take")
-    taking.add_argument("study", choices=[*STUDIES])
+    taking.add_argument("study", choices=[*STUDIES, *OF_IMAGES])
     taking.add_argument("dirs", nargs="+")
     commands.add_parser("docs")
     commands.add_parser("worst").add_argument("run")
     arguments = parser.parse_args()
     match arguments.what:
         case "take":
-            take(arguments.study, arguments.dirs)
+            if arguments.study in OF_IMAGES:
+                take(arguments.study, arguments.dirs, IMAGES_DATA, IMAGES_PICTURES)
+            else:
+                take(arguments.study, arguments.dirs)
         case "docs":
             PAGE.write_text(refreshed(PAGE.read_text()))
+            IMAGES_PAGE.write_text(refreshed(IMAGES_PAGE.read_text(), IMAGES_DATA, IMAGE_BLOCKS))
             draw()
         case "worst":
             print(worst(arguments.run))

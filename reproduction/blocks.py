@@ -236,7 +236,7 @@ def layer_name(run: pd.Series) -> str:
 
     shape: dict[str, Any] = {}
     for f in fields(Flow):
-        value = run[f"flow.{f.name}"]
+        value = run.get(f"flow.{f.name}", f.default)  # a key of images is in no record of vectors
         if isinstance(value, float):
             value = None if math.isnan(value) else value
         shape[f.name] = int(value) if isinstance(value, float) and value.is_integer() else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,18 +14,18 @@ from nfexp.report.figures.ablation import draw_ablation
 from nfexp.report.figures.writing import draw as draw_figures
 from nfexp.report.selection import swept
 from reproduction import DATA, PICTURES, load
-from reproduction.blocks import BLOCKS
+from reproduction.blocks import BLOCKS, Block
 from reproduction.taking import copied
 
 SHOWN = ("flows", "depth", "activation", "samples", "noise", "mask", "coupling", "norm", "lr")
 
 
-def refreshed(page: str, data: Path = DATA) -> str:
+def refreshed(page: str, data: Path = DATA, blocks: Mapping[str, tuple[tuple[str, ...], Block]] = BLOCKS) -> str:
     """The page with what stands between each `<!-- name -->` and `<!-- end -->` written anew."""
     frames, centres = load(data)
 
     def text(name: str) -> str:
-        needs, write = BLOCKS[name]
+        needs, write = blocks[name]
         return write(frames, centres) if set(needs) <= frames.keys() else "Not run yet."
 
     return rewritten(page, text)

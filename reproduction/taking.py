@@ -18,7 +18,7 @@ from nfexp.analysis.table.baselines import BASELINES, load_baselines
 from nfexp.data import density_of, load
 from nfexp.files import replacing
 from nfexp.report.figures import draw_all
-from reproduction import CENTRES, DATA, DRAWS, PICTURES, ROUNDS, STUDIES, TRUTHS, read_json
+from reproduction import CENTRES, DATA, DRAWS, OF_IMAGES, PICTURES, ROUNDS, STUDIES, TRUTHS, read_json
 
 
 def copied(pictures: Iterable[Path], images: Path, prefix: str = "") -> None:
@@ -50,9 +50,10 @@ def take(study: str, dirs: Sequence[str], data: Path = DATA, images: Path | None
         write_csv(layer_table(found.runs), data / "blog_layers.csv")
     if len(fits := load_baselines(*dirs)):
         write_csv(fits.astype({"n_components": "Int64"}), data / BASELINES)
-    if images and STUDIES[study]:
+    patterns = (STUDIES | OF_IMAGES)[study]
+    if images and patterns:
         with tempfile.TemporaryDirectory() as name:
-            drawn = draw_all(Path(name), found.runs, found.sweep, {}, only=STUDIES[study])
+            drawn = draw_all(Path(name), found.runs, found.sweep, {}, only=patterns)
             copied(drawn.values(), images, f"{study}_")
 
 

@@ -10,24 +10,26 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
-    surroundings files spec readers published tables targets arguments commands streams
-    flows.fusible flows.cost flows.nn flows.bases flows.layers flows.elementwise flows.stack flows.distribution
+    surroundings files spec mesh image_files images readers published tables targets arguments commands streams
+    flows.fusible flows.image.plan flows.cost flows.nn flows.bases flows.layers flows.elementwise
+    flows.image.maps flows.image.networks flows.image.layers flows.image flows.stack flows.distribution
     flows.ensemble flows.export
     flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.bases flows.kernels.plan
     flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments flows.kernels.member
     flows.kernels.compiled flows.kernels
-    data.mixtures data.lettering data.densities data.own data.tables data
-    optimisers batches train score checkpoint run
+    data.mixtures data.lettering data.densities data.own data.tables data.images data
+    optimisers batches train image_arrays score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage trackers
     analysis.contrasts analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records
     analysis.table.arrays analysis.table.index analysis.table.saved analysis.table.rows analysis.table.gather
     analysis.table analysis.table.baselines
     analysis.statistics.intervals analysis.statistics.ablations analysis.statistics.studies analysis.statistics
     analysis.claims.measures analysis.claims.forecast analysis.claims.catalogue analysis.claims.findings analysis.claims
-    analysis.claims.own analysis.claims.looks
+    analysis.claims.images analysis.claims.own analysis.claims.looks
     report.words report.selection report.exemplar report.planar report.folders
     report.figures.panels report.figures.scales report.figures.ablation report.figures.convergence
     report.figures.clouds report.figures.corner report.figures.density report.figures.animations report.figures.summary
+    report.figures.pictures
     report.figures.writing report.figures.worker report.figures.parallel report.figures.catalogue report.figures
     report.verdicts report.results report.explorer.frames report.explorer.charts report.explorer.libraries
     report.explorer.contents report.explorer.page report.explorer
@@ -37,7 +39,7 @@ ROOMS = """
     sweep.executors sweep.pool sweep.slurm sweep.joblib
     sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion
-    baselines export estimator scripting doctor cli __main__
+    export estimator image_baselines baselines scripting doctor cli __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = ("spec", "streams", "flows", "data", "optimisers", "batches", "train", "score", "checkpoint", "run")

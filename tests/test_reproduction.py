@@ -14,6 +14,7 @@ from nfexp.data import load as load_dataset
 from nfexp.spec import flatten
 from reproduction import PAGE, load, worst
 from reproduction.blocks import BLOCKS, RESTED_ON, judge
+from reproduction.images import IMAGE_BLOCKS, IMAGES_DATA, IMAGES_PAGE
 from reproduction.page import refreshed
 from reproduction.taking import take, truth
 from tests.helpers.fake_sweep import ablation_sweep
@@ -95,6 +96,14 @@ def test_the_truth_of_a_split_is_of_the_points_that_its_nll_is_of():
         (row,) = truth(runs, split).to_dict("records")
         x = getattr(load_dataset(spec), split)[:20]
         assert row["true_nll"] == pytest.approx(-float(density_of(spec.data).log_prob(x).mean()))
+
+
+def test_the_page_of_images_says_what_its_tables_say():
+    page = IMAGES_PAGE.read_text()
+    assert refreshed(page, IMAGES_DATA, IMAGE_BLOCKS) == page
+    assert all(f"<!-- {name} -->" in page for name in IMAGE_BLOCKS)
+    for picture in re.findall(r"\]\((images/img/[^)]+)\)", page):
+        assert (IMAGES_PAGE.parent / picture).exists()
 
 
 def test_the_worst_points_are_named_and_what_is_left_without_them(monkeypatch):

@@ -152,6 +152,7 @@ YOUNGER = {
     "train.optimizer": "nadam",
     "train.noise": 0.1,
     "train.noise_end": 0.1,
+    "train.ema": 0.9,
 }
 
 
@@ -201,7 +202,8 @@ def test_choices_name_what_exists():
     assert tuple(ACTIVATIONS) == choices["activation"]
     assert tuple(BASES) == choices["base"]
     options = {path.stem for path in (Path(conf_dir()) / "data").glob("*.yaml")}
-    known = {*TARGET_NAMES, *BUNDLED, *TABLES, "table", "own"}
+    known = {*TARGET_NAMES, *BUNDLED, *TABLES, "table", "own", "digits_table", "images"}
+    known |= set(specs.IMAGE_SETS) - {"npz", "folder"}  # which data=images reads
     assert options == known, "each target needs conf/data/<name>.yaml, and no other file may lie there"
 
 

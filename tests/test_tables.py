@@ -109,7 +109,7 @@ def test_what_is_said_before_training():
     assert "the flow is one affine map of its base" in warning
 
 
-@pytest.mark.parametrize(("name", "dim", "n"), [("wine", 13, 178), ("digits", 61, 1797), ("iris", 4, 150)])
+@pytest.mark.parametrize(("name", "dim", "n"), [("wine", 13, 178), ("digits_table", 61, 1797), ("iris", 4, 150)])
 def test_bundled_tables(name, dim, n):
     spec = settled(table_spec(name))
     assert (spec.data.dim, sum(spec.data.points)) == (dim, n)

@@ -9,9 +9,10 @@ from functools import lru_cache
 from torch import Tensor
 
 from nfexp.data.densities import Target, make_target
+from nfexp.data.images import drawn_images, image_parts
 from nfexp.data.own import OwnTarget, check_target, own_target
 from nfexp.data.tables import checked_source, load_parts
-from nfexp.spec import Data, Spec, SpecError, Words
+from nfexp.spec import Data, Spec, SpecError, Words, event_shape
 from nfexp.streams import stream
 
 
@@ -22,7 +23,8 @@ class Dataset:
     `density` is the exact law where it is known: it can draw fresh points, too, and `true_log_prob` gives its
     log-density at the test points, (N,), nats; it is None without one. `levels` is the number of values of a pixel,
     None where points are not images, and `names` are those of a table's columns, or of coordinates beyond the plane.
-    Nothing that works with a dataset asks where its points come from.
+    Images hold whole levels; where their law is known, `law` and `true_log_prob` are its log-probabilities. Nothing
+    that works with a dataset asks where its points come from.
     """
 
     event_shape: tuple[int, ...]
@@ -30,6 +32,7 @@ class Dataset:
     val: Tensor
     test: Tensor
     density: Target | OwnTarget | None = None
+    law: Callable[[Tensor], Tensor] | None = None
     true_log_prob: Callable[[], Tensor | None] = lambda: None
     levels: int | None = None
     names: tuple[str, ...] | None = None
@@ -37,7 +40,7 @@ class Dataset:
     @property
     def log_prob(self) -> Callable[[Tensor], Tensor] | None:
         """The exact log-density, (N, *event_shape) to (N,), nats; None where it is not known."""
-        return None if self.density is None else self.density.log_prob
+        return self.law if self.density is None else self.density.log_prob
 
 
 def density_of(data: Data) -> Target | OwnTarget:
@@ -77,14 +80,17 @@ def load_data(data: Data, seed: int) -> Dataset:
     """Fresh draws of a target, or the rows of a table, for each split; the same for every run with this seed."""
     if data.kind == "array":
         raise SpecError("data.kind", "points that can be drawn or read", Words("an array, which no run keeps"))
+    if data.kind == "image":
+        return _load_images(data, seed)
     if data.is_table:
         train, val, test = load_parts(data, seed)
-        names = checked_source(data).main.names
-        return Dataset(event_shape=(data.dim,), train=train, val=val, test=test, names=names)
+        columns = checked_source(data).main.names
+        return Dataset(event_shape=(data.dim,), train=train, val=val, test=test, names=columns)
     density = density_of(data)
     law = data.law
     # in the plane a target has figures of its own, elsewhere those of a table, which name coordinates
-    names = None if density.dim == 2 else tuple(f"x{d}" for d in range(1, density.dim + 1))
+    coordinates = tuple(f"x{d}" for d in range(1, density.dim + 1))
+    names = None if density.dim == 2 else coordinates
     n_train, n_val, n_test = data.points
     return Dataset(
         event_shape=(density.dim,),
@@ -94,6 +100,23 @@ def load_data(data: Data, seed: int) -> Dataset:
         density=density,
         names=names,
         true_log_prob=lambda: _log_prob_of_test(law, seed, n_test),
+    )
+
+
+def _load_images(data: Data, seed: int) -> Dataset:
+    """Images of whole levels: read, or drawn from a law whose log-probability is known."""
+    if data.images != "mesh":
+        train, val, test = image_parts(data, seed)
+        return Dataset(event_shape=event_shape(data), train=train, val=val, test=test, levels=data.levels)
+    drawn = drawn_images(data, seed)
+    return Dataset(
+        event_shape=event_shape(data),
+        train=drawn.train,
+        val=drawn.val,
+        test=drawn.test,
+        law=drawn.log_prob,
+        true_log_prob=lambda: drawn.log_prob(drawn.test),
+        levels=data.levels,
     )
 
 

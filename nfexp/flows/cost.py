@@ -6,20 +6,26 @@ import math
 from dataclasses import dataclass
 
 from nfexp.flows.fusible import is_fused
-from nfexp.spec import Spec, batch_points, event_shape, passed_counts
+from nfexp.flows.image.plan import Image, image_of, stages
+from nfexp.spec import Flow, Spec, batch_points, event_shape, passed_counts
 
+PASS_COST = 330.0  # moving one number of a map of images through a training step, in floating-point operations
+IMAGE_DRAWS = 16  # places in their cells at which test images are scored
 KEEP_INPUT = ("silu",)  # activations that keep their input beside their output, for their derivative
 CHUNK = 500  # points that a trained flow is evaluated at in one go
 
 
 def dimension(spec: Spec) -> int:
     """D, the numbers in one point."""
-    return math.prod(event_shape(spec))
+    return math.prod(event_shape(spec.data))
 
 
 def training_flop(spec: Spec) -> float:
     """Floating-point operations of all matrix products of training one run, forward and backward."""
     flow, dim = spec.flow, dimension(spec)
+    image = image_of(spec.data)
+    if image is not None:
+        return float(spec.train.steps) * batch_points(spec) * 6 * _products_of_an_image(flow, image)
     between_hidden = (flow.hidden_depth - 1) * flow.hidden_width**2 * flow.nets
     n_inputs: float = dim
     n_outputs: float = dim
@@ -68,6 +74,9 @@ def _seconds(spec: Spec, points: float, prices: Prices) -> float:
 
 def training_cost(spec: Spec) -> float:
     """Estimated work of training one run with its evaluations, in seconds of one core of the machine of the prices."""
+    image = image_of(spec.data)
+    if image is not None:
+        return _image_seconds(spec, image)
     prices = FUSED if is_fused(spec) else TORCH
     n_train, n_val, _ = spec.data.points
     steps = spec.train.steps * _seconds(spec, batch_points(spec), prices)
@@ -77,6 +86,10 @@ def training_cost(spec: Spec) -> float:
 
 def scoring_cost(spec: Spec) -> float:
     """Estimated work of scoring one run once it is trained, in the same seconds."""
+    image = image_of(spec.data)
+    if image is not None:
+        per_image = _image_seconds(spec, image) / (spec.train.steps * batch_points(spec))
+        return SCORING_SECONDS + FORWARD * per_image * IMAGE_DRAWS * spec.data.points[2]
     prices = FUSED if is_fused(spec) else TORCH
     record = spec.record
     by_density = spec.data.points[2] + record.grid**2
@@ -92,6 +105,9 @@ def member_bytes(spec: Spec) -> float:
     step of all layers, and what the run records; all of it for each member of an ensemble.
     """
     flow, record, dim = spec.flow, spec.record, dimension(spec)
+    image = image_of(spec.data)
+    if image is not None:
+        return _image_bytes(spec, image)
     per_net = (flow.hidden_depth - 1) * flow.hidden_width**2 + flow.hidden_width * (dim * 2 + flow.hidden_depth)
     learned = flow.n_flows * flow.nets * per_net
     hidden = flow.nets * flow.hidden_width
@@ -105,3 +121,48 @@ def member_bytes(spec: Spec) -> float:
     kept = dim * (samples + walk) + 6 * record.grid**2
     points = dim * 4 * sum(spec.data.points)
     return 5.0 * flow.members * (12 * learned + max(step, scoring) + 2 * kept + points)
+
+
+# --- Images -----------------------------------------------------------------------------------------------------------
+
+
+def _pixels(flow: Flow, image: Image) -> list[int]:
+    """Pixels of a map in each coupling's network."""
+    return [stage.shape[1] * stage.shape[2] for stage in stages(flow, image.shape) if stage.is_coupling]
+
+
+def _maps_per_pixel(flow: Flow) -> int:
+    """Maps that a network holds for its derivative, over its width: two a convolution, for σ and dropout."""
+    return 4 * flow.hidden_depth + 3
+
+
+def _weights_of_a_network(flow: Flow) -> int:
+    """Weights of the residual blocks, and of a first convolution that sees 16 channels at least."""
+    width = flow.hidden_width
+    return 9 * (2 * flow.hidden_depth * width**2 + 16 * width)
+
+
+def _products_of_an_image(flow: Flow, image: Image) -> float:
+    """Multiplications of all convolutions on one image's way to the base."""
+    return float(sum(_weights_of_a_network(flow) * pixels for pixels in _pixels(flow, image)))
+
+
+def _image_seconds(spec: Spec, image: Image) -> float:
+    """Seconds of training one run on images: convolutions, and passes over their maps."""
+    flow = spec.flow
+    moved = sum(flow.hidden_width * _maps_per_pixel(flow) * pixels for pixels in _pixels(flow, image))
+    passes = float(spec.train.steps) * batch_points(spec) * PASS_COST * moved
+    return 1e-9 * TORCH.flop * (training_flop(spec) + passes)
+
+
+def _image_bytes(spec: Spec, image: Image) -> float:
+    """As :func:`member_bytes`: maps of all networks in a training step, or of one while many points are evaluated."""
+    flow = spec.flow
+    pixels = _pixels(flow, image)
+    learned = len(pixels) * _weights_of_a_network(flow)
+    maps = _maps_per_pixel(flow) * flow.hidden_width
+    step = batch_points(spec) * sum(maps * each + 12 * image.dim for each in pixels)
+    scoring = CHUNK * (4 * flow.hidden_width * max(pixels) + 12 * image.dim)
+    points = image.dim * (4 * sum(spec.data.points) + 16 * spec.data.points[2])
+    kept = 64 * 8 * image.dim
+    return 5.0 * (13 * learned + max(step, scoring) + 2 * kept + points)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from nfexp.flows.image.plan import Image
 from nfexp.flows.stack import FlowStack, from_state
 from nfexp.spec import Flow
 
@@ -117,7 +118,9 @@ class Ensembles:
         return self.stack.pick(rows)
 
 
-def members_from_state(flow: Flow, dim: int, state: Mapping[str, Tensor]) -> tuple[FlowStack, list[int]]:
+def members_from_state(
+    flow: Flow, dim: int, state: Mapping[str, Tensor], image: Image | None = None
+) -> tuple[FlowStack, list[int]]:
     """The members of one ensemble from the tensors of :meth:`Ensembles.state`, and where in it they stand.
 
     Raises
@@ -126,7 +129,7 @@ def members_from_state(flow: Flow, dim: int, state: Mapping[str, Tensor]) -> tup
         If a tensor is missing, unknown or of another shape.
     """
     if flow.members == 1:
-        return from_state(flow, dim, state), [0]
+        return from_state(flow, dim, state, image), [0]
     parts: dict[int, dict[str, Tensor]] = {}
     for name, value in state.items():
         found = re.fullmatch(r"members\.(\d{1,4})\.(.+)", name)
@@ -136,7 +139,7 @@ def members_from_state(flow: Flow, dim: int, state: Mapping[str, Tensor]) -> tup
     if not parts:
         raise ValueError(f"weights: expected those of {flow.members} members; got nothing")
     positions = sorted(parts)
-    flows = [from_state(flow, dim, parts[k]) for k in positions]
+    flows = [from_state(flow, dim, parts[k], image) for k in positions]
     theta = torch.cat([own.theta for own in flows])
     fixed = torch.cat([own.fixed for own in flows])
     return flows[0].with_rows(theta, fixed), positions

@@ -9,6 +9,7 @@ from nfexp.spec import ADDED, Flow, Spec
 # What the kernel knows of an architecture. A key that is not here must have the value that changes nothing.
 ANY = None
 KNOWN: dict[str, tuple[str, ...] | None] = {
+    "kind": ("vector",),
     "n_flows": ANY,
     "hidden_depth": ANY,
     "hidden_width": ANY,

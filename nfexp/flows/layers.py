@@ -28,11 +28,14 @@ class Batch:
     """Says that the points are a training batch; without one, layers use what they have stored.
 
     Batch norm normalises by the batch's own statistics. With `initialise`, actnorm sets itself by them. What a layer
-    wants to be stored it leaves in `updates`, by the name of the block.
+    wants to be stored it leaves in `updates`, by the name of the block. The networks of images drop a share of their
+    hidden numbers, `dropout`, which each member's own generator chooses.
     """
 
     initialise: bool = False
     updates: dict[str, Tensor] = field(default_factory=dict)
+    dropout: float = 0.0
+    generators: list[Generator] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

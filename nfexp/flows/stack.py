@@ -19,6 +19,8 @@ from torch import Tensor
 
 from nfexp.flows.bases import base_log_prob, base_sample
 from nfexp.flows.elementwise import NORMS, Diagonal, Standardise, Tail
+from nfexp.flows.image.layers import Logit, image_layers
+from nfexp.flows.image.plan import Image, stages
 from nfexp.flows.layers import Batch, Coupling, Layer, Points, Shapes, Tensors, draw_mask, selection
 from nfexp.spec import Flow
 from nfexp.streams import of_member, stream
@@ -50,8 +52,21 @@ class Layout:
 
 
 @lru_cache(maxsize=64)
-def _architecture(flow: Flow, dim: int) -> tuple[list[Layer], Layout, Layout]:
+def _architecture(flow: Flow, dim: int, image: Image | None) -> tuple[list[Layer], Layout, Layout]:
     """The layers in data → base order, and where their learned and their fixed tensors lie."""
+    if image is None:
+        layers = _vector_layers(flow, dim)
+    else:
+        layers = image_layers(flow, image, stages(flow, image.shape))
+    learned: Shapes = {}
+    fixed: Shapes = {}
+    for layer in layers:
+        learned |= layer.learned_shapes()
+        fixed |= layer.fixed_shapes()
+    return layers, Layout(learned), Layout(fixed)
+
+
+def _vector_layers(flow: Flow, dim: int) -> list[Layer]:
     layers: list[Layer] = [Standardise(flow, dim)]
     for i in range(flow.n_flows):
         layers.append(Coupling(flow, i, dim))
@@ -61,12 +76,7 @@ def _architecture(flow: Flow, dim: int) -> tuple[list[Layer], Layout, Layout]:
         layers.append(Diagonal("diagonal", dim))
     if flow.tail == "learned":
         layers.append(Tail("tail", dim))
-    learned: Shapes = {}
-    fixed: Shapes = {}
-    for layer in layers:
-        learned |= layer.learned_shapes()
-        fixed |= layer.fixed_shapes()
-    return layers, Layout(learned), Layout(fixed)
+    return layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +153,16 @@ class FlowStack:
         The shared architecture. Masks are among the fixed numbers: its `mask` says at most how many coordinates each
         coupling passes (where `conditioner_input` is "passed").
     dim
-        D, the numbers in a point.
+        D, the numbers in a point; an image is one row of them.
     theta
         Learned numbers, shape (E, P).
     fixed
         Masks, standardisation and running statistics, shape (E, S).
     kernel
         What computes instead of the layers, where there is no `batch`; its results have no derivatives.
+        What computes log-densities instead of the layers, where they are not to be differentiated.
+    image
+        Shape and levels of a point that is an image; None for vectors.
 
     Examples
     --------
@@ -162,13 +175,22 @@ class FlowStack:
     torch.Size([2, 5])
     """
 
-    def __init__(self, flow: Flow, dim: int, theta: Tensor, fixed: Tensor, kernel: Kernel | None = None) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        dim: int,
+        theta: Tensor,
+        fixed: Tensor,
+        kernel: Kernel | None = None,
+        image: Image | None = None,
+    ) -> None:
         self.flow = flow
         self.dim = dim
         self.theta = theta
         self.fixed = fixed
         self.kernel = kernel
-        self.layers, self.learned_layout, self.fixed_layout = _architecture(flow, dim)
+        self.image = image
+        self.layers, self.learned_layout, self.fixed_layout = _architecture(flow, dim, image)
 
     @property
     def n_members(self) -> int:
@@ -176,11 +198,11 @@ class FlowStack:
 
     def with_rows(self, theta: Tensor, fixed: Tensor) -> FlowStack:
         """The same architecture with other numbers."""
-        return FlowStack(self.flow, self.dim, theta, fixed, self.kernel)
+        return FlowStack(self.flow, self.dim, theta, fixed, self.kernel, self.image)
 
     def with_kernel(self, kernel: Kernel | None) -> FlowStack:
         """The same numbers, computed with by this kernel."""
-        return FlowStack(self.flow, self.dim, self.theta, self.fixed, kernel)
+        return FlowStack(self.flow, self.dim, self.theta, self.fixed, kernel, self.image)
 
     def member(self, e: int) -> FlowStack:
         """Member `e` as a stack of one."""
@@ -193,7 +215,9 @@ class FlowStack:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> FlowStack:
         """The same flows with both matrices on this device and of this dtype, without a kernel."""
-        return FlowStack(self.flow, self.dim, self.theta.to(device, dtype), self.fixed.to(device, dtype))
+        theta = self.theta.to(device, dtype)
+        fixed = self.fixed.to(device, dtype)
+        return FlowStack(self.flow, self.dim, theta, fixed, image=self.image)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every named tensor, shape (E, …): views of the two matrices."""
@@ -208,10 +232,17 @@ class FlowStack:
                 p[f"{name}.selection"] = chosen
         return p
 
+    def _turned(self, x: Tensor) -> Tensor:
+        """From points as a caller has them, (E, N, D), to points as layers have them, and back.
+
+        Layers of vectors have (E, D, N), so that points run along the last axis; those of images have (E, N, D).
+        """
+        return x if self.image is not None else x.mT
+
     def _inverse_steps(self, x: Tensor, batch: Batch | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """From data (E, N, D) to base: the points (E, D, N) after each layer, and its log-det."""
+        """From data (E, N, D) to base: the points after each layer, as layers have them, and its log-det."""
         p = self._blocks()
-        x = x.mT.contiguous()  # points along the last axis from here on
+        x = self._turned(x).contiguous()
         for layer in self.layers:
             x, log_det = layer.inverse(p, x, batch)
             yield x, log_det
@@ -219,7 +250,7 @@ class FlowStack:
     def _forward_steps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """From base (E, N, D) to data, as :meth:`_inverse_steps`."""
         p = self._blocks()
-        z = z.mT.contiguous()
+        z = self._turned(z).contiguous()
         for layer in reversed(self.layers):
             z, log_det = layer.forward(p, z)
             yield z, log_det
@@ -232,21 +263,21 @@ class FlowStack:
         """
         if self.kernel is not None and batch is None:
             return self.kernel.inverse(self.theta, self.fixed, x)
-        z = x.mT
+        z = self._turned(x)
         total = x.new_zeros(x.shape[:-1])
         for z, log_det in self._inverse_steps(x, batch):  # noqa: B007 (the last z is what is asked for)
             total = total + log_det
-        return z.mT, total
+        return self._turned(z), total
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Base to data: x and log|det ∂x/∂z|, shapes as in :meth:`inverse`."""
         if self.kernel is not None:
             return self.kernel.forward(self.theta, self.fixed, z)
-        x = z.mT
+        x = self._turned(z)
         total = z.new_zeros(z.shape[:-1])
         for x, log_det in self._forward_steps(z):  # noqa: B007
             total = total + log_det
-        return x.mT, total
+        return self._turned(x), total
 
     def walk(self, z: Tensor) -> list[tuple[str, Tensor]]:
         """The points after every layer on the way from base to data, with the layer's name.
@@ -256,7 +287,7 @@ class FlowStack:
         frames = [("base", z)]
         for layer, (x, _) in zip(reversed(self.layers), self._forward_steps(z), strict=True):
             first = layer is self.layers[0]  # the last one on this way
-            frames.append(("data" if first else layer.name.replace(".", " "), x.mT))
+            frames.append(("data" if first else layer.name.replace(".", " "), self._turned(x)))
         return frames
 
     def first_nonfinite(self, x: Tensor, *, batch: Batch | None = None) -> Tensor:
@@ -268,7 +299,7 @@ class FlowStack:
         first = torch.full((len(x),), len(self.layers), device=x.device)
         for i, (z, log_det) in enumerate(self._inverse_steps(x, batch)):
             total = total + log_det
-            lost = ~(z.sum(1) + total).isfinite().all(1)
+            lost = ~(self._turned(z).sum(-1) + total).isfinite().all(1)
             first = torch.where(lost & (first == len(self.layers)), i, first)
         return first
 
@@ -307,8 +338,17 @@ class FlowStack:
         return torch.stack(draws).to(self.theta)
 
     def sample(self, n: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """Draw `n` points per member, each with its own CPU generator; shape (E, n, D)."""
-        return self.forward(self.base_draws(n, generators))[0]
+        """Draw `n` points per member, each with its own CPU generator; shape (E, n, D). Images are whole levels."""
+        return self.as_levels(self.forward(self.base_draws(n, generators))[0])
+
+    def as_levels(self, x: Tensor) -> Tensor:
+        """The levels whose cells the points x lie in, the nearest ones where they lie in none; vectors stay.
+
+        Shape (E, N, D).
+        """
+        if self.image is None:
+            return x
+        return x.floor().clamp(0, self.image.levels - 1)
 
     def n_parameters(self) -> list[int]:
         """Learned numbers per member that its mask lets act (a masked input or output has none)."""
@@ -326,12 +366,12 @@ class FlowStack:
         return {name: value[e].detach().cpu().contiguous() for name, value in self.tensors().items()}
 
 
-def without_numbers(flow: Flow, dim: int) -> FlowStack:
+def without_numbers(flow: Flow, dim: int, image: Image | None = None) -> FlowStack:
     """A stack of one without numbers: it knows the layers and where their tensors lie."""
-    return FlowStack(flow, dim, torch.empty(1, 0), torch.empty(1, 0))
+    return FlowStack(flow, dim, torch.empty(1, 0), torch.empty(1, 0), image=image)
 
 
-def from_state(flow: Flow, dim: int, state: Mapping[str, Tensor]) -> FlowStack:
+def from_state(flow: Flow, dim: int, state: Mapping[str, Tensor], image: Image | None = None) -> FlowStack:
     """A stack of one from the tensors of :meth:`FlowStack.state`.
 
     Raises
@@ -339,7 +379,7 @@ def from_state(flow: Flow, dim: int, state: Mapping[str, Tensor]) -> FlowStack:
     ValueError
         If a tensor is missing, unknown or of another shape.
     """
-    empty = without_numbers(flow, dim)
+    empty = without_numbers(flow, dim, image)
     expected = empty.learned_layout.shapes | empty.fixed_layout.shapes
     unknown = sorted(set(state) - set(expected))
     if unknown:
@@ -363,6 +403,7 @@ def build(
     seeds: Sequence[int],
     data: Tensor,
     positions: Sequence[int] | None = None,
+    image: Image | None = None,
 ) -> FlowStack:
     """A fresh stack, each member initialised from its own seed and standardised by its own training points.
 
@@ -378,9 +419,11 @@ def build(
         Training points, shape (E, N, D); NaN rows are padding. dtype and device of the stack are those of `data`.
     positions
         Where each member stands in its ensemble: those of one seed start differently. All 0 if not given.
+    image
+        Shape and levels where points are images: dequantised ones, anywhere in the cells of their levels.
     """
     dim = data.shape[-1]
-    empty = without_numbers(flow, dim)
+    empty = without_numbers(flow, dim, image)
     n_members = len(seeds)
     positions = positions or [0] * n_members
     stack = empty.with_rows(
@@ -389,6 +432,8 @@ def build(
     )
     tensors = stack.tensors()
     points = data.double().cpu()
+    if image is not None:  # what is standardised is on the line
+        points, _ = Logit(flow, image).inverse({}, points)
     for e in range(n_members):
         own = {name: value[e] for name, value in tensors.items()}
         real = points[e][~points[e].isnan().any(-1)]
@@ -401,9 +446,10 @@ def _initialise_member(
     layers: Sequence[Layer], own: Tensors, points: Points, *, mask: str, seed: int, position: int
 ) -> None:
     couplings = [layer for layer in layers if isinstance(layer, Coupling)]
-    rows = draw_mask(mask, len(couplings), len(points.mean), stream(seed, of_member(position, "mask")))
-    for coupling, row in zip(couplings, rows, strict=True):
-        own[f"{coupling.name}.mask"].copy_(row)
+    if couplings:  # those of images know their masks
+        rows = draw_mask(mask, len(couplings), len(points.mean), stream(seed, of_member(position, "mask")))
+        for coupling, row in zip(couplings, rows, strict=True):
+            own[f"{coupling.name}.mask"].copy_(row)
     draws = stream(seed, of_member(position, "init"))
     for layer in layers:
         layer.initialise(own, points, draws)
@@ -415,11 +461,12 @@ def _initialise_member(
 
 def initialise_actnorm(stack: FlowStack, x: Tensor) -> None:
     """Set every actnorm layer in place so that the batch `x` (E, N, D) leaves it with mean 0 and variance 1."""
-    if stack.flow.norm != "actnorm":
+    if stack.flow.norm != "actnorm" and stack.flow.net_norm != "act":
         return
     first = Batch(initialise=True)
     with torch.no_grad():
         stack.inverse(x, batch=first)
         blocks = stack.learned_layout.blocks(stack.theta)
         for name, value in first.updates.items():
-            blocks[name].copy_(value)
+            if name in blocks:  # batch norm leaves what is fixed
+                blocks[name].copy_(value)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch is loaded only where a flow is
     from nfexp.spec import Spec
 
 MOST_POINTS = 2**16  # that are evaluated in one go
+MOST_PIXELS = 2**16  # of images
 
 
 def _numbers(x: object, name: str) -> np.ndarray:
@@ -72,18 +73,23 @@ class TrainedFlow:
         self.stack = stack
         self.members = list(members)
         self.dim = stack.dim
+        self.event_shape = (stack.dim,) if stack.image is None else stack.image.shape
         self.folder = folder
         self.metrics = dict(metrics or {})
 
     def __repr__(self) -> str:
         flow = self.spec.flow
-        what = f"{self.spec.data.name}, D = {self.dim}, {flow.n_flows} {flow.coupling} couplings"
+        n_couplings = sum(layer.name.startswith("coupling") for layer in self.stack.layers)
+        what = f"{self.spec.data.name}, D = {self.dim}, {n_couplings} {flow.coupling} couplings"
         if flow.members > 1:
             which = "member" if len(self.members) == 1 else "members"
             what += f", {which} {', '.join(map(str, self.members))} of {flow.members}"
         test_nll = self.metrics.get("test_nll")
         if test_nll is not None:
             what += f", test NLL {test_nll:.4f} nats"
+        test_bpd = self.metrics.get("test_bpd")
+        if test_bpd is not None:
+            what += f" an image, {test_bpd:.4f} bits/dim"
         return f"TrainedFlow({what})"
 
     def member(self, k: int) -> TrainedFlow:
@@ -131,12 +137,42 @@ class TrainedFlow:
         else:
             points = torch.from_numpy(_numbers(x, name))
         points = points.to(self.stack.theta)  # its precision and device
-        if points.ndim != 2 or points.shape[1] != self.dim:
-            raise ValueError(f"{name}: expected shape (N, {self.dim}); got {tuple(points.shape)}")
-        return points[None]  # (1, N, D): a stack of one
+        shape = (self.dim,) if name == "z" else self.event_shape
+        if points.ndim != len(shape) + 1 or tuple(points.shape[1:]) != shape:
+            expected = ", ".join(str(length) for length in shape)
+            raise ValueError(f"{name}: expected shape (N, {expected}); got {tuple(points.shape)}")
+        return points.flatten(1)[None]  # (1, N, D): a stack of one
 
-    def log_prob(self, x: object, *, warn_beyond: float | None = None) -> Tensor:
+    def _levels(self, x: object) -> Tensor:
+        """Images (N, C, H, W) of whole levels as (1, N, D)."""
+        levels = self._points(x, "x")
+        image = self.stack.image
+        assert image is not None
+        strange = (levels != levels.floor()) | (levels < 0) | (levels >= image.levels)
+        if bool(strange.any()):
+            got = levels[strange][0].item()
+            raise ValueError(f"x: expected whole levels from 0 to {image.levels - 1}; got {got:g}")
+        return levels
+
+    def _in_cells(self, levels: Tensor, *, draws: int, seed: int) -> list[Tensor]:
+        """Images (1, N, D) with as many draws of where in their cells they lie."""
+        from nfexp.batches import within_cells
+        from nfexp.streams import stream
+
+        assert self.stack.image is not None
+        found = []
+        for k in range(draws):
+            generator = stream(seed, f"dequantise/log_prob/{k}")
+            places = within_cells(tuple(levels.shape), self.stack.image.levels, generator)
+            found.append(levels + places.to(levels))
+        return found
+
+    def log_prob(self, x: object, *, warn_beyond: float | None = None, draws: int = 16, seed: int = 0) -> Tensor:
         """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,).
+
+        Of images, whole levels (N, C, H, W), it is an estimate of log P(x) from below: log (1/K) Σ_k q(x + u_k) with
+        K = `draws` places u_k in the cells of the levels (Burda et al. 2016). One draw is the single-sample bound,
+        and `seed` says which they are.
 
         Many points are evaluated a part at a time. It is −inf where the density is too small for
         the precision of the weights, also where a scale overflows on the way (``flow.scale=exp``).
@@ -156,10 +192,24 @@ class TrainedFlow:
         """
         import torch
 
-        points = self._points(x, "x")
-        if warn_beyond is not None:
-            self._warn_of_far(points[0], warn_beyond)
-        parts = points.split(MOST_POINTS, dim=1)
+        if self.stack.image is None:
+            points = self._points(x, "x")
+            if warn_beyond is not None:
+                self._warn_of_far(points[0], warn_beyond)
+            return self._log_density(points)
+        draws = _integer(draws, "draws")
+        if draws < 1:
+            raise ValueError(f"draws: expected an integer >= 1; got {draws}")
+        places = self._in_cells(self._levels(x), draws=draws, seed=_integer(seed, "seed"))
+        found = torch.stack([self._log_density(points) for points in places])
+        return found.logsumexp(0) - math.log(draws)
+
+    def _log_density(self, points: Tensor) -> Tensor:
+        """Of points (1, N, D), a part at a time."""
+        import torch
+
+        most = MOST_POINTS if self.stack.image is None else max(MOST_PIXELS // self.dim, 1)
+        parts = points.split(most, dim=1)
         return torch.cat([self._ensemble().log_density(part)[0] for part in parts])
 
     def _ensemble(self) -> Ensembles:
@@ -186,16 +236,35 @@ class TrainedFlow:
                 stacklevel=3,
             )
 
+    def bits_per_dim(self, x: object, *, draws: int = 16, seed: int = 0) -> Tensor:
+        """−log₂ P(x) / D of images (N, C, H, W) of whole levels, (N,), from :meth:`log_prob`."""
+        if self.stack.image is None:
+            raise ValueError("bits_per_dim: expected a flow of images; got one of vectors")
+        return -self.log_prob(x, draws=draws, seed=seed) / (self.dim * math.log(2))
+
     def forward(self, z: object) -> Tensor:
-        """Base to data, (N, D) to (N, D); of an ensemble a member's."""
-        return self._single("forward").forward(self._points(z, "z"))[0][0]
+        """Base to data, (N, D) to (N, *event_shape); of images, to points in the cells of their levels.
+
+        `stack.as_levels` makes levels of them. Of an ensemble it is a member's.
+        """
+        return self._shaped(self._single("forward").forward(self._points(z, "z"))[0])
 
     def inverse(self, x: object) -> Tensor:
-        """Data to base, (N, D) to (N, D); of an ensemble a member's."""
+        """Data to base, (N, *event_shape) to (N, D); of images, points in cells: level + ½ is the middle of one.
+
+        Of an ensemble it is a member's.
+        """
         return self._single("inverse").inverse(self._points(x, "x"))[0][0]
 
+    def _shaped(self, points: Tensor) -> Tensor:
+        """(1, N, D) to (N, *event_shape)."""
+        return points[0].unflatten(1, self.event_shape)
+
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
-        """`n` draws, (n, D), the same for the same seed; of an ensemble each from a member drawn at random."""
+        """`n` draws, (n, *event_shape), the same for the same seed; images are whole levels.
+
+        Of an ensemble each is from a member drawn at random.
+        """
         from nfexp.flows.ensemble import CHOICE
         from nfexp.streams import stream
 
@@ -203,7 +272,8 @@ class TrainedFlow:
         seed = _integer(seed, "seed")
         if n < 0:
             raise ValueError(f"n: expected an integer >= 0; got {n}")
-        return self._ensemble().sample(n, [stream(seed, "sample")], [stream(seed, CHOICE)])[0]
+        draws = self._ensemble().sample(n, [stream(seed, "sample")], [stream(seed, CHOICE)])
+        return self._shaped(self.stack.as_levels(draws) if self.stack.image is not None else draws)
 
 
 def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
@@ -223,6 +293,7 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
     from safetensors.torch import load
 
     from nfexp.flows.ensemble import members_from_state
+    from nfexp.flows.image.plan import image_of
 
     folder = Path(run_dir)
     for name in (RESULT, MODEL):
@@ -239,6 +310,6 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
             got = f"{name} of {weights.dtype}"
             raise ValueError(f"{folder}: expected floating-point weights; got {got:.60}")
     spec = unflatten(record["config"])
-    dim = math.prod(event_shape(spec))
-    stack, members = members_from_state(spec.flow, dim, state)
+    dim = math.prod(event_shape(spec.data))
+    stack, members = members_from_state(spec.flow, dim, state, image_of(spec.data))
     return TrainedFlow(spec, stack, folder=folder, metrics=record["metrics"], members=members)

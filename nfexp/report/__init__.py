@@ -11,6 +11,7 @@ import pandas as pd
 
 from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
+from nfexp.analysis.claims.images import IMAGE_CLAIMS
 from nfexp.analysis.claims.looks import evaluate_in_rounds
 from nfexp.analysis.claims.own import claims_of
 from nfexp.analysis.table import cannot_write
@@ -85,6 +86,9 @@ def _judged(runs: pd.DataFrame, sweep: table.Sweep) -> pd.DataFrame:
     """The verdicts on the claims; of seeds in rounds those of the first look that decided."""
     if sweep.rounds is None:
         judged = [claims.evaluate(of_targets(runs), sweep.centres)]
+        if stats.has_bits(runs):
+            images = runs[runs[stats.BITS].notna() | (runs["status"] != "completed")]
+            judged.append(claims.evaluate(images, sweep.centres, IMAGE_CLAIMS))
         if sweep.contrasts:
             judged.append(claims.evaluate(runs, sweep.centres, claims_of(sweep.contrasts)))
         return pd.concat(judged, ignore_index=True)

@@ -37,6 +37,29 @@ SHAPES: dict[str, dict[str, Shape]] = {
         "best": ("c", "d"),
         "columns": ("d",),
     },
+    "images": {
+        "real": ("a", "c", "h", "w"),
+        "drawn": ("b", "c", "h", "w"),
+        "levels": (),
+    },
+    "temperatures": {
+        "tempered": ("t", "n", "c", "h", "w"),
+        "temperatures": ("t",),
+        "levels": (),
+    },
+    "interpolation": {
+        "interpolated": ("p", "s", "c", "h", "w"),
+        "levels": (),
+    },
+    "scales": {
+        "redrawn": ("r", "n", "c", "h", "w"),
+        "redrawn_numbers": ("r",),
+        "levels": (),
+    },
+    "imagewalk": {
+        "image_walk": ("f", "n", "c", "h", "w"),
+        "image_walk_names": ("f",),
+    },
     "summary": {
         "target": ("b", 2),
         "best": ("c", 2),
@@ -45,7 +68,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
     },
 }
 OPTIONAL = ("walk_grid",)  # left out of the figure where it is absent or odd
-TEXT = ("walk_names", "columns")  # all other arrays hold numbers
+TEXT = ("walk_names", "columns", "image_walk_names")  # all other arrays hold numbers
 TRIES = 6  # runs whose archives are opened for a target
 FAR = 1e30  # what lies further out is drawn there
 

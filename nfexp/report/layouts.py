@@ -19,6 +19,7 @@ from nfexp.report.contents import (
     BADGES,
     BASELINES_NOTE,
     HEADINGS,
+    IMAGE_BASELINES_NOTE,
     ROUNDS_RULE,
     RULE,
     Contents,
@@ -53,6 +54,7 @@ def _page(template: str, contents: Contents, **how: Any) -> str:
         "rounds_rule": ROUNDS_RULE,
         "badges": BADGES,
         "baselines_note": BASELINES_NOTE,
+        "image_baselines_note": IMAGE_BASELINES_NOTE,
     }
     return environment.get_template(template).render(**vars(contents), **words)
 

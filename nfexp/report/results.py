@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import pandas as pd
 
 from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
-from nfexp.analysis.table.baselines import DATA, KERNELS, MODELS, data_key
+from nfexp.analysis.table.baselines import ALL_MODELS, DATA, KERNELS, data_key
 from nfexp.analysis.table.records import rows_of
 from nfexp.report.selection import at_centre, has_truth, swept
 from nfexp.report.words import TROUBLES, file_name, interval, number, plain, troubles
@@ -34,7 +35,10 @@ def fits_by_draws(fits: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
 
 @dataclass(frozen=True, kw_only=True)
 class CentreRow:
-    """A flow at the centre of the study, or a baseline on the same draws; NLL and KL in nats."""
+    """A flow at the centre of the study, or a baseline on the same draws; NLL and KL in nats.
+
+    Of images `test_bpd` and `test_bpd_iw` are in bits/dim, as is `over`.
+    """
 
     target: str
     model: str
@@ -47,6 +51,8 @@ class CentreRow:
     seconds: str
     n: int
     troubles: list[str]
+    test_bpd: str = "–"
+    test_bpd_iw: str = "–"
 
 
 def centre_rows(runs: pd.DataFrame, centres: Centres, fits: Fits) -> list[CentreRow]:
@@ -59,10 +65,17 @@ def centre_rows(runs: pd.DataFrame, centres: Centres, fits: Fits) -> list[Centre
         rows.append(_flow_row(target, own, completed))
         found = fits.get(data_key(centres[target]))
         if found is not None:
+            if measure == stats.BITS:
+                found = in_bits(found, centres[target])
             score_by_seed = completed.set_index("seed")[measure]
             for reference in rows_of(stats.references(found, score_by_seed)):
                 rows.append(_baseline_row(target, reference))
     return rows
+
+
+def in_bits(fits: pd.DataFrame, run: Row) -> pd.DataFrame:
+    """Baselines of images with the column test_bpd: their NLL in bits/dim, for images as those of a run."""
+    return fits.assign(**{stats.BITS: fits["test_nll"] / (float(run["data.dim"]) * math.log(2))})
 
 
 def _flow_row(target: str, own: pd.DataFrame, completed: pd.DataFrame) -> CentreRow:
@@ -79,7 +92,13 @@ def _flow_row(target: str, own: pd.DataFrame, completed: pd.DataFrame) -> Centre
         seconds=number(completed["seconds"].mean()),
         n=len(completed),
         troubles=troubles(counts),
+        test_bpd=_mean_if_there(completed, "test_bpd"),
+        test_bpd_iw=_mean_if_there(completed, "test_bpd_iw"),
     )
+
+
+def _mean_if_there(runs: pd.DataFrame, column: str) -> str:
+    return _mean(runs[column]) if column in runs else "–"
 
 
 def _mean(values: pd.Series) -> str:
@@ -87,13 +106,18 @@ def _mean(values: pd.Series) -> str:
 
 
 def _score(row: Row) -> str:
-    """The mean KL with its interval or, where no KL is known, the test NLL."""
+    """The mean KL with its interval or, where no KL is known, the test NLL; of images bits/dim."""
+    bits = row.get("test_bpd_mean")
+    if bits is not None and bits == bits:
+        return _mean_of(row, "test_bpd")
     is_known = row["kl_mean"] == row["kl_mean"]
     return _mean_of(row, "kl" if is_known else "test_nll")
 
 
 def measure_word(scores: pd.DataFrame) -> str:
-    """What the scores of runs, or of cells of an ablation, are: "KL", "NLL" or "KL or NLL"."""
+    """What the scores of runs, or of cells of an ablation, are: "KL", "NLL", "KL or NLL"; of images "bits/dim"."""
+    if stats.has_bits(scores):
+        return "bits/dim"
     if not has_truth(scores):
         nll = "test_nll" if "test_nll" in scores else "test_nll_mean"
         return "NLL" if scores[nll].notna().any() else "KL"
@@ -111,7 +135,7 @@ def _baseline_row(target: str, reference: Row) -> CentreRow:
     sign = "+" if reference["over_mean"] > 0 else ""
     return CentreRow(
         target=target,
-        model=MODELS[reference["model"]],
+        model=ALL_MODELS[reference["model"]],
         chosen=_chosen(reference),
         kl=_mean_of(reference, "kl"),
         over=sign + _mean_of(reference, "over"),
@@ -121,6 +145,7 @@ def _baseline_row(target: str, reference: Row) -> CentreRow:
         seconds=number(reference["seconds_mean"]),
         n=reference["n"],
         troubles=[],
+        test_bpd=_mean_of(reference, "test_bpd") if "test_bpd_mean" in reference else "–",
     )
 
 
@@ -195,6 +220,7 @@ def ablation_table(
     for value, rows in by_value.items():
         draws = _draws(rows, columns)
         last_of_draws[tuple(draws.values())] = value
+    measure = measure_word(ablation)
     lines = []
     for value, rows in by_value.items():
         values = [table.printable(text, CELL) for text in value]
@@ -204,9 +230,11 @@ def ablation_table(
             found = []
             for target in targets:
                 configuration = {**centres[target], **draws}
-                found.append(fits.get(data_key(configuration)))
+                own = fits.get(data_key(configuration))
+                if own is not None and measure == "bits/dim":
+                    own = in_bits(own, configuration)
+                found.append(own)
             lines += _baseline_lines(columns, values, found)
-    measure = measure_word(ablation)
     return AblationTable(axis, columns, targets, lines, file_name(axis), measure)
 
 
@@ -248,7 +276,7 @@ def _baseline_lines(
     columns: Sequence[str], values: Sequence[str], found: Sequence[pd.DataFrame | None]
 ) -> list[TableLine]:
     """A line per model that was fitted, from the fits of each target."""
-    cells: dict[str, list[Cell | None]] = {model: [None] * len(found) for model in MODELS}
+    cells: dict[str, list[Cell | None]] = {model: [None] * len(found) for model in ALL_MODELS}
     for i, fits in enumerate(found):
         if fits is None:
             continue
@@ -256,7 +284,7 @@ def _baseline_lines(
             cell = Cell(_score(reference), "", reference["n"], [], centre=False)
             cells[reference["model"]][i] = cell
     lines = []
-    for model, name in MODELS.items():
+    for model, name in ALL_MODELS.items():
         if any(cells[model]):
             named = _named(columns, values, name)
             lines.append(TableLine(named, cells[model], centre=False, baseline=True))

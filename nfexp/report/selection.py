@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from nfexp.analysis.statistics import deviations, distinct, mean_interval
+from nfexp.analysis.statistics import BITS, deviations, distinct, has_bits, mean_interval
 from nfexp.analysis.table.records import rows_of
 from nfexp.report.words import TROUBLES, plain
 from nfexp.spec import is_parameter_key
@@ -41,7 +41,9 @@ def swept(ablation: pd.DataFrame) -> list[str]:
 
 
 def has_truth(scores: pd.DataFrame) -> bool:
-    """Whether any KL is known: of runs (column kl) or of ablation cells (kl_mean)."""
+    """Whether any KL is known: of runs (column kl) or of ablation cells (kl_mean); images have bits/dim instead."""
+    if has_bits(scores):
+        return False
     column = "kl" if "kl" in scores else "kl_mean"
     return bool(scores[column].notna().any())
 
@@ -49,15 +51,17 @@ def has_truth(scores: pd.DataFrame) -> bool:
 def as_measured(ablation: pd.DataFrame) -> pd.DataFrame:
     """An ablation with what its figure draws in the columns of the KL.
 
-    That is the KL, of the targets where it is known; where none is, the test NLL of all.
+    That is the KL, of the targets where it is known; where none is, the test NLL of all. Of images
+    it is bits/dim.
     """
     if has_truth(ablation):
         known = ablation.groupby("data.name")["kl_mean"].transform("count") > 0
         unscored = ablation.groupby("data.name")["test_nll_mean"].transform("count") == 0
         return ablation[known | unscored]
     scores = {}
+    shown = BITS if has_bits(ablation) else "test_nll"
     for part in ("mean", "low", "high"):
-        scores[f"kl_{part}"] = ablation[f"test_nll_{part}"]
+        scores[f"kl_{part}"] = ablation[f"{shown}_{part}"]
     return ablation.assign(**scores)
 
 
@@ -95,7 +99,7 @@ def learning_curves(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Learning curves along one axis, as excess over the true NLL (nats), and their means.
 
-    Where no run of the table has a true NLL, the excess is the NLL itself.
+    Where no run of the table has a true NLL, the excess is the NLL itself. Of images it is in bits/dim.
 
     Parameters
     ----------
@@ -115,12 +119,13 @@ def learning_curves(
     runs = distinct(runs)
     on_axis = [differs in ((), (column,)) for differs in differences(runs, centres)]
     chosen = runs[on_axis]
-    kept = chosen[["dir", "data.name", "status"]].assign(truth=_true_nll(chosen, runs))
+    kept = chosen[["dir", "data.name", "status"]]
+    kept = kept.assign(truth=_true_nll(chosen, runs), nats=_nats_of_a_unit(chosen))
     if column is not None:
         kept["value"] = values_or_none(chosen[column])
     curves = histories.drop(columns="job").merge(kept, on="dir")
     curves = _with_nll(curves, by_split=column is None)
-    curves["excess"] = curves["nll"] - curves["truth"]
+    curves["excess"] = (curves["nll"] - curves["truth"]) / curves["nats"]
     is_finite = np.isfinite(curves["excess"].to_numpy(float))
     curves = curves[is_finite & (curves["step"] > 0)]  # the step axis is logarithmic
     columns = ["data.name", "value", "dir", "status", "step", "excess"]
@@ -129,6 +134,14 @@ def learning_curves(
     by_step = completed.groupby(["data.name", "value", "step"], sort=False)
     means = by_step["excess"].agg(excess_mean="mean", n="size").reset_index()
     return curves, means.sort_values(["step"], kind="stable")
+
+
+def _nats_of_a_unit(runs: pd.DataFrame) -> np.ndarray:
+    """How many nats per point the unit is in which NLLs of each run are shown: of images, one bit/dim."""
+    if "data.levels" not in runs:
+        return np.ones(len(runs))
+    is_image = runs["data.levels"].notna()
+    return np.where(is_image, runs["data.dim"].to_numpy(float) * math.log(2), 1.0)
 
 
 def _true_nll(chosen: pd.DataFrame, runs: pd.DataFrame) -> np.ndarray:

@@ -91,21 +91,25 @@ def ablation_tex(ablation: AblationTable) -> str:
     columns = " and ".join(ablation.columns)
     measure = ablation.measure
     what = "KL to the exact density" if measure == "KL" else measure
-    about = f"{what}, nats per point, by {columns}: mean [95% interval]."
+    unit = "" if measure == "bits/dim" else ", nats per point"
+    about = f"{what}{unit}, by {columns}: mean [95% interval]."
     head = ["target", *ablation.columns, measure, f"{measure} − centre", "runs"]
     return to_tex(head, rows, about=about, label=ablation.axis)
 
 
 def baselines_tex(centre: Sequence[CentreRow]) -> str:
     """The flow at the centre of the study, and the baselines on its draws."""
+    in_bits = any(row.test_bpd != "–" for row in centre)
     rows = []
     before = None
     for row in centre:
         target = "" if row.target == before else row.target
         before = row.target
         model = f"{row.model} ({row.chosen})" if row.chosen else row.model
-        rows.append([target, model, row.kl, row.over, row.test_nll, row.n])
-    head = ["target", "model", "KL", "KL − flow", "test NLL", "seeds"]
+        first = row.test_bpd if in_bits else row.kl
+        rows.append([target, model, first, row.over, row.test_nll, row.n])
+    measure = "bits/dim" if in_bits else "KL"
+    head = ["target", "model", measure, f"{measure} − flow", "test NLL", "seeds"]
     about = "The centre of the study and, on the same draws, densities without a flow: mean [95% interval], nats."
     return to_tex(head, rows, about=about, label="baselines")
 

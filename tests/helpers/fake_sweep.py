@@ -36,6 +36,7 @@ NOISES = {
 }
 METRICS = (
     "train_nll", "val_nll", "test_nll", "test_nll_se", "worst_nll", "true_nll", "kl", "kl_se",
+    "test_bpd", "test_bpd_se", "test_bpd_iw", "test_bpd_iw_se",
     "clean_distance", "sample_distance", "sample_floor", "coverage_50", "coverage_90",
     "calibration_error", "coordinates_moved", "flattening", "batch_gap", "best_step",
     "steps_to_converge", "inverse_error", "n_parameters", "seconds", "stack_size", "diverged_at",
@@ -135,6 +136,7 @@ def default_metrics(config: Mapping[str, Any], rng: np.random.Generator) -> dict
     return {
         "train_nll": true_nll + kl - 0.02, "val_nll": true_nll + kl, "test_nll": true_nll + kl,
         "test_nll_se": 0.01, "worst_nll": true_nll + 9.0, "true_nll": true_nll, "kl": kl, "kl_se": 0.004,
+        "test_bpd": None, "test_bpd_se": None, "test_bpd_iw": None, "test_bpd_iw_se": None,
         "clean_distance": 0.05 + 0.5 * config["data.noise"], "sample_distance": 0.03 + kl / 10, "sample_floor": 0.02,
         "coverage_50": 0.5, "coverage_90": 0.9, "calibration_error": 0.02, "coordinates_moved": 1,
         "flattening": 0.1 if config["flow.norm"] == "batchnorm" else 0.3,

@@ -46,6 +46,7 @@ def evaluate(
     centre per target. Columns: claim, source, sentence, target, rows (the cells used), estimand, n
     (pairs of seeds; runs for shares), estimate, low, high (95%), boot_low, boot_high, margin,
     p_for, p_against (Holm), verdict (supported, contradicted or inconclusive), sign_verdict, note.
+    The claims are those of the catalogue, or other ones (:mod:`nfexp.analysis.claims.images`).
     Missing runs give an inconclusive row that says which, never an exception.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1],

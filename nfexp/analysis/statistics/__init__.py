@@ -3,9 +3,11 @@
 from nfexp.analysis.statistics.ablations import (
     AVERAGED,
     AXES,
+    BITS,
     ablations,
     axis_name,
     deviations,
+    has_bits,
     measure_of,
     references,
 )
@@ -27,6 +29,7 @@ from nfexp.analysis.table import distinct
 __all__ = [
     "AVERAGED",
     "AXES",
+    "BITS",
     "Absent",
     "Interval",
     "Study",
@@ -38,6 +41,7 @@ __all__ = [
     "changes_of",
     "deviations",
     "distinct",
+    "has_bits",
     "holm",
     "mean_interval",
     "mean_tails",

@@ -10,7 +10,7 @@ import pandas as pd
 
 from nfexp.analysis.statistics.intervals import mean_interval, t_interval
 from nfexp.analysis.table import STATUSES, config_columns, distinct
-from nfexp.analysis.table.baselines import KERNELS, MODELS
+from nfexp.analysis.table.baselines import ALL_MODELS, KERNELS
 from nfexp.spec import is_parameter_key
 
 AXES = {
@@ -31,6 +31,7 @@ AXES = {
     "train.noise": "training_noise",
 }
 AVERAGED = ("test_nll", "kl", "kl_diff")
+BITS = "test_bpd"  # of images: what tables and figures show of them
 # Columns that say which points a run is tested on.
 TESTED_ON = (
     "data.noise",
@@ -90,8 +91,9 @@ def ablations(
     row is one cell: counts by status, then mean and 95% t interval over seeds of test_nll and kl
     (nats per point) and of kl_diff = KL(cell) − KL(centre), paired by seed. Where no density is
     known, kl_diff is the difference of the test NLLs on the same points, from which the true NLL
-    cancels. Runs that diverged, failed or are missing are counted and enter no mean. `averaged` asks
-    for the means of other columns.
+    cancels. Of images there is test_bpd besides, and kl_diff is the difference of these, bits/dim.
+    Runs that diverged, failed or are missing are counted and enter no mean. `averaged` asks for the
+    means of other columns.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "status": "completed", "seed": [0, 1, 0, 1],
     ...                      "flow.n_flows": [6, 6, 3, 3], "kl": [0.1, 0.2, 0.4, 0.6],
@@ -131,6 +133,10 @@ def _beside_the_centre(runs: pd.DataFrame, is_centre: pd.Series, is_elsewhere: p
     nll_diff = runs["test_nll"].to_numpy() - done["test_nll"].reindex(opposite).to_numpy()
     unknown = runs["kl"].isna().to_numpy() & done["kl"].isna().reindex(opposite).eq(True).to_numpy()
     kl_diff = np.where(unknown & ~is_elsewhere.to_numpy(), nll_diff, kl_diff)
+    if BITS in runs:
+        bits_diff = runs[BITS].to_numpy() - done[BITS].reindex(opposite).to_numpy()
+        is_image = done[BITS].notna().reindex(opposite).eq(True).to_numpy()
+        kl_diff = np.where(is_image & ~is_elsewhere.to_numpy(), bits_diff, kl_diff)
     return runs.assign(kl_diff=kl_diff, is_centre=is_centre)
 
 
@@ -159,7 +165,8 @@ def _summary(
     by = ["data.name", *columns]
     statuses = [*STATUSES, "missing"]
     # NaN for a run that did not complete: no mean counts it.
-    scores = runs[list(averaged)].where(runs["status"] == "completed")
+    names = [*averaged, BITS] if has_bits(runs) and BITS not in averaged else list(averaged)
+    scores = runs[names].where(runs["status"] == "completed")
     # A column of 0 and 1 for each status, also for one that no run has; sums of these are counts.
     flags = pd.get_dummies(pd.Categorical(runs["status"], statuses)).set_index(runs.index)
     whole = pd.concat([runs[[*by, "is_centre"]], scores, flags], axis=1)
@@ -168,7 +175,7 @@ def _summary(
     table = pd.DataFrame({"n": counts["completed"]})
     for status in ("diverged", "failed", "missing"):
         table[f"n_{status}"] = counts[status]
-    for name in averaged:
+    for name in names:
         mean = groups[name].mean()
         low, high = t_interval(mean, groups[name].std(), groups[name].count())
         table[f"{name}_mean"] = mean
@@ -190,12 +197,20 @@ def _sortable(value: Any) -> tuple[bool, bool, Any]:
     return missing, isinstance(value, str), 0 if missing else value
 
 
+def has_bits(scores: pd.DataFrame) -> bool:
+    """Whether there are images among runs (column test_bpd) or ablation cells (test_bpd_mean)."""
+    columns = [column for column in (BITS, f"{BITS}_mean") if column in scores]
+    return any(bool(scores[column].notna().any()) for column in columns)
+
+
 def measure_of(scores: pd.DataFrame) -> str:
-    """The column that tells how good densities are: kl or, where no KL is known, test_nll.
+    """The column that tells how good densities are: kl or, where no KL is known, test_nll; of images test_bpd.
 
     >>> measure_of(pd.DataFrame({"kl": [np.nan, np.nan], "test_nll": [1.0, 2.0]}))
     'test_nll'
     """
+    if has_bits(scores):
+        return BITS
     return "kl" if scores["kl"].notna().any() or scores["test_nll"].isna().all() else "test_nll"
 
 
@@ -217,7 +232,7 @@ def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFram
     if flow is None:
         flow = pd.Series(dtype=float)
     rows = []
-    for model in MODELS:
+    for model in ALL_MODELS:
         own = fits[fits["model"] == model].set_index("seed")
         if own.empty:
             continue
@@ -231,7 +246,8 @@ def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFram
             "most": chosen.max(),
         }
         own["over"] = own[measure] - flow.reindex(own.index)
-        for name in ("test_nll", "true_nll", "kl", "seconds", "over"):
+        names = ["test_nll", "true_nll", "kl", "seconds", "over"]
+        for name in [*names, BITS] if has_bits(own) else names:
             mean, low, high = mean_interval(own[name])
             row |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
         rows.append(row)

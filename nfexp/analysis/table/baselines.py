@@ -28,6 +28,15 @@ MODELS = {
 # A flow chooses its step by the validation points. These models are fitted to them, too.
 WITH_VALIDATION = ("mixture_val", "kde_val")
 KERNELS = ("kde", "kde_val")
+OF_IMAGES = {
+    "uniform": "uniform",
+    "histogram": "histogram of each pixel",
+    "gaussian_logit": "Gaussian of logits",
+    "mixture_logit": "Gaussian mixture of logits",
+    "categoricals": "mixture of categoricals",
+    "flat": "flat RealNVP",
+}
+ALL_MODELS = MODELS | OF_IMAGES
 # What, with a seed, fixes the draws.
 DATA = ("data.name", "data.n_samples", "data.noise", "data.n_test", "data.text")
 # What fixes the rows of a table besides; a file without tables lacks these columns.
@@ -134,8 +143,8 @@ def _row(cells: Mapping[str, str]) -> dict[str, Any]:
     """The values of a line; ValueError if one is not what its column holds."""
     row = _draws(cells)
     row["seed"] = _whole("seed", cells["seed"], 0)
-    if cells["model"] not in MODELS:
-        raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {cells['model']!r}")
+    if cells["model"] not in ALL_MODELS:
+        raise ValueError(f"model: expected one of {', '.join(ALL_MODELS)}; got {cells['model']!r}")
     row["model"] = cells["model"]
     for key in (*FACTS, *SCORES):
         if cells[key] == "":

@@ -30,6 +30,7 @@ from nfexp.report.words import TROUBLES, plain, troubles
 
 KL_LABEL = "KL(target ‖ flow), nats per point"
 NLL_LABEL = "NLL, nats per point"
+BITS_LABEL = "bits/dim"
 MARKERS = "osD^vPX*"
 DARK = "#444444"
 MOST_NOTES = 3  # at one value; more become one sum

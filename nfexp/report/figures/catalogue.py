@@ -13,15 +13,23 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nfexp.analysis import table
+from nfexp.analysis.statistics import has_bits
 from nfexp.analysis.table import ReportError, cannot_write
 from nfexp.report.exemplar import exemplar
-from nfexp.report.figures.ablation import KL_LABEL, NLL_LABEL, draw_ablation
+from nfexp.report.figures.ablation import BITS_LABEL, KL_LABEL, NLL_LABEL, draw_ablation
 from nfexp.report.figures.animations import Animation, animate_training, animate_walk
 from nfexp.report.figures.clouds import draw_gallery, draw_walk
-from nfexp.report.figures.convergence import EXCESS_LABEL, draw_convergence
+from nfexp.report.figures.convergence import BITS_EXCESS_LABEL, EXCESS_LABEL, draw_convergence
 from nfexp.report.figures.corner import draw_corner
 from nfexp.report.figures.density import draw_density
 from nfexp.report.figures.parallel import draw_in_parallel
+from nfexp.report.figures.pictures import (
+    draw_image_walk,
+    draw_images,
+    draw_interpolation,
+    draw_scales,
+    draw_temperatures,
+)
 from nfexp.report.figures.summary import draw_summary
 from nfexp.report.figures.writing import ANIMATION, Drawing, path_of
 from nfexp.report.folders import own_folder
@@ -46,6 +54,11 @@ OF_ONE_RUN: dict[str, dict[str, Callable[..., Figure | Animation]]] = {
     "density": {"density": draw_density},
     "corner": {"corner": draw_corner},
     "walk": {"walk": draw_walk, "gif_walk": animate_walk},
+    "images": {"images": draw_images},
+    "temperatures": {"temperatures": draw_temperatures},
+    "interpolation": {"interpolation": draw_interpolation},
+    "scales": {"scales": draw_scales},
+    "imagewalk": {"imagewalk": draw_image_walk},
 }
 
 
@@ -62,6 +75,8 @@ def plan(
     for axis, ablation in list(tables.items())[:MOST_ABLATIONS]:
         is_known = has_truth(ablation) or ablation["test_nll_mean"].isna().all()
         label = KL_LABEL if is_known else NLL_LABEL
+        if has_bits(ablation):
+            label = BITS_LABEL
         drawn = as_measured(ablation)
         drawing = partial(draw_ablation, drawn, swept(ablation), label)
         drawings[f"ablation_{file_name(axis)}"] = drawing
@@ -96,6 +111,8 @@ def _convergence(
             name = f"convergence_{file_name(axis)}"
             has_excess = bool(runs["true_nll"].notna().any())
             label = EXCESS_LABEL if has_excess else NLL_LABEL
+            if has_bits(runs):
+                label = BITS_EXCESS_LABEL if has_excess else BITS_LABEL
             drawings[name] = partial(draw_convergence, curves, means, title, label)
     return drawings
 
@@ -147,6 +164,9 @@ def _title(row: Mapping[str, Any]) -> str:
     if len(row["differs"]) > MOST_NAMED:
         which += ", …"
     title = f"{row['data.name']} · {_flows(row)} · run {row['job']}, seed {row['seed']} ({which})"
+    bits = row.get("test_bpd")
+    if bits is not None and bits == bits:
+        return f"{title} · {bits:.3f} bits/dim"
     kl = row.get("kl")
     if kl is not None and kl == kl:
         title += f" · KL {kl:.3f} nats"

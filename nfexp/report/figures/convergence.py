@@ -19,6 +19,7 @@ from nfexp.report.selection import MOST_LINES, distinct_values
 from nfexp.report.words import plain
 
 EXCESS_LABEL = "NLL − true NLL, nats per point"
+BITS_EXCESS_LABEL = "NLL − true NLL, bits/dim"
 VECTORS = 500  # lines of one panel; more become pixels in the PDF
 
 Colours = dict[object, ColorType]
