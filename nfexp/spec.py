@@ -169,12 +169,14 @@ class Data:
     digest: str | None = filled_in("of the numbers of a table, which names its runs; not to be set")
     # A density of the user's own; `nfexp.targets` finds its source, and fills in `digest`
     target: str | None = None
-    parameters: tuple[tuple[str, Any], ...] = ()
+    parameters: tuple[tuple[str, Any], ...] = field(
+        default=(), metadata={"meaning": "what a target can be varied by; each has a key of its own, as data.factor"}
+    )
 
     # What follows is for images, filled in with their sizes, `dim` and `digest`: `dim` is channels · height · width
     channels: int | None = within(1, 1024, default=None)
-    height: int | None = within(1, 4096, default=None)
-    width: int | None = within(1, 4096, default=None)
+    height: int | None = within(1, 4096, default=None, meaning="pixels; read off the images, not to be set")
+    width: int | None = within(1, 4096, default=None, meaning="pixels; read off the images, not to be set")
     levels: int | None = within(2, 65_536, default=None)  # values of a pixel: 0, 1, …, levels − 1
     images: str | None = choice(*IMAGE_SETS, default=None)  # which set; `nfexp.images` reads them
     check: str = choice("published", "format", default="published")  # what the files of a standard set must be
