@@ -132,8 +132,12 @@ def _pixels(flow: Flow, image: Image) -> list[int]:
 
 
 def _maps_per_pixel(flow: Flow) -> int:
-    """Maps that a network holds for its derivative, over its width: two a convolution, for σ and dropout."""
-    return 4 * flow.hidden_depth + 3
+    """Maps that a network holds for its derivative, over its width, as measured: for σ, dropout and its sums.
+
+    A norm in the network holds four more before each σ.
+    """
+    of_norms = 4 * (2 * flow.hidden_depth + 1) if flow.net_norm in ("batch", "act") else 0
+    return 6 * flow.hidden_depth + 6 + of_norms
 
 
 def _weights_of_a_network(flow: Flow) -> int:
