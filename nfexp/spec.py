@@ -175,8 +175,8 @@ class Data:
 
     # What follows is for images, filled in with their sizes, `dim` and `digest`: `dim` is channels · height · width
     channels: int | None = within(1, 1024, default=None)
-    height: int | None = within(1, 4096, default=None, meaning="pixels; read off the images, not to be set")
-    width: int | None = within(1, 4096, default=None, meaning="pixels; read off the images, not to be set")
+    height: int | None = within(1, 4096, default=None)
+    width: int | None = within(1, 4096, default=None)
     levels: int | None = within(2, 65_536, default=None)  # values of a pixel: 0, 1, …, levels − 1
     images: str | None = choice(*IMAGE_SETS, default=None)  # which set; `nfexp.images` reads them
     check: str = choice("published", "format", default="published")  # what the files of a standard set must be
