@@ -120,7 +120,8 @@ def member_bytes(spec: Spec) -> float:
     walk = record.walk * (2 * flow.n_flows + 4)
     kept = dim * (samples + walk) + 6 * record.grid**2
     points = dim * 4 * sum(spec.data.points)
-    return 5.0 * flow.members * (12 * learned + max(step, scoring) + 2 * kept + points)
+    copies = 8 if is_fused(spec) else 12  # the fused step has no gradient of the whole stack, nor what Adam makes of it
+    return 5.0 * flow.members * (copies * learned + max(step, scoring) + 2 * kept + points)
 
 
 # --- Images -----------------------------------------------------------------------------------------------------------
