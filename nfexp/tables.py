@@ -260,10 +260,10 @@ def settled(spec: Spec) -> Spec:
         For a table that cannot be learned from, or sizes that it does not have.
     """
     data = spec.data
-    if not data.is_table:
-        return spec
     if data.kind == "image":
         return replace(spec, data=settled_images(data))
+    if not data.is_table:
+        return spec
     found = source(data)
     n = len(found.main.values)
     n_test = _part("test", data, found.test, n)
@@ -351,7 +351,8 @@ def tell(specs: Iterable[Spec]) -> None:
     told = set()
     for spec in specs:
         data = spec.data
-        if data.is_table and (data.name, data.digest, data.points) not in told:
+        is_read = data.is_table or data.kind == "image"
+        if is_read and (data.name, data.digest, data.points) not in told:
             told.add((data.name, data.digest, data.points))
             is_image = data.kind == "image"
             log.info(facts_of_images(data) if is_image else facts(data))

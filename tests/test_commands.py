@@ -145,7 +145,7 @@ OWN = "# @package _global_\nname: own\ntrain:\n  lr: 0.003\n"
 
 def resumes(nfexp, monkeypatch, *arguments, folder, more=()):
     """Train two runs, lose one, go on with the folder; gives the exit code, the message and how many there are."""
-    monkeypatch.setattr(conclusion, "report", lambda folder: None)
+    monkeypatch.setattr(conclusion, "report", lambda folder, explorer: None)
     place = f"hydra.sweep.dir={commands.hydra_text(folder)}"
     assert nfexp("-m", *arguments, *TINY, "seed=0,1", place)[0] == 0
     next(Path(folder).rglob("result.json")).unlink()

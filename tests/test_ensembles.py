@@ -192,7 +192,7 @@ def diverging(monkeypatch, members):
 def test_a_member_that_diverges_is_left_out(make_spec, monkeypatch, tmp_path, caplog):
     from nfexp.sweep.worker import keep
 
-    spec = make_spec(flow__members=K, **ARRAYS)
+    spec = make_spec(flow__members=K, train__kernel="torch", **ARRAYS)
     diverging(monkeypatch, [1])
     result = run_stack([spec])[0]
     assert result.status == "completed" and result.metrics["diverged_at"] is None
@@ -211,7 +211,7 @@ def test_a_member_that_diverges_is_left_out(make_spec, monkeypatch, tmp_path, ca
 
 def test_an_ensemble_diverges_with_its_last_member(make_spec, monkeypatch):
     diverging(monkeypatch, [0, 1])
-    lost, whole = run_stack([make_spec(seed=seed, flow__members=2, **SHORT) for seed in (0, 1)])
+    lost, whole = run_stack([make_spec(seed=seed, flow__members=2, train__kernel="torch", **SHORT) for seed in (0, 1)])
     assert lost.status == "diverged" and lost.metrics["diverged_at"] == 10
     assert "test_nll" not in lost.metrics
     assert whole.status == "completed"

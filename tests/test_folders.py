@@ -28,7 +28,7 @@ BASIC = ("hydra/sweeper=basic", "hydra/launcher=basic")
 @pytest.fixture
 def run(nfexp, small_args, monkeypatch):
     """Call `nfexp` with tiny runs and without figures; gives (exit code, stdout, stderr)."""
-    monkeypatch.setattr(conclusion, "report", lambda folder: None)
+    monkeypatch.setattr(conclusion, "report", lambda folder, explorer: None)
     small = [a for a in small_args if a.split("=")[0] not in {t.split("=")[0] for t in TINY}]
     return lambda *arguments, **how: nfexp(*arguments, *small, *TINY, **how)
 

@@ -306,7 +306,7 @@ def test_what_a_resumed_sweep_is_not_told_again(text, once):
 
 
 def test_the_plan_of_a_sweep_with_forced_keys(nfexp, small_args, monkeypatch):
-    monkeypatch.setattr(conclusion, "report", lambda folder: None)
+    monkeypatch.setattr(conclusion, "report", lambda folder, explorer: None)
     words = ["++redo=diverged", "++mixed=true", "++fail_fast=false", "++seed=3", "hydra.sweep.dir=s"]
     code, _, err = nfexp("-m", *small_args, "record=none", *words)
     plan = json.loads(Path("s/sweep.json").read_text())
@@ -568,7 +568,7 @@ def test_a_dry_run_counts_jobs_duplicates_stacks_and_steps(nfexp):
 
 
 def test_resume_with_the_sweepers_keys(nfexp, small_args, monkeypatch):
-    monkeypatch.setattr(conclusion, "report", lambda folder: None)
+    monkeypatch.setattr(conclusion, "report", lambda folder, explorer: None)
     tiny = ("train.steps=2", "train.warmup=0", "train.n_evals=1", "record=none")
     small = [a for a in small_args if a.split("=")[0] not in {t.split("=")[0] for t in tiny}]
     sweep = ["-m", *small, *tiny, *MIXTURE, "hydra.sweep.dir=s"]

@@ -35,7 +35,7 @@ CONFIGURATION = {
     "unknown target": ("data=moon", "data: expected one of banana, breast_cancer, .*; got 'moon'"),
     "unknown target in a sweep": ("-m data=moons,moon", "data: expected one of banana, .*; got 'moon'"),
     "unknown experiment": ("-m experiment=nope", "experiment: expected one of ablate_activation, .*; got 'nope'"),
-    "unknown training": ("train=slow", "train: expected one of blog, default, .*; got 'slow'"),
+    "unknown training": ("train=slow", "train: expected one of blog, .*; got 'slow'"),
     "wrong type": ("flow.n_flows=many", "flow.n_flows: expected an integer >= 1 .*; got 'many'"),
     "decimal": ("flow.n_flows=2.5", "flow.n_flows: expected an integer >= 1 .*; got 2.5"),
     "null": ("train.lr=null", "train.lr: expected a number > 0 .*; got None"),
@@ -169,7 +169,7 @@ REPORT = {
     "a half-written run": ("half", ".*half: expected a finished run .*; got none"),
     "a newer schema": ("newer", ".*: expected schema_version at most 1; got 99"),
     "unknown option": ("run --fast", "nfexp-report: expected nfexp-report DIR… .*; got the option --fast"),
-    "unknown key": ("run output=x", "nfexp-report: expected out=PATH; got output=x"),
+    "unknown key": ("run output=x", "nfexp-report: expected out=PATH or explorer=false; got output=x"),
     "nowhere to go": ("run out=file/x", "file/x: expected a folder that can be written; got Not a directory"),
 }
 PLOT = {

@@ -228,7 +228,7 @@ BAD = {
     "nothing": ([], "got no directory"),
     "absent": (["{tmp}/absent"], "absent: expected a directory; got nothing there"),
     "empty": (["{tmp}"], "expected a finished run (a directory with result.json); got none"),
-    "option": (["{sweep}", "figures=all"], "nfexp-report: expected out=PATH; got figures=all"),
+    "option": (["{sweep}", "figures=all"], "nfexp-report: expected out=PATH or explorer=false; got figures=all"),
     "flag": (["{sweep}", "-v"], "got the option -v"),
     "out is a file": (["{sweep}", "out={sweep}/sweep.json"], "expected a folder that can be written; got"),
 }

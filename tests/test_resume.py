@@ -22,7 +22,7 @@ SWEEP = ("-m", *TINY, "hydra.sweep.dir=s")
 def run(nfexp, small_args, monkeypatch):
     """Call `nfexp` or `nfexp-resume` without figures; gives (exit code, stdout, stderr, jobs it wrote)."""
     reported = []
-    monkeypatch.setattr(conclusion, "report", reported.append)
+    monkeypatch.setattr(conclusion, "report", lambda folder, explorer: reported.append(folder))
 
     def call(*arguments, entry=cli.main):
         before = {p: p.stat().st_mtime_ns for p in Path("s").rglob("result.json")}

@@ -22,7 +22,7 @@ CLEAR = ("max_seeds=4", "margin=1000")
 @pytest.fixture
 def run(nfexp, small_args, monkeypatch):
     """Call `nfexp` or `nfexp-resume` without reports; gives (exit code, stdout and stderr, the jobs it wrote)."""
-    monkeypatch.setattr(conclusion, "report", lambda folder: None)
+    monkeypatch.setattr(conclusion, "report", lambda folder, explorer: None)
 
     def call(*arguments, entry=cli.main):
         before = {p: p.stat().st_mtime_ns for p in Path("s").rglob("result.json")}

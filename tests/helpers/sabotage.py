@@ -34,7 +34,7 @@ def run_stack(specs, **options):
         {}
     return whole(specs, **options)
 """
-NO_REPORT = {"nfexp.sweep.conclusion": "report = lambda folder: None"}
+NO_REPORT = {"nfexp.sweep.conclusion": "report = lambda folder, explorer: None"}
 
 
 def at_seed_one(what):
