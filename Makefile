@@ -1,4 +1,4 @@
-# make reproduce | reproduction-docs | docs | test | lint | lowest | dist | bench | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
+# make reproduce | reproduction-docs | docs | test | test-all | lint | lowest | dist | bench | clean. PYTHON chooses the interpreter; ARGS="…" passes overrides on to the sweep.
 PYTHON ?= python3
 BIN := .venv/bin
 HAS_TORCH = -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
@@ -19,6 +19,10 @@ docs: .venv/installed
 # One process per core, at most four: many tests start a small sweep of their own.
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# The long ones as well: kills, Ctrl-C, other launchers.
+test-all: lint
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m ""
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -55,4 +59,4 @@ bench: .venv/installed
 clean:
 	rm -rf .venv .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: reproduce reproduction-docs docs test lint lowest dist bench clean
+.PHONY: reproduce reproduction-docs docs test test-all lint lowest dist bench clean

@@ -13,6 +13,7 @@ import pytest
 import nfexp as package
 from nfexp.cli import main
 from nfexp.report import figures
+from nfexp.sweep import dry_run
 from tests.helpers.sabotage import NO_REPORT, site
 from tests.helpers.specs import small_spec
 
@@ -20,6 +21,24 @@ from tests.helpers.specs import small_spec
 @pytest.fixture
 def make_spec():
     return small_spec
+
+
+@pytest.fixture(autouse=True)
+def machine_of_known_speed(request, monkeypatch):
+    """Let dry runs take this machine for that of the prices: measuring it trains for seconds.
+
+    Tests with the mark `measured` measure it.
+    """
+    if request.node.get_closest_marker("measured") is None:
+        whole = dry_run.measured_pace
+        monkeypatch.setattr(
+            dry_run, "measured_pace", lambda specs, stacks, measure: whole(specs, stacks, of_the_prices)
+        )
+
+
+def of_the_prices(spec, members):
+    """In the place of a measurement: the work of a second that takes a second."""
+    return 1.0
 
 
 def no_pictures(*arguments, **keywords):

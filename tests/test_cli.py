@@ -74,6 +74,7 @@ def test_of_equal_runs_the_one_that_records_more_is_kept(nfexp, small_args, firs
     assert held == {0: first == "full", 1: True}
 
 
+@pytest.mark.slow
 def test_other_launchers_give_the_same_numbers(nfexp, small_args):
     sweep = ["-m", *small_args, "record=none", "seed=0,1", "data=moons,circles"]
     launchers = {
@@ -100,6 +101,7 @@ def test_callbacks_and_logs_are_hydras_own(nfexp, small_args):
         assert value == pytest.approx(row["val_nll"]) and f"seed {row['seed']}" in log
 
 
+@pytest.mark.measured
 def test_a_dry_run_trains_and_writes_nothing(nfexp):
     code, out, err = nfexp("-m", "experiment=ablations", "train=quick", "dry_run=true")
     assert code == 0, err

@@ -166,6 +166,7 @@ def test_every_backend_gives_the_same_numbers(by, tmp_path, backend):
     assert set(runs["stack_size"]) == {3}
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_process_that_dies_does_not_end_the_sweep(by, tmp_path, backend):
@@ -178,6 +179,7 @@ def test_a_process_that_dies_does_not_end_the_sweep(by, tmp_path, backend):
     assert "6 runs: 5 completed, 1 failed; the first that failed: s/0001: its process was killed by SIGKILL" in said
 
 
+@pytest.mark.slow
 @linux
 def test_ctrl_c_ends_a_sweep_by_joblib_in_good_order(sweep):
     running = sweep("seed=0,1", "train.steps=20,100000", "hydra.launcher.workers=3", "hydra.launcher.executor=joblib")

@@ -15,6 +15,7 @@ QUICK = {"train__steps": 2, "train__warmup": 0}
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 
 
+@pytest.mark.slow
 @linux
 def test_a_sweep_killed_three_times_ends_as_one_never_disturbed(tmp_path):
     rows = faults.campaign(tmp_path, kills=3, seeds=1, steps=200, span=3.0)

@@ -40,13 +40,20 @@ def as_python(language, text):
     """A block of a page as lines of Python."""
     if language == "python":
         return text
-    if "\nnfexp" not in "\n" + text:  # writes files
-        return f"subprocess.run(['bash', '-e', '-c', {text!r}], check=True)\n"
     calls = []
+    written = []  # lines of the shell that write files, up to the next command
     for line in text.splitlines():
-        words = shlex.split(line)
-        if words:
-            calls.append(f"command(*{words!r})\n")
+        is_command = line.startswith("nfexp")
+        if not is_command:
+            written.append(line)
+        if is_command and "".join(written):
+            script = "\n".join(written)
+            calls.append(f"subprocess.run(['bash', '-e', '-c', {script!r}], check=True)\n")
+        if is_command:
+            calls.append(f"command(*{shlex.split(line)!r})\n")
+            written = []
+    if "".join(written):
+        calls.append(f"subprocess.run(['bash', '-e', '-c', {chr(10).join(written)!r}], check=True)\n")
     return "".join(calls)
 
 

@@ -95,6 +95,7 @@ def test_workers_do_not_outlive_their_parent(sweep):
     assert not alive(family)
 
 
+@pytest.mark.slow
 @linux
 def test_a_first_interrupt_ends_in_good_order_a_second_at_once(sweep, tmp_path):
     running = sweep(*ENDLESS, report=True)
