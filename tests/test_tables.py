@@ -493,7 +493,7 @@ def test_binary_text_is_refused():
 
 def test_a_configuration_is_settled_once_composed():
     flat = flatten(table_spec(data__path=write("a.csv")))
-    nested = {"dry_run": False, "fail_fast": False, "redo": "none", "mixed": False, "max_seeds": 20}
+    nested = {"dry_run": False, "fail_fast": False, "redo": "none", "mixed": False, "max_seeds": 20, "explorer": True}
     for key, value in flat.items():
         group, _, leaf = key.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[leaf] = value
