@@ -134,7 +134,8 @@ FINISHED = {
 def finished(tmp_path_factory):
     """A sweep of the grids sweeper, `s`, and what another sweeper left, `t`."""
     folder = tmp_path_factory.mktemp("finished")
-    code = "from nfexp import cli; from nfexp.sweep import conclusion; conclusion.report = lambda folder, explorer: None; cli.main()"
+    no_report = "from nfexp.sweep import conclusion; conclusion.report = lambda folder, explorer: None"
+    code = f"from nfexp import cli; {no_report}; cli.main()"
     given = [sys.executable, "-c", code, "-m", *TINY, "seed=0,1"]
     small = ["data.n_samples=100", "data.n_val=50", "data.n_test=50", "flow.hidden_width=8", "device=cpu"]
     subprocess.run([*given, *small, "hydra.sweep.dir=s"], cwd=folder, check=True, capture_output=True)
