@@ -130,11 +130,11 @@ def shifted(images: Tensor, share: float, generator: Generator) -> Tensor:
 AUGMENTATIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {"shift": shifted, "flip": flipped}
 
 
-def augmented(images: Tensor, recipe: Train, *, seed: int, step: int) -> Tensor:
+def augmented(images: Tensor, recipe: Train, *, step: int, generator: Generator) -> Tensor:
     """The images of a step as `train.augment` changes them; only in the first part of the steps, `augment_until`."""
     kind = recipe.augment or "none"
     share = 0.5 if recipe.augment_share is None else recipe.augment_share
     until = 1.0 if recipe.augment_until is None else recipe.augment_until
     if kind == "none" or step > until * recipe.steps:
         return images
-    return AUGMENTATIONS[kind](images, share, stream(seed, f"augment/{step}"))
+    return AUGMENTATIONS[kind](images, share, generator)

@@ -14,10 +14,10 @@ from sklearn.mixture import GaussianMixture
 
 from nfexp.data import Dataset
 from nfexp.estimator import RealNVP
+from nfexp.flows.cost import DRAWS
 from nfexp.run import train_stack
 
 EDGE = 0.05  # of the logit transform: pixels v go through logit(0.05 + 0.9 v / levels)
-DRAWS = 16  # places in its cell at which a continuous density is asked about a test image; their mean counts
 COPIES = 20  # of each training image, each at another place in its cell, that a flat flow learns from
 SMOOTHING = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # counts that a histogram or a mixture adds
 CATEGORIES = (8, 16, 32, 64)  # components of a mixture of categoricals

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nfexp.data import Dataset, density_of
 from nfexp.flows.bases import base_log_prob
-from nfexp.flows.cost import CHUNK
+from nfexp.flows.cost import CHUNK, DRAWS
 from nfexp.flows.ensemble import CHOICE, Ensembles
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import FlowStack
@@ -29,7 +29,6 @@ WALK_NODES, WALK_REACH = 41, 2.5  # the grid that is followed through the layers
 INVERSE_POINTS = 1000
 BATCH_GAP_POINTS = 4096
 LEAST_LOG_P = -1e30  # in a figure: a density that is 0 there has no logarithm
-DRAWS = 16  # places in their cells at which each test image is evaluated
 
 Metrics = dict[str, float | int | None]
 
@@ -107,7 +106,7 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
             metrics |= {"diverged_at": diverged.step, "diverged_layer": diverged.layer}
         else:
             best_step = max(history.best_step[e] for e in rows if alive[e])
-            metrics |= _nlls_seen(curve, best_step) if n_members == 1 else _nlls_now(flows, r, datasets[r])
+            metrics |= _nlls_seen(curve, best_step) if n_members == 1 else _nlls_now(flows, r, datasets[r], spec.seed)
             metrics |= _nll_metrics(log_q[r], datasets[r].true_log_prob())
             metrics |= _bits_per_dim(log_q_of_draws[:, r], kept)
             metrics |= of_samples[r]
@@ -209,12 +208,13 @@ def _nlls_seen(curve: dict[str, np.ndarray], best_step: int) -> Metrics:
     return {"train_nll": float(curve["train_nll"][at_best][0]), "val_nll": float(curve["val_nll"][at_best][0])}
 
 
-def _nlls_now(flows: Ensembles, r: int, dataset: Dataset) -> Metrics:
+def _nlls_now(flows: Ensembles, r: int, dataset: Dataset, seed: int) -> Metrics:
     """The NLLs of ensemble `r` on the points that its members' were noted for."""
     own = flows.one(r)
-    points = dataset.train[: len(dataset.val)]
-    train_nll = mean_nll(own, points[None].to(flows.stack.theta))
-    val_nll = mean_nll(own, dataset.val[None].to(flows.stack.theta))
+    train = dequantised(dataset.train, dataset, seed, "train")[: len(dataset.val)]
+    val = dequantised(dataset.val, dataset, seed, "val")
+    train_nll = mean_nll(own, train.flatten(1)[None].to(flows.stack.theta))
+    val_nll = mean_nll(own, val.flatten(1)[None].to(flows.stack.theta))
     return {"train_nll": train_nll.item(), "val_nll": val_nll.item()}
 
 

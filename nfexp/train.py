@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from nfexp.batches import Noise, Order, augmented, noise_share, within_cells
 from nfexp.data import Dataset
@@ -22,7 +22,7 @@ from nfexp.flows.layers import Batch
 from nfexp.flows.stack import Course, FlowStack, Kernel, Rows, build, initialise_actnorm
 from nfexp.optimisers import OPTIMISERS
 from nfexp.spec import Spec, batch_points
-from nfexp.streams import stream
+from nfexp.streams import of_member, stream
 
 CURVES = ("train_nll", "val_nll", "grad_norm", "lr")  # what an evaluation notes
 ALIVE = -1  # in `diverged_at` and `diverged_in`
@@ -367,10 +367,11 @@ class _Stepper:
     def _in_cells(self, x: Tensor, image: Image, step: int) -> Tensor:
         """The images of a step (E, N, D), changed and dequantised as this step of each member says."""
         parts = []
-        for own, spec in zip(x, self.training.specs, strict=True):
-            images = augmented(own.unflatten(1, image.shape), spec.train, seed=spec.seed, step=step)
-            places = within_cells(tuple(own.shape), image.levels, stream(spec.seed, f"dequantise/{step}"))
-            parts.append(images.flatten(1) + places.to(own))
+        for e, images in enumerate(x.unflatten(2, image.shape)):
+            changes = self._stream(e, f"augment/{step}")
+            moved = augmented(images, self.training.specs[e].train, step=step, generator=changes)
+            places = within_cells(tuple(x.shape[1:]), image.levels, self._stream(e, f"dequantise/{step}"))
+            parts.append(moved.flatten(1) + places.to(x))
         return torch.stack(parts)
 
     def _batch(self) -> Batch:
@@ -378,8 +379,13 @@ class _Stepper:
         dropout = self.training.lead.train.dropout
         if not dropout:
             return Batch()
-        purpose = f"dropout/{self.state.step}"
-        return Batch(dropout=dropout, generators=[stream(spec.seed, purpose) for spec in self.training.specs])
+        members = range(len(self.training.specs))
+        generators = [self._stream(e, f"dropout/{self.state.step}") for e in members]
+        return Batch(dropout=dropout, generators=generators)
+
+    def _stream(self, e: int, purpose: str) -> Generator:
+        """The stream of row e for one purpose; those of an ensemble differ."""
+        return stream(self.training.specs[e].seed, of_member(self.training.positions[e], purpose))
 
     def _average(self) -> None:
         """Take this step's weights into the running mean: it forgets at most as `ema` says, at first more quickly."""
@@ -393,7 +399,8 @@ class _Stepper:
         """The next steps of every member that is alive, by a kernel: as many as it makes in one go, and at `most`."""
         state, training = self.state, self.training
         begun = state.step
-        steps = range(begun + 1, begun + 1 + min(most, max(1, AT_ONCE // len(self.optimiser.members))))
+        at_once = 1 if training.averaged else AT_ONCE  # a running mean takes in every step
+        steps = range(begun + 1, begun + 1 + min(most, max(1, at_once // len(self.optimiser.members))))
         positions = [self._positions(step) for step in steps]
         if begun == 0:
             initialise_actnorm(self._flow(state.theta), self._points(1, positions[0]))
@@ -421,6 +428,8 @@ class _Stepper:
                 self._freeze_lost(~lost, self._points(state.step, positions[made]), Batch())
         if self.optimiser.members:
             state.step = steps[-1]
+        if training.averaged:
+            self._average()
 
     def _gradient(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each member's mean NLL of its points x (E, N, D), nats, and the gradient: (E,) and (E, P)."""

@@ -10,7 +10,7 @@ from nfexp.flows.image.plan import Image, image_of, stages
 from nfexp.spec import Flow, Spec, batch_points, event_shape, passed_counts
 
 PASS_COST = 330.0  # moving one number of a map of images through a training step, in floating-point operations
-IMAGE_DRAWS = 16  # places in their cells at which test images are scored
+DRAWS = 16  # places in its cells at which a test image is evaluated
 KEEP_INPUT = ("silu",)  # activations that keep their input beside their output, for their derivative
 CHUNK = 500  # points that a trained flow is evaluated at in one go
 
@@ -89,7 +89,7 @@ def scoring_cost(spec: Spec) -> float:
     image = image_of(spec.data)
     if image is not None:
         per_image = _image_seconds(spec, image) / (spec.train.steps * batch_points(spec))
-        return SCORING_SECONDS + FORWARD * per_image * IMAGE_DRAWS * spec.data.points[2]
+        return SCORING_SECONDS + FORWARD * per_image * DRAWS * spec.data.points[2]
     prices = FUSED if is_fused(spec) else TORCH
     record = spec.record
     by_density = spec.data.points[2] + record.grid**2

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfexp.files import read_plain
+from nfexp.flows.cost import DRAWS
 from nfexp.record.formats import LIMITS, MODEL, RESULT, read_bounded
 from nfexp.record.result import parse_result
 from nfexp.spec import event_shape, unflatten
@@ -167,7 +168,7 @@ class TrainedFlow:
             found.append(levels + places.to(levels))
         return found
 
-    def log_prob(self, x: object, *, warn_beyond: float | None = None, draws: int = 16, seed: int = 0) -> Tensor:
+    def log_prob(self, x: object, *, warn_beyond: float | None = None, draws: int = DRAWS, seed: int = 0) -> Tensor:
         """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,).
 
         Of images, whole levels (N, C, H, W), it is an estimate of log P(x) from below: log (1/K) Σ_k q(x + u_k) with
@@ -236,7 +237,7 @@ class TrainedFlow:
                 stacklevel=3,
             )
 
-    def bits_per_dim(self, x: object, *, draws: int = 16, seed: int = 0) -> Tensor:
+    def bits_per_dim(self, x: object, *, draws: int = DRAWS, seed: int = 0) -> Tensor:
         """−log₂ P(x) / D of images (N, C, H, W) of whole levels, (N,), from :meth:`log_prob`."""
         if self.stack.image is None:
             raise ValueError("bits_per_dim: expected a flow of images; got one of vectors")

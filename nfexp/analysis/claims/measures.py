@@ -96,9 +96,9 @@ class Across:
     of: Callable[[Mapping[str, Study]], list[Contrast]]
 
 
-def versus(a: Mapping[str, Any], b: Mapping[str, Any]) -> Measure:
-    """The measure KL(a) − KL(b) of two cells, given by their differences from the centre."""
-    return lambda study: [mean_of("", study.gap(a, b))]
+def versus(a: Mapping[str, Any], b: Mapping[str, Any], metric: str = "kl") -> Measure:
+    """The measure metric(a) − metric(b) of two cells, given by their differences from the centre."""
+    return lambda study: [mean_of("", study.gap(a, b, metric))]
 
 
 def versus_each(a: Mapping[str, Any], b: Mapping[str, Any], *metrics: str) -> Measure:

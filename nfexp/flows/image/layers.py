@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
+from nfexp.flows.elementwise import Standardise
 from nfexp.flows.image.maps import every_point, mixed, spread
 from nfexp.flows.image.networks import EPSILON, ResidualNet, batch_moments, first_gains
 from nfexp.flows.image.plan import Image, Shape, Stage, squeezed
@@ -193,23 +194,11 @@ class Logit(Layer):
         return x, (_log_slope_of_sigmoid(z) - math.log(self.slope)).sum(-1)
 
 
-class PixelStandardise(Layer):
-    """z = (x − m) / σ by each pixel's moments over the training images, or the identity."""
-
-    def __init__(self, flow: Flow, image: Image) -> None:
-        super().__init__("standardise", image.dim)
-        self.by_moments = flow.standardise == "moments"
-
-    def fixed_shapes(self) -> Shapes:
-        return self._per_coordinate("mean", "var")
-
-    def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
-        own[f"{self.name}.var"].fill_(1.0)
-        if self.by_moments:
-            own[f"{self.name}.mean"].copy_(points.mean)
-            own[f"{self.name}.var"].copy_(points.var)
+class PixelStandardise(Standardise):
+    """z = (x − m) / σ by each pixel's moments over the training images, or the identity; points are (E, N, D)."""
 
     def _own(self, p: Tensors, key: str) -> Tensor:
+        """A tensor of this layer as (E, 1, D)."""
         return p[f"{self.name}.{key}"].unsqueeze(1)
 
     def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
@@ -523,7 +512,7 @@ class Mixing(ActiveLayer):
 
 def image_layers(flow: Flow, image: Image, plan: list[Stage]) -> list[Layer]:
     """All layers in data → base order."""
-    layers: list[Layer] = [Dequantise(flow, image), Logit(flow, image), PixelStandardise(flow, image)]
+    layers: list[Layer] = [Dequantise(flow, image), Logit(flow, image), PixelStandardise(flow, image.dim)]
     n_couplings = 0
     for stage in plan:
         if stage.kind == "squeeze":

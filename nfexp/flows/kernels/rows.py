@@ -87,6 +87,16 @@ def place_of(compact, mask, d):
 
 
 @njit(inline="always")
+def parts_of(plan, c):
+    """Columns of a network's last layer in coupling c; where in a row hidden layers, last layer and its bias begin."""
+    width = plan.width
+    columns = plan.outputs[c] * plan.heads // plan.nets
+    hidden_at = plan.net_at[c] + plan.nets * plan.inputs[c] * width
+    last_at = hidden_at + plan.nets * (plan.depth * width + (plan.depth - 1) * width * width)
+    return columns, hidden_at, last_at, last_at + plan.nets * width * columns
+
+
+@njit(inline="always")
 def unpack(plan, theta, fixed, e, weights, back, learning):
     """The weights of member e from its row of theta into panels; to `back` those between hidden layers, transposed."""
     width = plan.width
@@ -94,10 +104,7 @@ def unpack(plan, theta, fixed, e, weights, back, learning):
         mask = fixed[e, plan.mask_at[c] : plan.mask_at[c] + plan.dim]
         n_in = plan.inputs[c]
         n_out = plan.outputs[c]
-        columns = n_out * plan.heads // plan.nets  # of a network's last layer
-        hidden_at = plan.net_at[c] + plan.nets * n_in * width
-        last_at = hidden_at + plan.nets * (plan.depth * width + (plan.depth - 1) * width * width)
-        last_bias_at = last_at + plan.nets * width * columns
+        columns, hidden_at, last_at, last_bias_at = parts_of(plan, c)
         for d in range(plan.dim):
             place = place_of(plan.compact, mask, d)
             if mask[d] == ONE or not plan.compact:
@@ -141,10 +148,7 @@ def pack(plan, grads, fixed, grad, e, row):
         mask = fixed[e, plan.mask_at[c] : plan.mask_at[c] + plan.dim]
         n_in = plan.inputs[c]
         n_out = plan.outputs[c]
-        columns = n_out * plan.heads // plan.nets
-        hidden_at = plan.net_at[c] + plan.nets * n_in * width
-        last_at = hidden_at + plan.nets * (plan.depth * width + (plan.depth - 1) * width * width)
-        last_bias_at = last_at + plan.nets * width * columns
+        columns, hidden_at, last_at, last_bias_at = parts_of(plan, c)
         for d in range(plan.dim):
             place = place_of(plan.compact, mask, d)
             if mask[d] == ONE or not plan.compact:
