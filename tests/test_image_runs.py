@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nfexp.data import load
-from nfexp.flows.cost import member_bytes, training_flop
+from nfexp.flows.cost import member_bytes, training_cost, training_flop
 from nfexp.record import load_flow, write_run
 from nfexp.run import Interrupted, prepare_runs, run_stack
 from nfexp.spec import SpecError, check_shape, flatten, from_mapping, run_id, stack_key, unflatten
@@ -72,7 +72,10 @@ def test_what_is_evaluated_is_the_running_mean_of_the_weights(kernel):
 
 def test_an_ensemble_of_images_is_one_density(tmp_path):
     spec = image_spec(flow__members=2, train__dropout=0.3, train__augment="shift", **{"flow.dequantisation": "net"})
-    alone = run_stack([replace(spec, flow=replace(spec.flow, members=1))])[0]
+    single = replace(spec, flow=replace(spec.flow, members=1))
+    for estimate in (training_flop, training_cost, member_bytes):
+        assert estimate(spec) == pytest.approx(2 * estimate(single))
+    alone = run_stack([single])[0]
     result = run_stack([spec])[0]
     for name, value in alone.state.items():
         assert torch.equal(value, result.state[f"members.0.{name}"]), name

@@ -25,7 +25,8 @@ def training_flop(spec: Spec) -> float:
     flow, dim = spec.flow, dimension(spec)
     image = image_of(spec.data)
     if image is not None:
-        return float(spec.train.steps) * batch_points(spec) * 6 * _products_of_an_image(flow, image)
+        per_image = 6 * _products_of_an_image(flow, image)
+        return float(spec.train.steps) * batch_points(spec) * flow.members * per_image
     between_hidden = (flow.hidden_depth - 1) * flow.hidden_width**2 * flow.nets
     n_inputs: float = dim
     n_outputs: float = dim
@@ -63,20 +64,21 @@ SCORING_SECONDS = 0.05  # of a run, whatever its flow
 def _seconds(spec: Spec, points: float, prices: Prices) -> float:
     """Seconds of a training step on so many points."""
     flow = spec.flow
+    per_point = training_flop(spec) / (float(spec.train.steps) * batch_points(spec))
+    image = image_of(spec.data)
+    if image is not None:
+        maps = sum(flow.hidden_width * _maps_per_pixel(flow) * pixels for pixels in _pixels(flow, image))
+        return 1e-9 * points * prices.flop * (per_point + PASS_COST * flow.members * maps)
     n_couplings = flow.members * flow.n_flows
     layers = n_couplings * (flow.hidden_depth + 1)
     hidden = n_couplings * flow.hidden_depth * flow.hidden_width * flow.nets
     weights = n_couplings * flow.nets * (flow.hidden_depth - 1) * flow.hidden_width**2
-    per_point = training_flop(spec) / (float(spec.train.steps) * batch_points(spec))
     nanoseconds = points * (prices.flop * per_point + prices.activation * hidden + prices.point * n_couplings)
     return 1e-9 * (nanoseconds + prices.layer * layers + prices.weight * weights)
 
 
 def training_cost(spec: Spec) -> float:
     """Estimated work of training one run with its evaluations, in seconds of one core of the machine of the prices."""
-    image = image_of(spec.data)
-    if image is not None:
-        return _image_seconds(spec, image)
     prices = FUSED if is_fused(spec) else TORCH
     n_train, n_val, _ = spec.data.points
     steps = spec.train.steps * _seconds(spec, batch_points(spec), prices)
@@ -86,13 +88,10 @@ def training_cost(spec: Spec) -> float:
 
 def scoring_cost(spec: Spec) -> float:
     """Estimated work of scoring one run once it is trained, in the same seconds."""
-    image = image_of(spec.data)
-    if image is not None:
-        per_image = _image_seconds(spec, image) / (spec.train.steps * batch_points(spec))
-        return SCORING_SECONDS + FORWARD * per_image * DRAWS * spec.data.points[2]
     prices = FUSED if is_fused(spec) else TORCH
     record = spec.record
-    by_density = spec.data.points[2] + record.grid**2
+    is_image = image_of(spec.data) is not None
+    by_density = spec.data.points[2] * DRAWS if is_image else spec.data.points[2] + record.grid**2
     by_samples = SCORED + 2 * record.walk + record.samples  # samples and walks are torch's
     seconds = _seconds(spec, by_density, prices) + _seconds(spec, by_samples, TORCH)
     return SCORING_SECONDS + FORWARD * seconds
@@ -152,14 +151,6 @@ def _products_of_an_image(flow: Flow, image: Image) -> float:
     return float(sum(_weights_of_a_network(flow) * pixels for pixels in _pixels(flow, image)))
 
 
-def _image_seconds(spec: Spec, image: Image) -> float:
-    """Seconds of training one run on images: convolutions, and passes over their maps."""
-    flow = spec.flow
-    moved = sum(flow.hidden_width * _maps_per_pixel(flow) * pixels for pixels in _pixels(flow, image))
-    passes = float(spec.train.steps) * batch_points(spec) * PASS_COST * moved
-    return 1e-9 * TORCH.flop * (training_flop(spec) + passes)
-
-
 def _image_bytes(spec: Spec, image: Image) -> float:
     """As :func:`member_bytes`: maps of all networks in a training step, or of one while many points are evaluated."""
     flow = spec.flow
@@ -170,4 +161,4 @@ def _image_bytes(spec: Spec, image: Image) -> float:
     scoring = CHUNK * (4 * flow.hidden_width * max(pixels) + 12 * image.dim)
     points = image.dim * (4 * sum(spec.data.points) + 16 * spec.data.points[2])
     kept = 64 * 8 * image.dim
-    return 5.0 * (13 * learned + max(step, scoring) + 2 * kept + points)
+    return 5.0 * flow.members * (13 * learned + max(step, scoring) + 2 * kept + points)
