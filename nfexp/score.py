@@ -80,11 +80,8 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
     flows = Ensembles(kept, n_members, counted=alive)
     draws = _test_draws(specs, datasets, kept)
     test = draws[0]
-    of_members = _chunked(flows.of_members, test)
-    of_draws = [flows.mean(of_members)]
-    for points in draws[1:]:
-        of_draws.append(flows.mean(_chunked(flows.of_members, points)))
-    log_q_of_draws = torch.stack(of_draws).double().cpu()
+    of_members = [_chunked(flows.of_members, points) for points in draws]
+    log_q_of_draws = torch.stack([flows.mean(each) for each in of_members]).double().cpu()
     log_q = log_q_of_draws.mean(0)  # of images a lower bound on log P: the mean over places in their cells
     inverse_errors = _inverse_errors(flows, test[:, :INVERSE_POINTS])
     of_samples = _sample_metrics(specs, datasets, flows, log_q_of_draws[0])
@@ -126,7 +123,7 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
                 history=curve,
                 arrays={key: values[r] for key, values in arrays.items()},
                 state=flows.state(r),
-                members=_members(history, rows, of_members[r]),
+                members=_members(history, rows, of_members[0][r]),
             )
         )
     return results

@@ -232,7 +232,10 @@ def keep(folder: Path, result: Result, trouble: str | None = None, *, label: str
         else:
             reached += f", truth {metrics['true_nll']:.4f}"
             reached += f", KL {metrics['kl']:.4f} ± {metrics['kl_se']:.4f}"
-        log.info(f"{name}: {reached} nats ({folder})")
+        reached += " nats"
+        if metrics["test_bpd"] is not None:
+            reached += f", {metrics['test_bpd']:.4f} bits/dim"
+        log.info(f"{name}: {reached} ({folder})")
         lost = [k for k, member in enumerate(result.members) if member["diverged_at"] is not None]
         if lost:
             which = ", ".join(map(str, lost))
