@@ -159,6 +159,7 @@ class Data:
     test_path: str | None = None
     columns: str | None = listed()
     drop: str | None = listed()
+    context: str | None = listed()  # columns that are given, not learned: p(x | c)
     header: str = choice("auto", "first_row", "none", default="auto")
     missing: str = choice("drop", "error", default="drop")
     val_share: float | None = within(0, 0.9, exclusive=True, default=None)
@@ -166,6 +167,7 @@ class Data:
     split: int | None = within(0, 2**63 - 1, default=None)
     jitter: float | str = within(0, 1e6, words=("gap",), default=0.0)
     dim: int = within(1, 65_536, default=2, meaning="coordinates of a point; read off the table, not to be set")
+    context_dim: int = within(0, 65_536, default=0, meaning="columns of the context; counted, not to be set")
     digest: str | None = filled_in("of the numbers of a table, which names its runs; not to be set")
     # A density of the user's own; `nfexp.targets` finds its source, and fills in `digest`
     target: str | None = None
@@ -501,6 +503,7 @@ def names_of(text: str) -> list[str]:
 def _check_data(data: Data) -> None:
     if data.kind == "image" or data.images is not None:
         _check_images(data)
+    _check_context(data)
     if data.kind == "density":
         for key in ("n_samples", "noise", "n_val", "n_test"):
             if getattr(data, key) is None:
@@ -514,10 +517,19 @@ def _check_data(data: Data) -> None:
     if data.kind not in ("array", "sklearn", "image") and data.path is None:
         what = "folder that holds the published files" if data.kind == "maf" else "table, such as data.path=points.csv"
         raise SpecError("data.path", f"the path of the {what}", None)
-    for key in ("path", "val_path", "test_path", "columns", "drop"):
+    for key in ("path", "val_path", "test_path", "columns", "drop", "context"):
         value = getattr(data, key)
         if value is not None and (not value.isprintable() or not 0 < len(value) <= LONGEST_TEXT):
             raise SpecError(f"data.{key}", f"printable text of at most {LONGEST_TEXT} characters", value)
+
+
+def _check_context(data: Data) -> None:
+    """Raise where there are no columns that could be given."""
+    if data.context is not None and data.kind not in ("table", "sklearn"):
+        expected = "null here, for it names columns of a table (data=table or one of scikit-learn's)"
+        raise SpecError("data.context", expected, data.context)
+    if data.context_dim and data.kind not in ("table", "sklearn", "array"):
+        raise SpecError("data.context_dim", "0, for it is counted (data.context names columns)", data.context_dim)
 
 
 def _check_own(data: Data) -> None:
@@ -689,8 +701,8 @@ def unflatten(flat: Mapping[str, Any]) -> Spec:
 
 # Where the numbers of a table, or the code of a target, come from; what they are, `data.digest` says.
 READING = frozenset(
-    {"data.kind", "data.path", "data.val_path", "data.test_path", "data.columns", "data.drop", "data.header",
-     "data.missing", "data.target", "data.images", "data.check"}
+    {"data.kind", "data.path", "data.val_path", "data.test_path", "data.columns", "data.drop", "data.context",
+     "data.header", "data.missing", "data.target", "data.images", "data.check"}
 )  # fmt: skip
 
 
