@@ -30,6 +30,7 @@ FEW_VALUES, FEW_SHARE = (
     20,
     0.05,
 )  # a column with so few distinct values, or so few for its rows, is not continuous
+LONGEST_GIVEN = 40  # letters of the columns of a context that stand in the name of a table
 BUNDLED = ("wine", "breast_cancer", "diabetes", "iris", "digits")  # of scikit-learn
 
 
@@ -312,7 +313,7 @@ def settled(spec: Spec) -> Spec:
         raise SpecError("data.n_samples", asks, data.n_samples)
     name = data.name
     if data.kind == "table" and name == "table":
-        name = name_of(str(data.path))
+        name = name_of(str(data.path)) + _given(found.main)
     full = replace(
         data, name=name, n_samples=data.n_samples or left, n_val=n_val, n_test=n_test, val_share=None,
         test_share=None, dim=found.main.dim, context_dim=found.main.n_context, digest=found.digest,
@@ -326,8 +327,22 @@ def name_of(path: str) -> str:
     >>> name_of("somewhere/my points (1).csv")
     'my_points_1'
     """
-    stem = Path(path).name.split(".")[0]
-    return re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII).strip("_") or "table"
+    return _as_name(Path(path).name.split(".")[0]) or "table"
+
+
+def _as_name(text: str) -> str:
+    """The letters, digits, '_' and '-' of a text; empty where it has none."""
+    return re.sub(r"[^\w-]+", "_", text, flags=re.ASCII).strip("_")
+
+
+def _given(table: Table) -> str:
+    """What the name of a table says of its context: a density given c is another one than that of all columns."""
+    if table.n_context == 0:
+        return ""
+    what = _as_name("_".join(table.names[table.dim :]))
+    if not what or len(what) > LONGEST_GIVEN:
+        what = f"{table.n_context}_columns"
+    return f"_given_{what}"
 
 
 def _part(key: str, data: Data, given: Table | None, n: int) -> int:

@@ -221,7 +221,8 @@ def test_what_is_scored_and_kept(learned):
     assert not {"walk", "grid_log_q"} & set(result.arrays)
     assert result.arrays["columns"].tolist() == ["x", "y"]
     assert result.kernel == "torch"
-    assert repr(flow).startswith("TrainedFlow(linear given u, v, D = 2, ")
+    assert repr(flow).startswith("TrainedFlow(linear_given_u_v, D = 2, C = 2, 4 affine couplings")
+    assert flow.context == ["u", "v"]
 
 
 def test_units_of_the_context_do_not_matter(tmp_path, monkeypatch):
@@ -317,7 +318,9 @@ def test_columns_are_set_apart(table):
     by_position = settled(table_spec(data__path=table, data__context="3", data__columns=[1, 2]))
     assert run_id(by_position) == run_id(spec)
     assert unflatten(flatten(spec)) == spec
-    assert "2 columns (y, u) given 1 (v)" in tables.facts(spec.data)
+    assert tables.facts(spec.data).startswith("linear_given_v: 60 rows, 2 columns (y, u) given 1 (v)")
+    named = settled(table_spec(data__path=table, data__name="mine", data__context=["v"]))
+    assert named.data.name == "mine"
 
 
 def test_what_is_given_is_part_of_a_run(table):

@@ -86,8 +86,8 @@ class TrainedFlow:
     def __repr__(self) -> str:
         flow = self.spec.flow
         n_couplings = sum(layer.name.startswith("coupling") for layer in self.stack.layers)
-        given = f" given {', '.join(self.context)}" if self.context else ""
-        what = f"{self.spec.data.name}{given}, D = {self.dim}, {n_couplings} {flow.coupling} couplings"
+        dims = f"D = {self.dim}" + (f", C = {self.stack.n_context}" if self.stack.n_context else "")
+        what = f"{self.spec.data.name}, {dims}, {n_couplings} {flow.coupling} couplings"
         if flow.members > 1:
             which = "member" if len(self.members) == 1 else "members"
             what += f", {which} {', '.join(map(str, self.members))} of {flow.members}"
