@@ -438,6 +438,6 @@ fillClaims();
 showClaim();
 fillControls();
 const table = makeTable();
-drawTable(state.group !== "");
+if (state.scope || state.group) drawTable(state.group !== ""); // it was drawn when it was made
 await Promise.all([drawAblation(), drawClouds()]);
 document.documentElement.dataset.ready = "yes";
