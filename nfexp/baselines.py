@@ -119,7 +119,7 @@ def _data_of(row: Mapping[str, Any], sources: Mapping[str, str]) -> Data:
             given[column.removeprefix("data.")] = int(value) if is_whole else value
     given |= parameters_in(row)
     if given.get("kind") == "own":
-        if digest not in sources:
+        if not isinstance(digest, str) or digest not in sources:
             expected = "target=FILE.py:NAME with the source that its runs learned, which is then executed"
             raise SpecError(str(given["name"]), expected, Words("another source" if sources else "no source"))
         given["target"] = sources[digest]

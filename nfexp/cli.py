@@ -235,7 +235,7 @@ def parsed_flags(arguments: Sequence[str]) -> Namespace:
         raise SpecError(of_flag[1] if of_flag else "flags", "a value, as nfexp --hydra-help says", Words("none"))
 
     parser = get_args_parser()
-    parser.error = refuse
+    parser.error = refuse  # type: ignore[method-assign]
     asked = parser.parse_args(list(arguments))
     for word in asked.overrides:
         if word.startswith("="):
