@@ -16,7 +16,15 @@ FURTHER = {
     "Statistics": ["nfexp.analysis.statistics.ablations", "nfexp.analysis.claims.evaluate"],
     "Data and flows": ["nfexp.data.load", "nfexp.flows.stack", "nfexp.flows.layers", "nfexp.flows.bases"],
     "Training and scores": ["nfexp.run.run_stack", "nfexp.train.begin", "nfexp.train.advance", "nfexp.train.finish"],
-    "The schema": ["nfexp.spec"],
+    "The schema": [
+        "nfexp.spec.schema",
+        "nfexp.spec.parameters",
+        "nfexp.spec.mapping",
+        "nfexp.spec.identity",
+        "nfexp.spec.shapes",
+        "nfexp.spec.checks",
+        "nfexp.spec.errors",
+    ],
 }
 
 

@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
-    surroundings files spec mesh image_files images readers published tables targets arguments commands streams
+    surroundings files
+    spec.errors spec.ranges spec.schema spec.parameters spec.shapes spec.checks spec.mapping spec.identity spec
+    mesh image_files images readers published tables targets arguments commands streams
     flows.fusible flows.image.plan flows.cost flows.nn flows.bases flows.layers flows.elementwise
     flows.image.maps flows.image.networks flows.image.layers flows.image flows.stack flows.distribution
     flows.ensemble flows.export
