@@ -128,7 +128,7 @@ def build(*dirs: str | Path, out: str | Path | None = None, explorer: bool = Tru
 
 USAGE = Usage(
     command="nfexp-report",
-    purpose="Make tables, figures and pages of runs and sweeps again; print the verdicts and the path of report.html.",
+    purpose="Make tables, figures and pages of runs and sweeps again; print the verdicts and the paths of the pages.",
     folders=RUNS,
     options={
         "out=PATH": "where the report goes: the folder itself if not given; needed for several folders",
@@ -154,6 +154,9 @@ def _report(folders: list[str], options: dict[str, str]) -> int:
     made = _make(folders, options.get("out"), explorer=wanted == "true")
     for line in _summary(made):
         print(line)
+    explorer = made.page.with_name(EXPLORER)
+    if explorer.exists():
+        print(table.printable(explorer, 4096))
     print(table.printable(made.page, 4096))
     return 0
 
