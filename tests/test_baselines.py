@@ -92,7 +92,7 @@ def test_given_a_context_densities_integrate_to_one(model):
     rng = np.random.default_rng(0)
     c = rng.normal(size=(200, 2)) * [1, 50]
     x = np.sin(c[:, :1]) * 30 + rng.normal(size=(200, 1)) * 9
-    fitted = baselines.fit(np.concatenate([x, c], 1), model, 0)
+    fitted = fits.fit(np.concatenate([x, c], 1), model, 0)
     line = np.linspace(-200, 200, 2000)[:, None]
     for one in ([0.5, 20.0], [-1.0, -50.0]):
         density = np.exp(fitted.log_prob_given(line, np.tile(one, (len(line), 1))))
@@ -103,7 +103,7 @@ def test_a_gaussian_given_a_context_is_a_linear_regression():
     rng = np.random.default_rng(1)
     c = rng.normal(size=(500, 2)) * [1, 50] + 4
     x = c @ np.array([[1.0, -2.0], [0.1, 0.0]]) + rng.normal(size=(500, 2)) * [1, 0.2]
-    found = baselines.fit(np.concatenate([x, c], 1), "gaussian", 0).log_prob_given(x, c)
+    found = fits.fit(np.concatenate([x, c], 1), "gaussian", 0).log_prob_given(x, c)
     design = np.concatenate([np.ones((500, 1)), c], 1)
     residuals = x - design @ np.linalg.lstsq(design, x, rcond=None)[0]
     exact = multivariate_normal(np.zeros(2), residuals.T @ residuals / 500).logpdf(residuals)
