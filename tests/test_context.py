@@ -14,7 +14,7 @@ from nfexp.data import load
 from nfexp.flows import kernels
 from nfexp.flows.distribution import FlowDistribution
 from nfexp.flows.ensemble import Ensembles
-from nfexp.flows.export import to_torch
+from nfexp.flows.export import to_torch, to_zuko
 from nfexp.flows.stack import FlowStack, build
 from nfexp.record import load_flow, write_run
 from nfexp.run import check, prepare_runs, run_stack
@@ -161,6 +161,15 @@ def test_a_plain_module_has_the_same_density(changes):
     again = to_torch(conditioned(1, **changes))
     again.load_state_dict(module.state_dict())
     assert module.sample(4, c[0, 0]).shape == (4, flow.dim)
+
+
+@pytest.mark.parametrize("changes", [{"tail_bound": 0.8}, {"dim": 3, "norm": "batchnorm"}], ids=["bound", "batchnorm"])
+def test_zuko_has_the_same_density(changes):
+    flow = conditioned(1, **changes)
+    other = to_zuko(flow)
+    x, c = points(flow, 6)
+    torch.testing.assert_close(other(c[0]).log_prob(x[0]), flow.log_prob(x, c)[0])
+    assert other(c[0, 0]).sample((5,)).shape == (5, flow.dim)
 
 
 def test_a_distribution_of_pytorch_at_a_context():
@@ -403,6 +412,13 @@ def test_a_context_that_cannot_be(case, table):
         settled(table_spec(data__path=table, data__context=context, **others))
 
 
+@pytest.mark.parametrize("changes", [{"data.context": None}, {"data.context": "u"}, {"data.context_dim": 3}])
+def test_a_record_counts_the_columns_it_names(changes, table):
+    spec = settled(table_spec(data__path=table, data__context=["u", "v"]))
+    with pytest.raises(SpecError, match=r"data.context_dim: expected \d, the columns that data.context names; got \d"):
+        unflatten(flatten(spec) | changes)
+
+
 @pytest.mark.parametrize("data", ["moons", "digits", "power"])
 def test_only_a_table_has_columns_to_give(data):
     with pytest.raises(SpecError, match=r"data.context: expected null here, .*; got 'x'"):
@@ -426,7 +442,6 @@ ASKED = {
     ),
     "one dimension": (lambda f: f.inverse([[0.0, 0.0]], [1.0, 1.0]), r"context: expected shape .*; got \(2,\)"),
     "no numbers": (lambda f: f.sample(1, "a"), r"context: expected an array of real numbers; got .*"),
-    "zuko": (lambda f: f.export("zuko"), r"data.context: expected null for zuko; got a flow with a context"),
     "distribution": (lambda f: f.distribution(), r"context: expected rows of 2 numbers \(u, v\); got none"),
     "module": (lambda f: f.export().log_prob(torch.zeros(1, 2)), r"context: expected 2 numbers for each point; got 0"),
 }

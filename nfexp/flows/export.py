@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nfexp.flows.bases import base_log_prob, base_sample
 from nfexp.flows.elementwise import Elementwise, Tail
-from nfexp.flows.layers import SOFT_BOUND, Coupling, Layer
+from nfexp.flows.layers import CONTEXT, SOFT_BOUND, Coupling, Layer
 from nfexp.flows.stack import FlowStack
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -26,10 +26,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class Conditioner(nn.Module):
     """The networks of a coupling: from the coordinates that pass (…, P) to s and t of the others, (…, M) each.
 
-    A context, standardised, is the last of what they read: (…, P + C).
+    A context is the last of what they read, (…, P + C), and standardised here.
 
     They are nothing but ``nn.Linear`` and an activation. The additive coupling has s = 0.
     """
+
+    context_mean: Tensor
+    context_sd: Tensor
 
     def __init__(self, layer: Coupling, own: dict[str, Tensor]) -> None:
         super().__init__()
@@ -42,6 +45,10 @@ class Conditioner(nn.Module):
         n_outputs = layer.n_outputs
         chosen = torch.arange(len(moving)) if layer.compact else moving  # of the outputs of each head
         read = torch.cat([mask, mask.new_ones(layer.n_context)])
+        self.n_context = layer.n_context
+        if self.n_context:
+            self.register_buffer("context_mean", own[f"{CONTEXT}.mean"][0].clone())
+            self.register_buffer("context_sd", own[f"{CONTEXT}.var"][0].sqrt())
         self.nets = nn.ModuleList()
         heads_of_net = layer.heads // layer.nets
         for net in range(layer.nets):
@@ -65,6 +72,9 @@ class Conditioner(nn.Module):
             self.log_scale = nn.Parameter(own[f"{layer.name}.log_scale"][0, chosen].clone())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.n_context:
+            context = (x[..., -self.n_context :] - self.context_mean) / self.context_sd
+            x = torch.cat([x[..., : -self.n_context], context], -1)
         if self.tail_bound is not None:
             x = x.clamp(-self.tail_bound, self.tail_bound)
         raw = torch.cat([net(x) for net in self.nets], -1)
@@ -162,9 +172,6 @@ class PlainFlow(nn.Module):
     or one (C,) for all, in data units.
     """
 
-    context_mean: Tensor
-    context_sd: Tensor
-
     def __init__(self, stack: FlowStack) -> None:
         super().__init__()
         if stack.n_members != 1:
@@ -177,18 +184,15 @@ class PlainFlow(nn.Module):
         self.layers = nn.ModuleList()
         for layer in stack.layers:
             self.layers.append(_plain(layer, tensors, blocks))
-        if self.n_context:
-            self.register_buffer("context_mean", tensors["context.mean"][0].clone())
-            self.register_buffer("context_sd", tensors["context.var"][0].sqrt())
 
     def _given(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """The context as networks read it, at each of the points x: (…, C), C = 0 where nothing is given."""
+        """The context at each of the points x: (…, C), C = 0 where nothing is given."""
         width = 0 if context is None else context.shape[-1]
         if width != self.n_context:
             raise ValueError(f"context: expected {self.n_context} numbers for each point; got {width}")
         if context is None:
             return x[..., :0]
-        return ((context - self.context_mean) / self.context_sd).expand(*x.shape[:-1], -1)
+        return context.expand(*x.shape[:-1], -1)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to base, and log |det ∂z/∂x|."""
@@ -246,7 +250,7 @@ def to_torch(stack: FlowStack) -> PlainFlow:
 
 
 class _Stacked(nn.Module):
-    """A conditioner as zuko's coupling reads it: (…, P) to (…, 2 M), s and t of each coordinate side by side."""
+    """A conditioner as zuko's coupling reads it: (…, P + C) to (…, 2 M), s and t of each coordinate side by side."""
 
     def __init__(self, conditioner: Conditioner) -> None:
         super().__init__()
@@ -265,11 +269,9 @@ def to_zuko(stack: FlowStack) -> Any:
     ImportError
         Without zuko.
     ValueError
-        For what zuko has no part for: a learned tail, a base that is neither normal nor laplace, a coupling that
-        passes or moves nothing, and a context that is standardised.
+        For what zuko has no part for: a learned tail, a base that is neither normal nor laplace, and a coupling that
+        passes or moves nothing.
     """
-    if stack.n_context:
-        raise ValueError('data.context: expected null for zuko; got a flow with a context: export("torch") has it')
     import zuko
     from torch.distributions import AffineTransform, Independent, Laplace, Normal
 
@@ -295,7 +297,7 @@ def to_zuko(stack: FlowStack) -> Any:
             if mask.all() or not mask.any():
                 raise ValueError("flow.mask: expected couplings that pass and move something, for zuko; got another")
             with torch.random.fork_rng(devices=[]):  # its own networks, which are replaced, would draw weights
-                made = zuko.flows.GeneralCouplingTransform(plain.dim, mask=mask, univariate=coupling)
+                made = zuko.flows.GeneralCouplingTransform(plain.dim, plain.n_context, mask, univariate=coupling)
             made.hyper = _Stacked(layer.conditioner)
             transforms.append(made.to(layer.passing.device))
         elif isinstance(layer, PlainElementwise):

@@ -132,7 +132,7 @@ class TrainedFlow:
 
         ``"torch"`` gives an ``nn.Module`` of ``nn.Linear`` layers with `log_prob`, `sample`, `forward` and `inverse`
         (:class:`nfexp.flows.export.PlainFlow`), ``"zuko"`` a ``zuko.lazy.Flow``, where zuko is installed and has the
-        parts; it has none for a context.
+        parts. Both take a context, in data units.
         """
         from nfexp.flows.export import EXPORTS
 
