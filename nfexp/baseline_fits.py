@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 
 from nfexp.analysis.table.baselines import KERNELS, WITH_VALIDATION, draws_of
-from nfexp.data import load_data
-from nfexp.image_baselines import Fitted, fit_images
+from nfexp.data import Dataset, load_data
+from nfexp.image_baselines import fit_images
 from nfexp.spec import Data
 
 USED = 20_000  # points that a mixture and a kernel estimate are fitted to, at most: the first ones
@@ -94,6 +95,36 @@ class Baseline:
         """log q(x) in nats: x (n, D), data units -> (n,)."""
         return self.fitted.score_samples((x - self.mean) / self.sd) - np.log(self.sd).sum()
 
+    def of_last(self, n: int) -> Baseline:
+        """The law of the last n coordinates alone: exact, for mixtures and kernel densities have their marginals."""
+        marginal = _kernels_of_last if isinstance(self.fitted, KernelDensity) else _mixture_of_last
+        return Baseline(marginal(self.fitted, n), self.mean[-n:], self.sd[-n:], {})
+
+    def log_prob_given(self, x: np.ndarray, context: np.ndarray) -> np.ndarray:
+        """log q(x | c) = log q(x, c) − log q(c) in nats, of the law of [x, c]: (n, D) and (n, C) -> (n,).
+
+        With one Gaussian that is the linear regression of x on c.
+        """
+        joint = self.log_prob(np.concatenate([x, context], axis=1))
+        if context.shape[1] == 0:
+            return joint
+        return joint - self.of_last(context.shape[1]).log_prob(context)
+
+
+def _kernels_of_last(fitted: KernelDensity, n: int) -> KernelDensity:
+    points = np.asarray(fitted.tree_.data)
+    return KernelDensity(bandwidth=fitted.bandwidth_, rtol=fitted.rtol).fit(points[:, -n:])
+
+
+def _mixture_of_last(fitted: GaussianMixture, n: int) -> GaussianMixture:
+    made = GaussianMixture(len(fitted.weights_))
+    made.weights_ = fitted.weights_
+    made.means_ = fitted.means_[:, -n:]
+    made.covariances_ = fitted.covariances_[:, -n:, -n:]
+    # L with L Lᵀ the precision: scikit-learn's own is another one, and gives the same density
+    made.precisions_cholesky_ = np.linalg.cholesky(np.linalg.inv(made.covariances_))
+    return made
+
 
 def fit(x: np.ndarray, model: str, seed: int) -> Baseline:
     """Fit one of MODELS to x (n, D), data units; a mixture or kernel density to USED points.
@@ -130,29 +161,40 @@ def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, An
     Those of WITH_VALIDATION are fitted to its validation draws, too: a flow sees them when it
     chooses its step. The draws are those of :func:`nfexp.data.load`; the test draws choose nothing.
     `seconds` are those of choosing and fitting. Of images the NLL is a bound of −log P, and
-    validation images choose what there is to choose.
+    validation images choose what there is to choose. Given a context, a law of both together is fitted, and its
+    log q(x | c) is scored.
     """
     dataset = load_data(data, seed)
-    train = dataset.train.flatten(1).numpy()
-    both = np.concatenate([train, dataset.val.flatten(1).numpy()])
+    train = _with_context(dataset, "train")
+    both = np.concatenate([train, _with_context(dataset, "val")])
     test = dataset.test.flatten(1).numpy()
+    of_test = dataset.given("test").numpy()
     exact = dataset.true_log_prob()
     log_p = None if exact is None else exact.numpy()
     draws = draws_of(data)
     rows = []
     for model in models:
         begun = time.perf_counter()
-        baseline: Baseline | Fitted
         if dataset.levels is None:
-            baseline = fit(both if model in WITH_VALIDATION else train, model, seed)
+            fitted = fit(both if model in WITH_VALIDATION else train, model, seed)
+            seconds = time.perf_counter() - begun
+            log_q = fitted.log_prob_given(test, of_test)
+            facts = fitted.facts
         else:
-            baseline = fit_images(dataset, model, seed)
-        seconds = time.perf_counter() - begun
-        scores = score(baseline.log_prob(test), log_p)
-        row = draws | {"seed": seed, "model": model} | baseline.facts | scores
+            of_images = fit_images(dataset, model, seed)
+            seconds = time.perf_counter() - begun
+            log_q = of_images.log_prob(test)
+            facts = of_images.facts
+        row = draws | {"seed": seed, "model": model} | facts | score(log_q, log_p)
         row["seconds"] = seconds
         rows.append(row)
     return rows
+
+
+def _with_context(dataset: Dataset, part: str) -> np.ndarray:
+    """The points of "train" or "val" with their context beside them, (n, D + C), data units."""
+    points: torch.Tensor = getattr(dataset, part)
+    return np.concatenate([points.flatten(1).numpy(), dataset.given(part).numpy()], axis=1)
 
 
 def score(log_q: np.ndarray, log_p: np.ndarray | None) -> dict[str, float | None]:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 from nfexp import baseline_fits as fits
@@ -84,6 +85,30 @@ def test_densities_integrate_to_one(model):
     train = target.sample(300, stream(0, "train")).numpy()
     total = np.exp(fits.fit(train, model, 0).log_prob(grid)).sum() * (x[1] - x[0]) * (y[1] - y[0])
     assert total == pytest.approx(1, abs=1e-3 if model != "gaussian" else 1e-2)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_given_a_context_densities_integrate_to_one(model):
+    rng = np.random.default_rng(0)
+    c = rng.normal(size=(200, 2)) * [1, 50]
+    x = np.sin(c[:, :1]) * 30 + rng.normal(size=(200, 1)) * 9
+    fitted = baselines.fit(np.concatenate([x, c], 1), model, 0)
+    line = np.linspace(-200, 200, 2000)[:, None]
+    for one in ([0.5, 20.0], [-1.0, -50.0]):
+        density = np.exp(fitted.log_prob_given(line, np.tile(one, (len(line), 1))))
+        assert density.sum() * (line[1, 0] - line[0, 0]) == pytest.approx(1, abs=2e-3)
+
+
+def test_a_gaussian_given_a_context_is_a_linear_regression():
+    rng = np.random.default_rng(1)
+    c = rng.normal(size=(500, 2)) * [1, 50] + 4
+    x = c @ np.array([[1.0, -2.0], [0.1, 0.0]]) + rng.normal(size=(500, 2)) * [1, 0.2]
+    found = baselines.fit(np.concatenate([x, c], 1), "gaussian", 0).log_prob_given(x, c)
+    design = np.concatenate([np.ones((500, 1)), c], 1)
+    residuals = x - design @ np.linalg.lstsq(design, x, rcond=None)[0]
+    exact = multivariate_normal(np.zeros(2), residuals.T @ residuals / 500).logpdf(residuals)
+    assert np.abs(found - exact).max() < 1e-2  # scikit-learn adds 1e-6 to variances
+    assert found.mean() == pytest.approx(exact.mean(), abs=1e-4)
 
 
 def test_a_kernel_density_is_the_mean_of_its_kernels():

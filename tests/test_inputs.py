@@ -73,6 +73,19 @@ TABLES_OF_ONES_OWN = {
     "a column that is not there": (
         "data=table data.path=points.csv data.drop=heigth", "data.drop: expected .*; got 'heigth' .near: 'height'.",
     ),
+    "a context that is not there": (
+        "data=table data.path=points.csv data.context=[heigth]",
+        "data.context: expected columns of points.csv: height, weight; got 'heigth' .near: 'height'.",
+    ),
+    "all columns given": (
+        "data=table data.path=points.csv data.context=[0,1]", "data.context: expected some columns .*; got all of them",
+    ),
+    "a context of a target": ("data.context=x", "data.context: expected a key of the configuration .*"),
+    "a context of a published table": ("data=power data.path=. data.context=0", "data.context: expected null here, .*"),
+    "the kernel with a context": (
+        "data=table data.path=points.csv data.context=height train.kernel=fused",
+        "train.kernel: expected 'auto' or 'torch', .*; got data.context is given",
+    ),
     "a constant column": ("-m data=table data.path=constant.csv seed=0,1", "data.columns: expected .*: height"),
     "a split of a target": ("data.split=3", "data.split: expected a key of the configuration .*; got an unknown one"),
     "noise on a table": ("data=wine data.noise=0.1", "data.noise: expected null for a table .*; got 0.1"),
