@@ -173,17 +173,17 @@ def _draws(cells: Mapping[str, str]) -> dict[str, Any]:
         "text": live(cells["data.text"]) if cells["data.text"] else None,
     }
     if has_digest:
-        jitter = cells["data.jitter"]
-        is_own = bool(parameters) or values["noise"] is not None  # no table has these
-        values |= {
-            "kind": "own" if is_own else "table",
-            "path": "-",  # says nothing of the rows
-            "target": "-:_",
-            "digest": cells["data.digest"],
-            "n_val": int(cells["data.n_val"]),
-            "split": int(cells["data.split"]) if cells["data.split"] else None,
-            "jitter": jitter if jitter == "gap" else float(jitter or 0),
-        }
+        values |= {"digest": cells["data.digest"], "n_val": int(cells["data.n_val"])}
+        if parameters or values["noise"] is not None:  # no table has these
+            values |= {"kind": "own", "target": "-:_"}  # says nothing of the draws
+        else:
+            jitter = cells["data.jitter"]
+            values |= {
+                "kind": "table",
+                "path": "-",  # says nothing of the rows
+                "split": int(cells["data.split"]) if cells["data.split"] else None,
+                "jitter": jitter if jitter == "gap" else float(jitter or 0),
+            }
     data = from_mapping(values, Data, "data.")
     return draws_of(data)
 
