@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 import stat
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from nfexp.flows.kernels.lanes import OPTIONS
 from nfexp.flows.kernels.member import DENSITY, GRADIENT, STEPS, TO_BASE, TO_DATA, Results, Steps, work
-from nfexp.flows.kernels.plan import make_plan, make_tile, make_weights
+from nfexp.flows.kernels.plan import Tile, make_plan, make_tiles, make_weights
 from nfexp.flows.stack import Course, FlowStack, Made, Rows
 
 log = logging.getLogger(__name__)
@@ -166,8 +167,9 @@ class Fused:
         self.weights = make_weights(self.plan)
         self.back = make_weights(self.plan)
         self.grads = make_weights(self.plan)
-        self.kept = make_tile(self.plan, tile, kept=self.plan.n_couplings)
-        self.passing = make_tile(self.plan, tile, kept=1)
+        self.kept = make_tiles(self.plan, tile, kept=self.plan.n_couplings)
+        self.passing = make_tiles(self.plan, tile, kept=1)
+        self.waits = len(self.plan.stops) > 2  # where tiles wait for one another, all of a batch are kept
         own = self.plan, self.weights, self.back, self.grads, self.kept
         none = np.empty((0, 0), dtype=np.float32)
         types = *own, none, none, _numbers(0, 0, 0), _steps(), _results(0, 0, 0), DENSITY
@@ -175,8 +177,16 @@ class Fused:
 
     def _run(self, theta: Tensor, fixed: Tensor, x: Tensor, steps: Steps, results: Results, task: int) -> None:
         own = self.plan, self.weights, self.back, self.grads
-        tile = self.kept if task in (GRADIENT, STEPS) else self.passing
-        self.work(*own, tile, _array(theta), _array(fixed), _array(x), steps, results, task)
+        tiles = self._room_for(steps.order.shape[2]) if task in (GRADIENT, STEPS) else self.passing
+        self.work(*own, tiles, _array(theta), _array(fixed), _array(x), steps, results, task)
+
+    def _room_for(self, n_points: int) -> Tile:
+        """Tiles to learn from so many points with."""
+        points = self.kept.z.shape[-1]
+        tiles = math.ceil(n_points / points) if self.waits else 1
+        if tiles > len(self.kept.z):
+            self.kept = make_tiles(self.plan, points, kept=self.plan.n_couplings, tiles=tiles)
+        return self.kept
 
     def _evaluate(self, theta: Tensor, fixed: Tensor, x: Tensor, task: int) -> tuple[Tensor, Tensor]:
         """Each member's points at the other end (E, N, D), empty for densities, and log-det or log q (E, N)."""

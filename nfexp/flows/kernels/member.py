@@ -10,10 +10,21 @@ from numba import njit
 
 from nfexp.flows.kernels.bases import log_law
 from nfexp.flows.kernels.coupling import coupling, coupling_back
-from nfexp.flows.kernels.elementwise import affine, affine_back, affine_to_data, tail, tail_back
+from nfexp.flows.kernels.elementwise import (
+    affine,
+    affine_back,
+    affine_to_data,
+    batch_norm_back,
+    batch_norm_sums,
+    keep_moments,
+    moments_of,
+    normalise_by,
+    tail,
+    tail_back,
+)
 from nfexp.flows.kernels.lanes import inner
 from nfexp.flows.kernels.moments import move, norm_of
-from nfexp.flows.kernels.plan import ABSENT
+from nfexp.flows.kernels.plan import ABSENT, tile_at
 from nfexp.flows.kernels.products import fill
 from nfexp.flows.kernels.rows import clear, pack, unpack
 
@@ -100,27 +111,41 @@ def write_out(z, log_det, mean, var, points, log_dets, begin, n_points, drawing)
 
 
 @njit(inline="always")
-def through(plan, weights, fixed, n_points, tile, keep, drawing):
-    """Carry a tile from data to base or, `drawing`, back; with `keep` what the gradient needs of each layer stays."""
+def through(plan, weights, fixed, begin, end, n_points, tile, keep, drawing):
+    """Carry a tile through the stations from `begin` to `end`, counted from data or, `drawing`, from the base.
+
+    With `keep` what the gradient needs of each layer stays.
+    """
     n = plan.n_couplings
+    for i in range(begin, end):
+        k = n - i if drawing else i
+        if k > 0 and not drawing and plan.gain_at[k - 1] != ABSENT:
+            before = tile.before[k - 1 if keep else 0]
+            of_norm = weights.centre[k - 1], weights.log_gain[k - 1], weights.shift[k - 1]
+            affine(tile.z, tile.log_det, before, *of_norm, n_points)
+        if k < n:
+            mask = fixed[plan.mask_at[k] : plan.mask_at[k] + plan.dim]
+            coupling(plan, weights, mask, tile, k, k if keep else 0, n_points, drawing)
+        else:
+            behind_couplings(plan, weights, tile, n_points, drawing)
+        if k > 0 and drawing and plan.gain_at[k - 1] != ABSENT:
+            of_norm = weights.centre[k - 1], weights.log_gain[k - 1], weights.shift[k - 1]
+            affine_to_data(tile.z, tile.log_det, *of_norm, n_points)
+
+
+@njit(inline="always")
+def behind_couplings(plan, weights, tile, n_points, drawing):
+    """Carry a tile through what lies between the couplings and the base: the diagonal layer, then the tail."""
+    n = plan.n_couplings
+    diagonal = weights.centre[n], weights.log_gain[n], weights.shift[n]
     if drawing:
         if plan.tail_at != ABSENT:
             tail(tile.z, tile.log_det, tile.straight, weights.log_power, n_points, drawing)
         if plan.gain_at[n] != ABSENT:
-            affine_to_data(tile.z, tile.log_det, weights.log_gain[n], weights.shift[n], n_points)
-    for i in range(n):
-        c = n - 1 - i if drawing else i
-        slot = c if keep else 0
-        mask = fixed[plan.mask_at[c] : plan.mask_at[c] + plan.dim]
-        if drawing and plan.gain_at[c] != ABSENT:
-            affine_to_data(tile.z, tile.log_det, weights.log_gain[c], weights.shift[c], n_points)
-        coupling(plan, weights, mask, tile, c, slot, n_points, drawing)
-        if not drawing and plan.gain_at[c] != ABSENT:
-            affine(tile.z, tile.log_det, tile.before[slot], weights.log_gain[c], weights.shift[c], n_points)
-    if not drawing:
+            affine_to_data(tile.z, tile.log_det, *diagonal, n_points)
+    else:
         if plan.gain_at[n] != ABSENT:
-            last = tile.before[tile.before.shape[0] - 1]
-            affine(tile.z, tile.log_det, last, weights.log_gain[n], weights.shift[n], n_points)
+            affine(tile.z, tile.log_det, tile.before[tile.before.shape[0] - 1], *diagonal, n_points)
         if plan.tail_at != ABSENT:
             tail(tile.z, tile.log_det, tile.straight, weights.log_power, n_points, drawing)
 
@@ -149,26 +174,32 @@ def start_back(z_grad, det_grad, per_point, n_points):
 
 
 @njit(inline="always")
-def way_back(plan, weights, back, grads, fixed, tile, n_points, per_point):
-    """From ∂(log q)/∂z in `tile.z_grad` to what a tile adds to the gradient of the mean −log q."""
-    start_back(tile.z_grad, tile.det_grad, per_point, n_points)
-    if plan.tail_at != ABSENT:
-        tail_back(tile.z_grad, tile.det_grad, tile.straight, weights.log_power, grads.log_power, n_points)
-    for k in range(plan.n_couplings, -1, -1):
-        if plan.gain_at[k] != ABSENT:
-            before = tile.before[k]
-            gain_grad = grads.log_gain[k]
-            affine_back(tile.z_grad, tile.det_grad, before, weights.log_gain[k], gain_grad, grads.shift[k], n_points)
-        if k < plan.n_couplings:
+def way_back(plan, weights, back, grads, fixed, begin, end, n_points, tile):
+    """The gradient through the stations from `end` back to `begin`: `tile.z_grad`, and what a tile adds to `grads`.
+
+    A batch norm at `begin` is left alone: it needs the gradients of all points.
+    """
+    n = plan.n_couplings
+    for k in range(end - 1, begin - 1, -1):
+        if k < n:
             mask = fixed[plan.mask_at[k] : plan.mask_at[k] + plan.dim]
             coupling_back(plan, weights, back, grads, mask, tile, k, n_points)
+        else:
+            if plan.tail_at != ABSENT:
+                tail_back(tile.z_grad, tile.det_grad, tile.straight, weights.log_power, grads.log_power, n_points)
+            if plan.gain_at[n] != ABSENT:
+                of_diagonal = tile.before[n], weights.log_gain[n], grads.log_gain[n], grads.shift[n]
+                affine_back(tile.z_grad, tile.det_grad, *of_diagonal, n_points)
+        if k > 0 and plan.gain_at[k - 1] != ABSENT and plan.running_mean_at[k - 1] == ABSENT:
+            of_norm = tile.before[k - 1], weights.log_gain[k - 1], grads.log_gain[k - 1], grads.shift[k - 1]
+            affine_back(tile.z_grad, tile.det_grad, *of_norm, n_points)
 
 
 @njit(inline="always")
-def learn(plan, theta, e, steps, results, i, n_points, task):
+def learn(plan, theta, fixed, e, moments, steps, results, i, n_points, task):
     """End a step of member e: its loss and the norm of its gradient; the optimiser moves it if both are finite.
 
-    Says whether they are.
+    Its batch norms then keep the moments of the batch. Says whether they are finite.
     """
     row = e if task == GRADIENT else 0
     summed = 0.0
@@ -184,41 +215,109 @@ def learn(plan, theta, e, steps, results, i, n_points, task):
         law = steps.of_grad[i], steps.of_first[i], steps.beta1, steps.beta2, steps.epsilon
         number = steps.begun + i + 1
         move(theta, steps.first, steps.second, e, steps.grad, row, clip, rate, steps.decay[e], law, number)
+        for k in range(plan.n_couplings):
+            if plan.running_mean_at[k] != ABSENT:
+                keep_moments(fixed, e, plan.running_mean_at[k], plan.running_var_at[k], moments[k])
     return True
 
 
-def work(plan, weights, back, grads, tile, theta, fixed, x, steps, results, task):
+@inner
+def normalise_by_running(plan, weights, fixed, e, moments):
+    """Let the batch norms of member e normalise by their running averages."""
+    for k in range(plan.n_couplings):
+        if plan.running_mean_at[k] != ABSENT:
+            for d in range(plan.dim):
+                moments[k, 0, d] = fixed[e, plan.running_mean_at[k] + d]
+                moments[k, 1, d] = fixed[e, plan.running_var_at[k] + d]
+            normalise_by(weights.centre[k], weights.log_gain[k], moments[k])
+
+
+@njit(inline="always")
+def all_through(plan, weights, fixed, tiles, e, x, order, points, results, task):
+    """Carry `points`, a range of those of a batch, to the other end: those of one tile, or of them all.
+
+    They go on together from one stop to the next, a tile at a time; there a batch norm takes their moments.
+    """
+    tile_points = tiles.z.shape[2]
+    drawing = task == TO_DATA
+    learning = task in (GRADIENT, STEPS)
+    mean = fixed[e, plan.mean_at : plan.mean_at + plan.dim]
+    var = fixed[e, plan.var_at : plan.var_at + plan.dim]
+    n_legs = plan.stops.shape[0] - 1 if learning else 1
+    for leg in range(n_legs):
+        begin = plan.stops[leg]
+        end = plan.stops[leg + 1] if learning else plan.n_couplings + 1
+        if leg > 0:
+            moments_of(tiles.z, len(points), tiles.moments[begin - 1])
+            normalise_by(weights.centre[begin - 1], weights.log_gain[begin - 1], tiles.moments[begin - 1])
+        for first in range(points.start, points.stop, tile_points):  # of each tile
+            n_here = min(tile_points, points.stop - first)
+            tile = tile_at(tiles, (first - points.start) // tile_points)
+            if leg == 0:
+                read_in(tile.z, tile.log_det, mean, var, x, order, first, n_here, drawing)
+            through(plan, weights, fixed[e], begin, end, n_here, tile, learning, drawing)
+            if leg < n_legs - 1:
+                continue
+            if task in (TO_BASE, TO_DATA):
+                found = results.points[e], results.log_det[e]
+                write_out(tile.z, tile.log_det, mean, var, *found, first, n_here, drawing)
+            else:
+                log_densities(plan.base, tile.z, tile.log_det, tile.z_grad, results.log_det[e], first, n_here)
+
+
+@njit(inline="always")
+def all_back(plan, weights, back, grads, fixed, tiles, e, points, n_points):
+    """Carry the gradient of the mean −log q of a batch of `n_points` back to the first coupling, for `points` of it."""
+    tile_points = tiles.z.shape[2]
+    per_point = F(1.0 / n_points)
+    n_legs = plan.stops.shape[0] - 1
+    for leg in range(n_legs - 1, -1, -1):
+        begin = plan.stops[leg]
+        end = plan.stops[leg + 1]
+        is_last = leg == n_legs - 1
+        for first in range(points.start, points.stop, tile_points):  # of each tile
+            n_here = min(tile_points, points.stop - first)
+            tile = tile_at(tiles, (first - points.start) // tile_points)
+            if is_last:
+                start_back(tile.z_grad, tile.det_grad, per_point, n_here)
+            else:  # through the batch norm at the end of this leg
+                of_norm = (
+                    weights.log_gain[end - 1],
+                    tiles.moments[end - 1],
+                    grads.log_gain[end - 1],
+                    grads.shift[end - 1],
+                )
+                batch_norm_back(tile.z_grad, tile.before[end - 1], *of_norm, n_here, n_points)
+            way_back(plan, weights, back, grads, fixed[e], begin, end, n_here, tile)
+        if leg > 0:
+            of_norm = weights.log_gain[begin - 1], grads.log_gain[begin - 1], grads.shift[begin - 1]
+            batch_norm_sums(tiles.z_grad, tiles.before, begin - 1, *of_norm, n_points)
+
+
+def work(plan, weights, back, grads, tiles, theta, fixed, x, steps, results, task):
     """For each member all that is asked for (`task`), a tile of points at a time.
 
     Shapes: theta (E, P), fixed (E, S), x (E, N, D).
     """
-    tile_points = tile.z.shape[1]
     n_points = steps.order.shape[2]
-    per_point = F(1.0 / n_points)
     learning = task in (GRADIENT, STEPS)
-    drawing = task == TO_DATA
+    waiting = learning and plan.stops.shape[0] > 2  # all tiles, for one another; otherwise each goes its way alone
+    together = n_points if waiting else tiles.z.shape[2]
     for e in steps.members:
-        mean = fixed[e, plan.mean_at : plan.mean_at + plan.dim]
-        var = fixed[e, plan.var_at : plan.var_at + plan.dim]
         for i in range(steps.order.shape[0]):
             order = steps.order[i, min(e, steps.order.shape[1] - 1)]
             unpack(plan, theta, fixed, e, weights, back, learning)
             if learning:
                 clear(grads)
-            for begin in range(0, n_points, tile_points):
-                n_here = min(tile_points, n_points - begin)
-                read_in(tile.z, tile.log_det, mean, var, x[e], order, begin, n_here, drawing)
-                through(plan, weights, fixed[e], n_here, tile, learning, drawing)
-                if task in (TO_BASE, TO_DATA):
-                    found = results.points[e], results.log_det[e]
-                    write_out(tile.z, tile.log_det, mean, var, *found, begin, n_here, drawing)
-                else:
-                    log_q = results.log_det[e]
-                    log_densities(plan.base, tile.z, tile.log_det, tile.z_grad, log_q, begin, n_here)
+            else:
+                normalise_by_running(plan, weights, fixed, e, tiles.moments)
+            for first in range(0, n_points, together):
+                points = range(first, min(first + together, n_points))
+                all_through(plan, weights, fixed, tiles, e, x[e], order, points, results, task)
                 if learning:
-                    way_back(plan, weights, back, grads, fixed[e], tile, n_here, per_point)
+                    all_back(plan, weights, back, grads, fixed, tiles, e, points, n_points)
             if learning:
                 pack(plan, grads, fixed, steps.grad, e, e if task == GRADIENT else 0)
-                if not learn(plan, theta, e, steps, results, i, n_points, task):
+                if not learn(plan, theta, fixed, e, tiles.moments, steps, results, i, n_points, task):
                     break
                 results.made[e] = i + 1

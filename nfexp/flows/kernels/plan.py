@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
 from nfexp.flows.kernels.bases import BASES
 from nfexp.flows.kernels.elementary import ACTIVATIONS, SILU
@@ -22,7 +23,11 @@ class Plan(NamedTuple):
 
     `inputs`, `outputs` (coordinates that a network reads, and that it has an output for each head for), `net_at`,
     `scale_at`, `mask_at` have one entry per coupling; `gain_at`, `shift_at` those of the affine layers: one behind
-    each coupling, and one behind them all.
+    each coupling, and one behind them all; `running_mean_at`, `running_var_at` those of them that are batch norms.
+
+    There are C + 1 stations on the way to the base: at station k points pass the affine layer behind coupling k - 1,
+    if there is one, then coupling k; the last one has no coupling but what lies behind them all. `stops` cuts the
+    stations into legs, the first begins at stops[0] = 0: before each other one a batch norm waits for all points.
     """
 
     n_couplings: int
@@ -45,6 +50,9 @@ class Plan(NamedTuple):
     var_at: int
     gain_at: np.ndarray
     shift_at: np.ndarray
+    running_mean_at: np.ndarray
+    running_var_at: np.ndarray
+    stops: np.ndarray
     tail_at: int
 
 
@@ -53,8 +61,9 @@ class Weights(NamedTuple):
 
     `first` (C, G, D, P, L) the rows of the first layer, `bias` (C, G, K, P, L) of the hidden layers, `hidden`
     (C, G, K - 1, P, P L, L) between them, `last` (C, heads, D, P, L) the columns of the last layer and `last_bias`
-    (C, heads, D, L), `log_scale` (C, D, L), `log_gain` and `shift` (C + 1, D, L) of the affine layers, `log_power`
-    (D, L) of the tail. From `last_bias` on lane 0 holds the number; of their gradients all lanes are to be summed.
+    (C, heads, D, L), `log_scale` (C, D, L), `centre`, `log_gain` and `shift` (C + 1, D, L) of the affine layers,
+    `log_power` (D, L) of the tail. From `last_bias` on lane 0 holds the number; of their gradients all lanes are to be
+    summed. Only batch norms have a centre, the mean that they take away, and no gradient of it is asked for.
     Where a network reads only the coordinates that pass, nothing is kept for the others.
     """
 
@@ -64,6 +73,7 @@ class Weights(NamedTuple):
     last: np.ndarray
     last_bias: np.ndarray
     log_scale: np.ndarray
+    centre: np.ndarray
     log_gain: np.ndarray
     shift: np.ndarray
     log_power: np.ndarray
@@ -74,9 +84,12 @@ class Tile(NamedTuple):
 
     Per coupling: `x` (C, D, T) what came in, `seen` (C, D, T) what of it the networks see, `squashed`, `gain`
     (C, D, T), `hidden` (C, G, K, P, T, L) the outputs of the hidden layers and, for silu, their `slope`. `before`
-    (C + 1, D, T) what came into the affine layers, `straight` (D, T) into the tail. `z` (D, T) where the points
-    stand, `log_det` (1, T), `raw` (heads, D, T) what the networks say. On the way back `raw_grad`, `z_grad`,
-    `det_grad` their gradients, `seen_grad` (1, T), and `upper`, `lower` (P, T, L) those of two layers.
+    (C + 1, D, T) what came into the affine layers, less their centre, `straight` (D, T) into the tail. `z` (D, T) where
+    the points stand, `log_det` (1, T). On the way back `z_grad`, `det_grad` their gradients.
+
+    Of one tile at a time: `raw` (heads, D, T) what the networks say and `raw_grad`, `seen_grad` (1, T), and `upper`,
+    `lower` (P, T, L), the gradients of two layers. Of the whole batch: `moments` (C + 1, 2, D), the mean and the
+    variance that each batch norm normalises by.
     """
 
     x: np.ndarray
@@ -89,13 +102,39 @@ class Tile(NamedTuple):
     straight: np.ndarray
     z: np.ndarray
     log_det: np.ndarray
-    raw: np.ndarray
-    raw_grad: np.ndarray
     z_grad: np.ndarray
     det_grad: np.ndarray
+    raw: np.ndarray
+    raw_grad: np.ndarray
     seen_grad: np.ndarray
     upper: np.ndarray
     lower: np.ndarray
+    moments: np.ndarray
+
+
+@njit(inline="always")
+def tile_at(tiles, q):
+    """Tile q of those that :func:`make_tiles` made."""
+    return Tile(
+        tiles.x[q],
+        tiles.seen[q],
+        tiles.squashed[q],
+        tiles.gain[q],
+        tiles.hidden[q],
+        tiles.slope[q],
+        tiles.before[q],
+        tiles.straight[q],
+        tiles.z[q],
+        tiles.log_det[q],
+        tiles.z_grad[q],
+        tiles.det_grad[q],
+        tiles.raw,
+        tiles.raw_grad,
+        tiles.seen_grad,
+        tiles.upper,
+        tiles.lower,
+        tiles.moments,
+    )
 
 
 def _columns(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
@@ -116,6 +155,8 @@ def make_plan(flow: FlowStack) -> Plan:
     couplings = [layer for layer in flow.layers if isinstance(layer, Coupling)]
     names = [coupling.name for coupling in couplings]
     affine = [f"norm.{i}" for i in range(len(names))] + ["diagonal"]
+    running_mean_at = [fixed.get(f"{name}.mean", ABSENT) for name in affine]
+    waits = [k + 1 for k, at in enumerate(running_mean_at) if at != ABSENT]
     return Plan(
         n_couplings=len(names),
         dim=flow.dim,
@@ -137,6 +178,9 @@ def make_plan(flow: FlowStack) -> Plan:
         var_at=fixed["standardise.var"],
         gain_at=np.array([learned.get(f"{name}.log_gain", ABSENT) for name in affine]),
         shift_at=np.array([learned.get(f"{name}.shift", ABSENT) for name in affine]),
+        running_mean_at=np.array(running_mean_at),
+        running_var_at=np.array([fixed.get(f"{name}.var", ABSENT) for name in affine]),
+        stops=np.array([0, *waits, len(names) + 1]),
         tail_at=learned.get("tail.log_power", ABSENT),
     )
 
@@ -156,14 +200,18 @@ def make_weights(plan: Plan) -> Weights:
         last=zeros(c, plan.heads, d, p, LANES),
         last_bias=zeros(c, plan.heads, d, LANES),
         log_scale=zeros(c, d, LANES),
+        centre=zeros(c + 1, d, LANES),
         log_gain=zeros(c + 1, d, LANES),
         shift=zeros(c + 1, d, LANES),
         log_power=zeros(d, LANES),
     )
 
 
-def make_tile(plan: Plan, points: int, *, kept: int) -> Tile:
-    """Room for a tile that keeps what `kept` couplings need: all for the way back, one without."""
+def make_tiles(plan: Plan, points: int, *, kept: int, tiles: int = 1) -> Tile:
+    """Room for so many tiles that keep what `kept` couplings need: all for the way back, one without.
+
+    What each of them has for itself gets a first axis more than :class:`Tile` says.
+    """
     g, d, k = plan.nets, plan.dim, plan.depth
     p = rounded_up(plan.width, LANES) // LANES
 
@@ -172,21 +220,22 @@ def make_tile(plan: Plan, points: int, *, kept: int) -> Tile:
 
     silu = kept if plan.activation == SILU else 0
     return Tile(
-        x=room(kept, d, points),
-        seen=room(kept, d, points),
-        squashed=room(kept, d, points),
-        gain=room(kept, d, points),
-        hidden=room(kept, g, k, p, points, LANES),
-        slope=room(silu, g, k, p, points, LANES),
-        before=room(kept + 1, d, points),
-        straight=room(d, points),
-        z=room(d, points),
-        log_det=room(1, points),
+        x=room(tiles, kept, d, points),
+        seen=room(tiles, kept, d, points),
+        squashed=room(tiles, kept, d, points),
+        gain=room(tiles, kept, d, points),
+        hidden=room(tiles, kept, g, k, p, points, LANES),
+        slope=room(tiles, silu, g, k, p, points, LANES),
+        before=room(tiles, kept + 1, d, points),
+        straight=room(tiles, d, points),
+        z=room(tiles, d, points),
+        log_det=room(tiles, 1, points),
+        z_grad=room(tiles, d, points),
+        det_grad=room(tiles, 1, points),
         raw=room(plan.heads, d, points),
         raw_grad=room(plan.heads, d, points),
-        z_grad=room(d, points),
-        det_grad=room(1, points),
         seen_grad=room(1, points),
         upper=room(p, points, LANES),
         lower=room(p, points, LANES),
+        moments=np.zeros((plan.n_couplings + 1, 2, d)),
     )
