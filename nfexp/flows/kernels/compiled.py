@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nfexp.flows.kernels.lanes import OPTIONS
 from nfexp.flows.kernels.member import DENSITY, GRADIENT, STEPS, TO_BASE, TO_DATA, Results, Steps, work
-from nfexp.flows.kernels.plan import Tile, make_plan, make_tiles, make_weights
+from nfexp.flows.kernels.plan import Tiles, make_plan, make_tiles, make_weights
 from nfexp.flows.stack import Course, FlowStack, Made, Rows
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class Fused:
         tiles = self._room_for(steps.order.shape[2]) if task in (GRADIENT, STEPS) else self.passing
         self.work(*own, tiles, _array(theta), _array(fixed), _array(x), steps, results, task)
 
-    def _room_for(self, n_points: int) -> Tile:
+    def _room_for(self, n_points: int) -> Tiles:
         """Tiles to learn from so many points with."""
         points = self.kept.z.shape[-1]
         tiles = math.ceil(n_points / points) if self.waits else 1

@@ -24,7 +24,7 @@ from nfexp.flows.kernels.elementwise import (
 )
 from nfexp.flows.kernels.lanes import inner
 from nfexp.flows.kernels.moments import move, norm_of
-from nfexp.flows.kernels.plan import ABSENT, tile_at
+from nfexp.flows.kernels.plan import ABSENT
 from nfexp.flows.kernels.products import fill
 from nfexp.flows.kernels.rows import clear, pack, unpack
 
@@ -111,8 +111,8 @@ def write_out(z, log_det, mean, var, points, log_dets, begin, n_points, drawing)
 
 
 @njit(inline="always")
-def through(plan, weights, fixed, begin, end, n_points, tile, keep, drawing):
-    """Carry a tile through the stations from `begin` to `end`, counted from data or, `drawing`, from the base.
+def through(plan, weights, fixed, begin, end, n_points, tiles, q, keep, drawing):
+    """Carry tile q through the stations from `begin` to `end`, counted from data or, `drawing`, from the base.
 
     With `keep` what the gradient needs of each layer stays.
     """
@@ -120,34 +120,34 @@ def through(plan, weights, fixed, begin, end, n_points, tile, keep, drawing):
     for i in range(begin, end):
         k = n - i if drawing else i
         if k > 0 and not drawing and plan.gain_at[k - 1] != ABSENT:
-            before = tile.before[k - 1 if keep else 0]
+            before = tiles.before[q, k - 1 if keep else 0]
             of_norm = weights.centre[k - 1], weights.log_gain[k - 1], weights.shift[k - 1]
-            affine(tile.z, tile.log_det, before, *of_norm, n_points)
+            affine(tiles.z[q], tiles.log_det[q], before, *of_norm, n_points)
         if k < n:
             mask = fixed[plan.mask_at[k] : plan.mask_at[k] + plan.dim]
-            coupling(plan, weights, mask, tile, k, k if keep else 0, n_points, drawing)
+            coupling(plan, weights, mask, tiles, q, k, k if keep else 0, n_points, drawing)
         else:
-            behind_couplings(plan, weights, tile, n_points, drawing)
+            behind_couplings(plan, weights, tiles, q, n_points, drawing)
         if k > 0 and drawing and plan.gain_at[k - 1] != ABSENT:
             of_norm = weights.centre[k - 1], weights.log_gain[k - 1], weights.shift[k - 1]
-            affine_to_data(tile.z, tile.log_det, *of_norm, n_points)
+            affine_to_data(tiles.z[q], tiles.log_det[q], *of_norm, n_points)
 
 
 @njit(inline="always")
-def behind_couplings(plan, weights, tile, n_points, drawing):
-    """Carry a tile through what lies between the couplings and the base: the diagonal layer, then the tail."""
+def behind_couplings(plan, weights, tiles, q, n_points, drawing):
+    """Carry tile q through what lies between the couplings and the base: the diagonal layer, then the tail."""
     n = plan.n_couplings
     diagonal = weights.centre[n], weights.log_gain[n], weights.shift[n]
     if drawing:
         if plan.tail_at != ABSENT:
-            tail(tile.z, tile.log_det, tile.straight, weights.log_power, n_points, drawing)
+            tail(tiles.z[q], tiles.log_det[q], tiles.straight[q], weights.log_power, n_points, drawing)
         if plan.gain_at[n] != ABSENT:
-            affine_to_data(tile.z, tile.log_det, *diagonal, n_points)
+            affine_to_data(tiles.z[q], tiles.log_det[q], *diagonal, n_points)
     else:
         if plan.gain_at[n] != ABSENT:
-            affine(tile.z, tile.log_det, tile.before[tile.before.shape[0] - 1], *diagonal, n_points)
+            affine(tiles.z[q], tiles.log_det[q], tiles.before[q, tiles.before.shape[1] - 1], *diagonal, n_points)
         if plan.tail_at != ABSENT:
-            tail(tile.z, tile.log_det, tile.straight, weights.log_power, n_points, drawing)
+            tail(tiles.z[q], tiles.log_det[q], tiles.straight[q], weights.log_power, n_points, drawing)
 
 
 @inner
@@ -174,8 +174,8 @@ def start_back(z_grad, det_grad, per_point, n_points):
 
 
 @njit(inline="always")
-def way_back(plan, weights, back, grads, fixed, begin, end, n_points, tile):
-    """The gradient through the stations from `end` back to `begin`: `tile.z_grad`, and what a tile adds to `grads`.
+def way_back(plan, weights, back, grads, fixed, begin, end, n_points, tiles, q):
+    """The gradient through the stations from `end` back to `begin`: `z_grad` of tile q, and what it adds to `grads`.
 
     A batch norm at `begin` is left alone: it needs the gradients of all points.
     """
@@ -183,16 +183,18 @@ def way_back(plan, weights, back, grads, fixed, begin, end, n_points, tile):
     for k in range(end - 1, begin - 1, -1):
         if k < n:
             mask = fixed[plan.mask_at[k] : plan.mask_at[k] + plan.dim]
-            coupling_back(plan, weights, back, grads, mask, tile, k, n_points)
+            coupling_back(plan, weights, back, grads, mask, tiles, q, k, n_points)
         else:
             if plan.tail_at != ABSENT:
-                tail_back(tile.z_grad, tile.det_grad, tile.straight, weights.log_power, grads.log_power, n_points)
+                tail_back(
+                    tiles.z_grad[q], tiles.det_grad[q], tiles.straight[q], weights.log_power, grads.log_power, n_points
+                )
             if plan.gain_at[n] != ABSENT:
-                of_diagonal = tile.before[n], weights.log_gain[n], grads.log_gain[n], grads.shift[n]
-                affine_back(tile.z_grad, tile.det_grad, *of_diagonal, n_points)
+                of_diagonal = tiles.before[q, n], weights.log_gain[n], grads.log_gain[n], grads.shift[n]
+                affine_back(tiles.z_grad[q], tiles.det_grad[q], *of_diagonal, n_points)
         if k > 0 and plan.gain_at[k - 1] != ABSENT and plan.running_mean_at[k - 1] == ABSENT:
-            of_norm = tile.before[k - 1], weights.log_gain[k - 1], grads.log_gain[k - 1], grads.shift[k - 1]
-            affine_back(tile.z_grad, tile.det_grad, *of_norm, n_points)
+            of_norm = tiles.before[q, k - 1], weights.log_gain[k - 1], grads.log_gain[k - 1], grads.shift[k - 1]
+            affine_back(tiles.z_grad[q], tiles.det_grad[q], *of_norm, n_points)
 
 
 @njit(inline="always")
@@ -252,17 +254,19 @@ def all_through(plan, weights, fixed, tiles, e, x, order, points, results, task)
             normalise_by(weights.centre[begin - 1], weights.log_gain[begin - 1], tiles.moments[begin - 1])
         for first in range(points.start, points.stop, tile_points):  # of each tile
             n_here = min(tile_points, points.stop - first)
-            tile = tile_at(tiles, (first - points.start) // tile_points)
+            q = (first - points.start) // tile_points
             if leg == 0:
-                read_in(tile.z, tile.log_det, mean, var, x, order, first, n_here, drawing)
-            through(plan, weights, fixed[e], begin, end, n_here, tile, learning, drawing)
+                read_in(tiles.z[q], tiles.log_det[q], mean, var, x, order, first, n_here, drawing)
+            through(plan, weights, fixed[e], begin, end, n_here, tiles, q, learning, drawing)
             if leg < n_legs - 1:
                 continue
             if task in (TO_BASE, TO_DATA):
                 found = results.points[e], results.log_det[e]
-                write_out(tile.z, tile.log_det, mean, var, *found, first, n_here, drawing)
+                write_out(tiles.z[q], tiles.log_det[q], mean, var, *found, first, n_here, drawing)
             else:
-                log_densities(plan.base, tile.z, tile.log_det, tile.z_grad, results.log_det[e], first, n_here)
+                log_densities(
+                    plan.base, tiles.z[q], tiles.log_det[q], tiles.z_grad[q], results.log_det[e], first, n_here
+                )
 
 
 @njit(inline="always")
@@ -277,9 +281,9 @@ def all_back(plan, weights, back, grads, fixed, tiles, e, points, n_points):
         is_last = leg == n_legs - 1
         for first in range(points.start, points.stop, tile_points):  # of each tile
             n_here = min(tile_points, points.stop - first)
-            tile = tile_at(tiles, (first - points.start) // tile_points)
+            q = (first - points.start) // tile_points
             if is_last:
-                start_back(tile.z_grad, tile.det_grad, per_point, n_here)
+                start_back(tiles.z_grad[q], tiles.det_grad[q], per_point, n_here)
             else:  # through the batch norm at the end of this leg
                 of_norm = (
                     weights.log_gain[end - 1],
@@ -287,8 +291,8 @@ def all_back(plan, weights, back, grads, fixed, tiles, e, points, n_points):
                     grads.log_gain[end - 1],
                     grads.shift[end - 1],
                 )
-                batch_norm_back(tile.z_grad, tile.before[end - 1], *of_norm, n_here, n_points)
-            way_back(plan, weights, back, grads, fixed[e], begin, end, n_here, tile)
+                batch_norm_back(tiles.z_grad[q], tiles.before[q, end - 1], *of_norm, n_here, n_points)
+            way_back(plan, weights, back, grads, fixed[e], begin, end, n_here, tiles, q)
         if leg > 0:
             of_norm = weights.log_gain[begin - 1], grads.log_gain[begin - 1], grads.shift[begin - 1]
             batch_norm_sums(tiles.z_grad, tiles.before, begin - 1, *of_norm, n_points)

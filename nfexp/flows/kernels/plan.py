@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from nfexp.flows.kernels.bases import BASES
 from nfexp.flows.kernels.elementary import ACTIVATIONS, SILU
@@ -79,7 +78,7 @@ class Weights(NamedTuple):
     log_power: np.ndarray
 
 
-class Tile(NamedTuple):
+class Tiles(NamedTuple):
     """What is kept of a tile of T points on its way through the couplings, for the way back.
 
     Per coupling: `x` (C, D, T) what came in, `seen` (C, D, T) what of it the networks see, `squashed`, `gain`
@@ -110,31 +109,6 @@ class Tile(NamedTuple):
     upper: np.ndarray
     lower: np.ndarray
     moments: np.ndarray
-
-
-@njit(inline="always")
-def tile_at(tiles, q):
-    """Tile q of those that :func:`make_tiles` made."""
-    return Tile(
-        tiles.x[q],
-        tiles.seen[q],
-        tiles.squashed[q],
-        tiles.gain[q],
-        tiles.hidden[q],
-        tiles.slope[q],
-        tiles.before[q],
-        tiles.straight[q],
-        tiles.z[q],
-        tiles.log_det[q],
-        tiles.z_grad[q],
-        tiles.det_grad[q],
-        tiles.raw,
-        tiles.raw_grad,
-        tiles.seen_grad,
-        tiles.upper,
-        tiles.lower,
-        tiles.moments,
-    )
 
 
 def _columns(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
@@ -207,7 +181,7 @@ def make_weights(plan: Plan) -> Weights:
     )
 
 
-def make_tiles(plan: Plan, points: int, *, kept: int, tiles: int = 1) -> Tile:
+def make_tiles(plan: Plan, points: int, *, kept: int, tiles: int = 1) -> Tiles:
     """Room for so many tiles that keep what `kept` couplings need: all for the way back, one without.
 
     What each of them has for itself gets a first axis more than :class:`Tile` says.
@@ -219,7 +193,7 @@ def make_tiles(plan: Plan, points: int, *, kept: int, tiles: int = 1) -> Tile:
         return np.zeros(shape, dtype=np.float32)
 
     silu = kept if plan.activation == SILU else 0
-    return Tile(
+    return Tiles(
         x=room(tiles, kept, d, points),
         seen=room(tiles, kept, d, points),
         squashed=room(tiles, kept, d, points),
