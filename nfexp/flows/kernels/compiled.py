@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nfexp.flows.kernels.lanes import OPTIONS
 from nfexp.flows.kernels.member import DENSITY, GRADIENT, STEPS, TO_BASE, TO_DATA, Results, Steps, work
-from nfexp.flows.kernels.plan import Tiles, make_plan, make_tiles, make_weights
+from nfexp.flows.kernels.plan import Tiles, make_plan, make_tiles, make_transposed, make_weights
 from nfexp.flows.stack import Course, FlowStack, Made, Rows
 
 log = logging.getLogger(__name__)
@@ -165,18 +165,18 @@ class Fused:
     def __init__(self, flow: FlowStack, *, tile: int = TILE) -> None:
         self.plan = make_plan(flow)
         self.weights = make_weights(self.plan)
-        self.back = make_weights(self.plan)
+        self.transposed = make_transposed(self.weights)
         self.grads = make_weights(self.plan)
         self.kept = make_tiles(self.plan, tile, kept=self.plan.n_couplings)
         self.passing = make_tiles(self.plan, tile, kept=1)
         self.waits = len(self.plan.stops) > 2  # where tiles wait for one another, all of a batch are kept
-        own = self.plan, self.weights, self.back, self.grads, self.kept
+        own = self.plan, self.weights, self.transposed, self.grads, self.kept
         none = np.empty((0, 0), dtype=np.float32)
         types = *own, none, none, _numbers(0, 0, 0), _steps(), _results(0, 0, 0), DENSITY
         (self.work,) = machine_code(((work, tuple(map(numba.typeof, types))),))  # the same for every architecture
 
     def _run(self, theta: Tensor, fixed: Tensor, x: Tensor, steps: Steps, results: Results, task: int) -> None:
-        own = self.plan, self.weights, self.back, self.grads
+        own = self.plan, self.weights, self.transposed, self.grads
         tiles = self._room_for(steps.order.shape[2]) if task in (GRADIENT, STEPS) else self.passing
         self.work(*own, tiles, _array(theta), _array(fixed), _array(x), steps, results, task)
 

@@ -259,10 +259,10 @@ def scale_back(z_grad, raw_grad, scale_grad, x, squashed, gain, det_grad, code, 
 
 
 @njit(inline="always")
-def coupling_back(plan, weights, back, grads, mask, tiles, q, c, n_points):
+def coupling_back(plan, weights, transposed, grads, mask, tiles, q, c, n_points):
     """The gradient through coupling c: `z_grad` of tile q from ∂L/∂z to ∂L/∂x, and what the tile adds to `grads`.
 
-    `back` holds the weights between hidden layers transposed.
+    `transposed` (C, G, K - 1, P, P L, L) are the weights between hidden layers.
     """
     z_grad = tiles.z_grad[q]
     of_shift = tiles.raw_grad[plan.heads - 1]
@@ -283,7 +283,7 @@ def coupling_back(plan, weights, back, grads, mask, tiles, q, c, n_points):
         room = tiles.upper, tiles.lower
         own = grads.bias[c, g], grads.hidden[c, g], grads.last[c]
         kept = tiles.hidden[q, c, g], tiles.slope[q, c, g]
-        upside_down = back.bias[c, g, 0], back.hidden[c, g]
+        upside_down = tiles.nothing, transposed[c, g]
         network_back(
             plan.activation,
             plan.width,

@@ -17,27 +17,27 @@ MOMENTUM = F(BatchNorm.momentum)
 
 
 @inner
-def affine(z, log_det, before, centre, log_gain, shift, n_points):
+def affine(z, log_det, before, mean, log_gain, shift, n_points):
     """z ← (z - m) exp(γ) + h, in place; z - m stays in `before`.
 
-    Shapes: z, before (D, T), log_det (1, T), centre (m), log_gain (γ) and shift (h) (D, LANES), the number in lane 0.
+    Shapes: z, before (D, T), log_det (1, T), mean (m) (D,), log_gain (γ) and shift (h) (D, LANES), lane 0 alone.
     """
     for d in range(z.shape[0]):
         gain = splat(F(math.exp(log_gain[d, 0])))
         for j in range(0, n_points, LANES):
-            x = load(z, d, j) - splat(centre[d, 0])
+            x = load(z, d, j) - splat(F(mean[d]))
             store(before, d, j, x)
             store(z, d, j, fma(x, gain, splat(shift[d, 0])))
             store(log_det, 0, j, load(log_det, 0, j) + splat(log_gain[d, 0]))
 
 
 @inner
-def affine_to_data(z, log_det, centre, log_gain, shift, n_points):
+def affine_to_data(z, log_det, mean, log_gain, shift, n_points):
     """z ← (z - h) exp(-γ) + m, in place."""
     for d in range(z.shape[0]):
         loss = splat(F(math.exp(-log_gain[d, 0])))
         for j in range(0, n_points, LANES):
-            store(z, d, j, (load(z, d, j) - splat(shift[d, 0])) * loss + splat(centre[d, 0]))
+            store(z, d, j, (load(z, d, j) - splat(shift[d, 0])) * loss + splat(F(mean[d])))
             store(log_det, 0, j, load(log_det, 0, j) - splat(log_gain[d, 0]))
 
 
@@ -59,14 +59,10 @@ def affine_back(z_grad, det_grad, before, log_gain, gain_grad, shift_grad, n_poi
 
 
 @inner
-def normalise_by(centre, log_gain, moments):
-    """Let an affine layer, γ in `log_gain`, be a batch norm by these moments: m their mean, γ - ½ log(v + ε) for γ.
-
-    Shapes: centre, log_gain (D, LANES), moments (2, D), mean and variance.
-    """
-    for d in range(centre.shape[0]):
-        centre[d, 0] = F(moments[0, d])
-        log_gain[d, 0] = F(log_gain[d, 0] - 0.5 * math.log(moments[1, d] + EPSILON))
+def divide_by_sd(log_gain, var):
+    """γ ← γ - ½ log(v + ε): the gain of a batch norm. Shapes: log_gain (D, LANES), the number in lane 0, var (D,)."""
+    for d in range(var.shape[0]):
+        log_gain[d, 0] = F(log_gain[d, 0] - 0.5 * math.log(var[d] + EPSILON))
 
 
 @inner

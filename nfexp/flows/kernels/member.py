@@ -16,9 +16,9 @@ from nfexp.flows.kernels.elementwise import (
     affine_to_data,
     batch_norm_back,
     batch_norm_sums,
+    divide_by_sd,
     keep_moments,
     moments_of,
-    normalise_by,
     tail,
     tail_back,
 )
@@ -119,17 +119,17 @@ def through(plan, weights, fixed, begin, end, n_points, tiles, q, keep, drawing)
     n = plan.n_couplings
     for i in range(begin, end):
         k = n - i if drawing else i
-        if k > 0 and not drawing and plan.gain_at[k - 1] != ABSENT:
+        if k > 0 and not drawing and plan.stations[k - 1].gain != ABSENT:
             before = tiles.before[q, k - 1 if keep else 0]
-            of_norm = weights.centre[k - 1], weights.log_gain[k - 1], weights.shift[k - 1]
+            of_norm = tiles.moments[k - 1, 0], weights.log_gain[k - 1], weights.shift[k - 1]
             affine(tiles.z[q], tiles.log_det[q], before, *of_norm, n_points)
         if k < n:
-            mask = fixed[plan.mask_at[k] : plan.mask_at[k] + plan.dim]
+            mask = fixed[plan.stations[k].mask : plan.stations[k].mask + plan.dim]
             coupling(plan, weights, mask, tiles, q, k, k if keep else 0, n_points, drawing)
         else:
             behind_couplings(plan, weights, tiles, q, n_points, drawing)
-        if k > 0 and drawing and plan.gain_at[k - 1] != ABSENT:
-            of_norm = weights.centre[k - 1], weights.log_gain[k - 1], weights.shift[k - 1]
+        if k > 0 and drawing and plan.stations[k - 1].gain != ABSENT:
+            of_norm = tiles.moments[k - 1, 0], weights.log_gain[k - 1], weights.shift[k - 1]
             affine_to_data(tiles.z[q], tiles.log_det[q], *of_norm, n_points)
 
 
@@ -137,14 +137,14 @@ def through(plan, weights, fixed, begin, end, n_points, tiles, q, keep, drawing)
 def behind_couplings(plan, weights, tiles, q, n_points, drawing):
     """Carry tile q through what lies between the couplings and the base: the diagonal layer, then the tail."""
     n = plan.n_couplings
-    diagonal = weights.centre[n], weights.log_gain[n], weights.shift[n]
+    diagonal = tiles.moments[n, 0], weights.log_gain[n], weights.shift[n]
     if drawing:
         if plan.tail_at != ABSENT:
             tail(tiles.z[q], tiles.log_det[q], tiles.straight[q], weights.log_power, n_points, drawing)
-        if plan.gain_at[n] != ABSENT:
+        if plan.stations[n].gain != ABSENT:
             affine_to_data(tiles.z[q], tiles.log_det[q], *diagonal, n_points)
     else:
-        if plan.gain_at[n] != ABSENT:
+        if plan.stations[n].gain != ABSENT:
             affine(tiles.z[q], tiles.log_det[q], tiles.before[q, tiles.before.shape[1] - 1], *diagonal, n_points)
         if plan.tail_at != ABSENT:
             tail(tiles.z[q], tiles.log_det[q], tiles.straight[q], weights.log_power, n_points, drawing)
@@ -174,7 +174,7 @@ def start_back(z_grad, det_grad, per_point, n_points):
 
 
 @njit(inline="always")
-def way_back(plan, weights, back, grads, fixed, begin, end, n_points, tiles, q):
+def way_back(plan, weights, transposed, grads, fixed, begin, end, n_points, tiles, q):
     """The gradient through the stations from `end` back to `begin`: `z_grad` of tile q, and what it adds to `grads`.
 
     A batch norm at `begin` is left alone: it needs the gradients of all points.
@@ -182,17 +182,17 @@ def way_back(plan, weights, back, grads, fixed, begin, end, n_points, tiles, q):
     n = plan.n_couplings
     for k in range(end - 1, begin - 1, -1):
         if k < n:
-            mask = fixed[plan.mask_at[k] : plan.mask_at[k] + plan.dim]
-            coupling_back(plan, weights, back, grads, mask, tiles, q, k, n_points)
+            mask = fixed[plan.stations[k].mask : plan.stations[k].mask + plan.dim]
+            coupling_back(plan, weights, transposed, grads, mask, tiles, q, k, n_points)
         else:
             if plan.tail_at != ABSENT:
                 tail_back(
                     tiles.z_grad[q], tiles.det_grad[q], tiles.straight[q], weights.log_power, grads.log_power, n_points
                 )
-            if plan.gain_at[n] != ABSENT:
+            if plan.stations[n].gain != ABSENT:
                 of_diagonal = tiles.before[q, n], weights.log_gain[n], grads.log_gain[n], grads.shift[n]
                 affine_back(tiles.z_grad[q], tiles.det_grad[q], *of_diagonal, n_points)
-        if k > 0 and plan.gain_at[k - 1] != ABSENT and plan.running_mean_at[k - 1] == ABSENT:
+        if k > 0 and plan.stations[k - 1].gain != ABSENT and plan.stations[k - 1].running_mean == ABSENT:
             of_norm = tiles.before[q, k - 1], weights.log_gain[k - 1], grads.log_gain[k - 1], grads.shift[k - 1]
             affine_back(tiles.z_grad[q], tiles.det_grad[q], *of_norm, n_points)
 
@@ -218,8 +218,8 @@ def learn(plan, theta, fixed, e, moments, steps, results, i, n_points, task):
         number = steps.begun + i + 1
         move(theta, steps.first, steps.second, e, steps.grad, row, clip, rate, steps.decay[e], law, number)
         for k in range(plan.n_couplings):
-            if plan.running_mean_at[k] != ABSENT:
-                keep_moments(fixed, e, plan.running_mean_at[k], plan.running_var_at[k], moments[k])
+            if plan.stations[k].running_mean != ABSENT:
+                keep_moments(fixed, e, plan.stations[k].running_mean, plan.stations[k].running_var, moments[k])
     return True
 
 
@@ -227,11 +227,11 @@ def learn(plan, theta, fixed, e, moments, steps, results, i, n_points, task):
 def normalise_by_running(plan, weights, fixed, e, moments):
     """Let the batch norms of member e normalise by their running averages."""
     for k in range(plan.n_couplings):
-        if plan.running_mean_at[k] != ABSENT:
+        if plan.stations[k].running_mean != ABSENT:
             for d in range(plan.dim):
-                moments[k, 0, d] = fixed[e, plan.running_mean_at[k] + d]
-                moments[k, 1, d] = fixed[e, plan.running_var_at[k] + d]
-            normalise_by(weights.centre[k], weights.log_gain[k], moments[k])
+                moments[k, 0, d] = fixed[e, plan.stations[k].running_mean + d]
+                moments[k, 1, d] = fixed[e, plan.stations[k].running_var + d]
+            divide_by_sd(weights.log_gain[k], moments[k, 1])
 
 
 @njit(inline="always")
@@ -251,7 +251,7 @@ def all_through(plan, weights, fixed, tiles, e, x, order, points, results, task)
         end = plan.stops[leg + 1] if learning else plan.n_couplings + 1
         if leg > 0:
             moments_of(tiles.z, len(points), tiles.moments[begin - 1])
-            normalise_by(weights.centre[begin - 1], weights.log_gain[begin - 1], tiles.moments[begin - 1])
+            divide_by_sd(weights.log_gain[begin - 1], tiles.moments[begin - 1, 1])
         for first in range(points.start, points.stop, tile_points):  # of each tile
             n_here = min(tile_points, points.stop - first)
             q = (first - points.start) // tile_points
@@ -270,7 +270,7 @@ def all_through(plan, weights, fixed, tiles, e, x, order, points, results, task)
 
 
 @njit(inline="always")
-def all_back(plan, weights, back, grads, fixed, tiles, e, points, n_points):
+def all_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points):
     """Carry the gradient of the mean −log q of a batch of `n_points` back to the first coupling, for `points` of it."""
     tile_points = tiles.z.shape[2]
     per_point = F(1.0 / n_points)
@@ -292,13 +292,13 @@ def all_back(plan, weights, back, grads, fixed, tiles, e, points, n_points):
                     grads.shift[end - 1],
                 )
                 batch_norm_back(tiles.z_grad[q], tiles.before[q, end - 1], *of_norm, n_here, n_points)
-            way_back(plan, weights, back, grads, fixed[e], begin, end, n_here, tiles, q)
+            way_back(plan, weights, transposed, grads, fixed[e], begin, end, n_here, tiles, q)
         if leg > 0:
             of_norm = weights.log_gain[begin - 1], grads.log_gain[begin - 1], grads.shift[begin - 1]
             batch_norm_sums(tiles.z_grad, tiles.before, begin - 1, *of_norm, n_points)
 
 
-def work(plan, weights, back, grads, tiles, theta, fixed, x, steps, results, task):
+def work(plan, weights, transposed, grads, tiles, theta, fixed, x, steps, results, task):
     """For each member all that is asked for (`task`), a tile of points at a time.
 
     Shapes: theta (E, P), fixed (E, S), x (E, N, D).
@@ -310,7 +310,7 @@ def work(plan, weights, back, grads, tiles, theta, fixed, x, steps, results, tas
     for e in steps.members:
         for i in range(steps.order.shape[0]):
             order = steps.order[i, min(e, steps.order.shape[1] - 1)]
-            unpack(plan, theta, fixed, e, weights, back, learning)
+            unpack(plan, theta, fixed, e, weights, transposed, learning)
             if learning:
                 clear(grads)
             else:
@@ -319,7 +319,7 @@ def work(plan, weights, back, grads, tiles, theta, fixed, x, steps, results, tas
                 points = range(first, min(first + together, n_points))
                 all_through(plan, weights, fixed, tiles, e, x[e], order, points, results, task)
                 if learning:
-                    all_back(plan, weights, back, grads, fixed, tiles, e, points, n_points)
+                    all_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points)
             if learning:
                 pack(plan, grads, fixed, steps.grad, e, e if task == GRADIENT else 0)
                 if not learn(plan, theta, fixed, e, tiles.moments, steps, results, i, n_points, task):

@@ -17,23 +17,28 @@ SCALES = {"tanh": 0, "learned": 0, "soft": 1, "exp": 2}  # how a network's outpu
 ABSENT = -1  # the place of what an architecture does not have
 
 
+# A station on the way from data to base: at station k points pass the affine layer behind coupling k - 1, if there is
+# one, then coupling k. The last one has no coupling but what lies behind them all: a diagonal layer, the tail.
+# `inputs`, `outputs` are the coordinates that a network of coupling k reads, and that it has an output for each head
+# for. In which column of its matrix a tensor begins: `net`, `scale`, `mask` of coupling k; `gain`, `shift` of the affine
+# layer behind it, at the last station of the diagonal layer; `running_mean`, `running_var` where it is a batch norm.
+FIELDS = ("inputs", "outputs", "net", "scale", "mask", "gain", "shift", "running_mean", "running_var")
+STATION = np.dtype([(name, np.int64) for name in FIELDS])
+
+
 class Plan(NamedTuple):
     """Sizes and choices of an architecture; `…_at` says in which column of its matrix a tensor begins.
 
-    `inputs`, `outputs` (coordinates that a network reads, and that it has an output for each head for), `net_at`,
-    `scale_at`, `mask_at` have one entry per coupling; `gain_at`, `shift_at` those of the affine layers: one behind
-    each coupling, and one behind them all; `running_mean_at`, `running_var_at` those of them that are batch norms.
-
-    There are C + 1 stations on the way to the base: at station k points pass the affine layer behind coupling k - 1,
-    if there is one, then coupling k; the last one has no coupling but what lies behind them all. `stops` cuts the
-    stations into legs, the first begins at stops[0] = 0: before each other one a batch norm waits for all points.
+    `stations` (C + 1,) says so of each station, one record for all: every array more in a tuple is work for the
+    compiler. `stops` cuts them into legs, the first begins at stops[0] = 0: before each other one a batch norm waits for
+    all points.
     """
 
     n_couplings: int
     dim: int
     compact: bool
-    inputs: np.ndarray
-    outputs: np.ndarray
+    stations: np.ndarray
+    stops: np.ndarray
     depth: int
     width: int
     nets: int
@@ -42,16 +47,8 @@ class Plan(NamedTuple):
     scale: int
     bound: np.float32
     base: int
-    net_at: np.ndarray
-    scale_at: np.ndarray
-    mask_at: np.ndarray
     mean_at: int
     var_at: int
-    gain_at: np.ndarray
-    shift_at: np.ndarray
-    running_mean_at: np.ndarray
-    running_var_at: np.ndarray
-    stops: np.ndarray
     tail_at: int
 
 
@@ -60,9 +57,8 @@ class Weights(NamedTuple):
 
     `first` (C, G, D, P, L) the rows of the first layer, `bias` (C, G, K, P, L) of the hidden layers, `hidden`
     (C, G, K - 1, P, P L, L) between them, `last` (C, heads, D, P, L) the columns of the last layer and `last_bias`
-    (C, heads, D, L), `log_scale` (C, D, L), `centre`, `log_gain` and `shift` (C + 1, D, L) of the affine layers,
-    `log_power` (D, L) of the tail. From `last_bias` on lane 0 holds the number; of their gradients all lanes are to be
-    summed. Only batch norms have a centre, the mean that they take away, and no gradient of it is asked for.
+    (C, heads, D, L), `log_scale` (C, D, L), `log_gain` and `shift` (C + 1, D, L) of the affine layers, `log_power`
+    (D, L) of the tail. From `last_bias` on lane 0 holds the number; of their gradients all lanes are to be summed.
     Where a network reads only the coordinates that pass, nothing is kept for the others.
     """
 
@@ -72,7 +68,6 @@ class Weights(NamedTuple):
     last: np.ndarray
     last_bias: np.ndarray
     log_scale: np.ndarray
-    centre: np.ndarray
     log_gain: np.ndarray
     shift: np.ndarray
     log_power: np.ndarray
@@ -83,12 +78,12 @@ class Tiles(NamedTuple):
 
     Per coupling: `x` (C, D, T) what came in, `seen` (C, D, T) what of it the networks see, `squashed`, `gain`
     (C, D, T), `hidden` (C, G, K, P, T, L) the outputs of the hidden layers and, for silu, their `slope`. `before`
-    (C + 1, D, T) what came into the affine layers, less their centre, `straight` (D, T) into the tail. `z` (D, T) where
+    (C + 1, D, T) what came into the affine layers, less the mean, `straight` (D, T) into the tail. `z` (D, T) where
     the points stand, `log_det` (1, T). On the way back `z_grad`, `det_grad` their gradients.
 
     Of one tile at a time: `raw` (heads, D, T) what the networks say and `raw_grad`, `seen_grad` (1, T), and `upper`,
-    `lower` (P, T, L), the gradients of two layers. Of the whole batch: `moments` (C + 1, 2, D), the mean and the
-    variance that each batch norm normalises by.
+    `lower` (P, T, L), the gradients of two layers; `nothing` (P, L), zeros. Of the whole batch: `moments`
+    (C + 1, 2, D), the mean and the variance that each batch norm normalises by; the mean of other affine layers is 0.
     """
 
     x: np.ndarray
@@ -108,6 +103,7 @@ class Tiles(NamedTuple):
     seen_grad: np.ndarray
     upper: np.ndarray
     lower: np.ndarray
+    nothing: np.ndarray
     moments: np.ndarray
 
 
@@ -127,16 +123,28 @@ def make_plan(flow: FlowStack) -> Plan:
     learned = _columns(flow.learned_layout.shapes)
     fixed = _columns(flow.fixed_layout.shapes)
     couplings = [layer for layer in flow.layers if isinstance(layer, Coupling)]
-    names = [coupling.name for coupling in couplings]
-    affine = [f"norm.{i}" for i in range(len(names))] + ["diagonal"]
-    running_mean_at = [fixed.get(f"{name}.mean", ABSENT) for name in affine]
-    waits = [k + 1 for k, at in enumerate(running_mean_at) if at != ABSENT]
+    stations = np.full(len(couplings) + 1, ABSENT, dtype=STATION)
+    stops = [0]
+    for k, coupling in enumerate(couplings):
+        station = stations[k]
+        station["inputs"] = coupling.n_inputs
+        station["outputs"] = coupling.n_outputs
+        station["net"] = learned[f"{coupling.name}.net.0.weight"]
+        station["scale"] = learned.get(f"{coupling.name}.log_scale", ABSENT)
+        station["mask"] = fixed[f"{coupling.name}.mask"]
+        station["gain"] = learned.get(f"norm.{k}.log_gain", ABSENT)
+        station["shift"] = learned.get(f"norm.{k}.shift", ABSENT)
+        station["running_mean"] = fixed.get(f"norm.{k}.mean", ABSENT)
+        station["running_var"] = fixed.get(f"norm.{k}.var", ABSENT)
+        if station["running_mean"] != ABSENT:
+            stops.append(k + 1)
+    stations[-1]["gain"] = learned.get("diagonal.log_gain", ABSENT)
     return Plan(
-        n_couplings=len(names),
+        n_couplings=len(couplings),
         dim=flow.dim,
         compact=spec.conditioner_input == "passed",
-        inputs=np.array([coupling.n_inputs for coupling in couplings]),
-        outputs=np.array([coupling.n_outputs for coupling in couplings]),
+        stations=stations,
+        stops=np.array([*stops, len(stations)]),
         depth=spec.hidden_depth,
         width=spec.hidden_width,
         nets=spec.nets,
@@ -145,16 +153,8 @@ def make_plan(flow: FlowStack) -> Plan:
         scale=SCALES[spec.scale],
         bound=np.float32(np.inf if spec.tail_bound is None else spec.tail_bound),
         base=BASES[spec.base],
-        net_at=np.array([learned[f"{name}.net.0.weight"] for name in names]),
-        scale_at=np.array([learned.get(f"{name}.log_scale", ABSENT) for name in names]),
-        mask_at=np.array([fixed[f"{name}.mask"] for name in names]),
         mean_at=fixed["standardise.mean"],
         var_at=fixed["standardise.var"],
-        gain_at=np.array([learned.get(f"{name}.log_gain", ABSENT) for name in affine]),
-        shift_at=np.array([learned.get(f"{name}.shift", ABSENT) for name in affine]),
-        running_mean_at=np.array(running_mean_at),
-        running_var_at=np.array([fixed.get(f"{name}.var", ABSENT) for name in affine]),
-        stops=np.array([0, *waits, len(names) + 1]),
         tail_at=learned.get("tail.log_power", ABSENT),
     )
 
@@ -174,11 +174,15 @@ def make_weights(plan: Plan) -> Weights:
         last=zeros(c, plan.heads, d, p, LANES),
         last_bias=zeros(c, plan.heads, d, LANES),
         log_scale=zeros(c, d, LANES),
-        centre=zeros(c + 1, d, LANES),
         log_gain=zeros(c + 1, d, LANES),
         shift=zeros(c + 1, d, LANES),
         log_power=zeros(d, LANES),
     )
+
+
+def make_transposed(weights: Weights) -> np.ndarray:
+    """Room for the weights between hidden layers, transposed: the gradient goes back by them."""
+    return np.zeros_like(weights.hidden)
 
 
 def make_tiles(plan: Plan, points: int, *, kept: int, tiles: int = 1) -> Tiles:
@@ -211,5 +215,6 @@ def make_tiles(plan: Plan, points: int, *, kept: int, tiles: int = 1) -> Tiles:
         seen_grad=room(1, points),
         upper=room(p, points, LANES),
         lower=room(p, points, LANES),
+        nothing=room(p, LANES),
         moments=np.zeros((plan.n_couplings + 1, 2, d)),
     )
