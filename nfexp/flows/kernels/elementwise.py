@@ -17,28 +17,30 @@ MOMENTUM = F(BatchNorm.momentum)
 
 
 @inner
-def affine(z, log_det, before, mean, log_gain, shift, n_points):
-    """z ← (z - m) exp(γ) + h, in place; z - m stays in `before`.
+def affine_to_data(z, log_det, mean, log_gain, shift, d, n_points):
+    """z ← (z - h) exp(-γ) + m for a coordinate, in place."""
+    loss = splat(F(math.exp(-log_gain)))
+    for j in range(0, n_points, LANES):
+        store(z, d, j, (load(z, d, j) - splat(shift)) * loss + splat(mean))
+        store(log_det, 0, j, load(log_det, 0, j) - splat(log_gain))
+
+
+@inner
+def affine(z, log_det, before, mean, log_gain, shift, n_points, drawing):
+    """z ← (z - m) exp(γ) + h, in place; z - m stays in `before`. With `drawing` z ← (z - h) exp(-γ) + m.
 
     Shapes: z, before (D, T), log_det (1, T), mean (m) (D,), log_gain (γ) and shift (h) (D, LANES), lane 0 alone.
     """
     for d in range(z.shape[0]):
+        if drawing:
+            affine_to_data(z, log_det, F(mean[d]), log_gain[d, 0], shift[d, 0], d, n_points)
+            continue
         gain = splat(F(math.exp(log_gain[d, 0])))
         for j in range(0, n_points, LANES):
             x = load(z, d, j) - splat(F(mean[d]))
             store(before, d, j, x)
             store(z, d, j, fma(x, gain, splat(shift[d, 0])))
             store(log_det, 0, j, load(log_det, 0, j) + splat(log_gain[d, 0]))
-
-
-@inner
-def affine_to_data(z, log_det, mean, log_gain, shift, n_points):
-    """z ← (z - h) exp(-γ) + m, in place."""
-    for d in range(z.shape[0]):
-        loss = splat(F(math.exp(-log_gain[d, 0])))
-        for j in range(0, n_points, LANES):
-            store(z, d, j, (load(z, d, j) - splat(shift[d, 0])) * loss + splat(F(mean[d])))
-            store(log_det, 0, j, load(log_det, 0, j) - splat(log_gain[d, 0]))
 
 
 @inner
@@ -112,7 +114,7 @@ def batch_norm_sums(z_grad, before, k, log_gain, gain_grad, shift_grad, n_points
 
 
 @inner
-def batch_norm_back(z_grad, before, log_gain, moments, gain_grad, shift_grad, n_here, n_points):
+def batch_norm_back(z_grad, before, log_gain, var, gain_grad, shift_grad, n_here, n_points):
     """The gradient through a batch norm for a tile, `z_grad` (D, T) in place, once that of γ and h is known.
 
     m and v of N points depend on each of them: ∂m/∂x = 1/N, ∂v/∂x = 2 (x - m)/N and ∂l/∂v = -½/(v + ε), so that
@@ -121,7 +123,7 @@ def batch_norm_back(z_grad, before, log_gain, moments, gain_grad, shift_grad, n_
     for d in range(z_grad.shape[0]):
         gain = splat(F(math.exp(log_gain[d, 0])))
         by_mean = splat(F(shift_grad[d, 0] / n_points))
-        by_var = splat(F(-gain_grad[d, 0] / (n_points * (moments[1, d] + EPSILON))))
+        by_var = splat(F(-gain_grad[d, 0] / (n_points * (var[d] + EPSILON))))
         for j in range(0, n_here, LANES):
             of_mean = (load(z_grad, d, j) - by_mean) * gain
             store(z_grad, d, j, fma(load(before, d, j), by_var, of_mean))

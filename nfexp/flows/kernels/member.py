@@ -13,7 +13,6 @@ from nfexp.flows.kernels.coupling import coupling, coupling_back
 from nfexp.flows.kernels.elementwise import (
     affine,
     affine_back,
-    affine_to_data,
     batch_norm_back,
     batch_norm_sums,
     divide_by_sd,
@@ -110,44 +109,17 @@ def write_out(z, log_det, mean, var, points, log_dets, begin, n_points, drawing)
         log_dets[begin + j] = log_det[0, j] + F(total)
 
 
-@njit(inline="always")
-def through(plan, weights, fixed, begin, end, n_points, tiles, q, keep, drawing):
-    """Carry tile q through the stations from `begin` to `end`, counted from data or, `drawing`, from the base.
-
-    With `keep` what the gradient needs of each layer stays.
-    """
-    n = plan.n_couplings
-    for i in range(begin, end):
-        k = n - i if drawing else i
-        if k > 0 and not drawing and plan.stations[k - 1].gain != ABSENT:
-            before = tiles.before[q, k - 1 if keep else 0]
-            of_norm = tiles.moments[k - 1, 0], weights.log_gain[k - 1], weights.shift[k - 1]
-            affine(tiles.z[q], tiles.log_det[q], before, *of_norm, n_points)
-        if k < n:
-            mask = fixed[plan.stations[k].mask : plan.stations[k].mask + plan.dim]
-            coupling(plan, weights, mask, tiles, q, k, k if keep else 0, n_points, drawing)
-        else:
-            behind_couplings(plan, weights, tiles, q, n_points, drawing)
-        if k > 0 and drawing and plan.stations[k - 1].gain != ABSENT:
-            of_norm = tiles.moments[k - 1, 0], weights.log_gain[k - 1], weights.shift[k - 1]
-            affine_to_data(tiles.z[q], tiles.log_det[q], *of_norm, n_points)
-
-
-@njit(inline="always")
-def behind_couplings(plan, weights, tiles, q, n_points, drawing):
-    """Carry tile q through what lies between the couplings and the base: the diagonal layer, then the tail."""
-    n = plan.n_couplings
-    diagonal = tiles.moments[n, 0], weights.log_gain[n], weights.shift[n]
-    if drawing:
-        if plan.tail_at != ABSENT:
-            tail(tiles.z[q], tiles.log_det[q], tiles.straight[q], weights.log_power, n_points, drawing)
-        if plan.stations[n].gain != ABSENT:
-            affine_to_data(tiles.z[q], tiles.log_det[q], *diagonal, n_points)
-    else:
-        if plan.stations[n].gain != ABSENT:
-            affine(tiles.z[q], tiles.log_det[q], tiles.before[q, tiles.before.shape[1] - 1], *diagonal, n_points)
-        if plan.tail_at != ABSENT:
-            tail(tiles.z[q], tiles.log_det[q], tiles.straight[q], weights.log_power, n_points, drawing)
+@inner
+def behind_couplings(
+    z, log_det, tail_power, before_tail, has_tail, before, mean, log_gain, shift, has_diagonal, n_points, drawing
+):
+    """Carry a tile through what lies between the couplings and the base: the diagonal layer, then the tail."""
+    if drawing and has_tail:
+        tail(z, log_det, before_tail, tail_power, n_points, drawing)
+    if has_diagonal:
+        affine(z, log_det, before, mean, log_gain, shift, n_points, drawing)
+    if has_tail and not drawing:
+        tail(z, log_det, before_tail, tail_power, n_points, drawing)
 
 
 @inner
@@ -171,30 +143,6 @@ def start_back(z_grad, det_grad, per_point, n_points):
         fill(z_grad[d], ZERO, n_points)
     fill(det_grad[0], -per_point, 0)
     fill(det_grad[0], ZERO, n_points)
-
-
-@njit(inline="always")
-def way_back(plan, weights, transposed, grads, fixed, begin, end, n_points, tiles, q):
-    """The gradient through the stations from `end` back to `begin`: `z_grad` of tile q, and what it adds to `grads`.
-
-    A batch norm at `begin` is left alone: it needs the gradients of all points.
-    """
-    n = plan.n_couplings
-    for k in range(end - 1, begin - 1, -1):
-        if k < n:
-            mask = fixed[plan.stations[k].mask : plan.stations[k].mask + plan.dim]
-            coupling_back(plan, weights, transposed, grads, mask, tiles, q, k, n_points)
-        else:
-            if plan.tail_at != ABSENT:
-                tail_back(
-                    tiles.z_grad[q], tiles.det_grad[q], tiles.straight[q], weights.log_power, grads.log_power, n_points
-                )
-            if plan.stations[n].gain != ABSENT:
-                of_diagonal = tiles.before[q, n], weights.log_gain[n], grads.log_gain[n], grads.shift[n]
-                affine_back(tiles.z_grad[q], tiles.det_grad[q], *of_diagonal, n_points)
-        if k > 0 and plan.stations[k - 1].gain != ABSENT and plan.stations[k - 1].running_mean == ABSENT:
-            of_norm = tiles.before[q, k - 1], weights.log_gain[k - 1], grads.log_gain[k - 1], grads.shift[k - 1]
-            affine_back(tiles.z_grad[q], tiles.det_grad[q], *of_norm, n_points)
 
 
 @njit(inline="always")
@@ -235,67 +183,103 @@ def normalise_by_running(plan, weights, fixed, e, moments):
 
 
 @njit(inline="always")
-def all_through(plan, weights, fixed, tiles, e, x, order, points, results, task):
-    """Carry `points`, a range of those of a batch, to the other end: those of one tile, or of them all.
+def through(plan, weights, fixed, tiles, e, x, order, points, results, task):
+    """Carry `points`, a range of those of a batch, from data to base or, drawing, back: those of one tile, or all.
 
     They go on together from one stop to the next, a tile at a time; there a batch norm takes their moments.
     """
-    tile_points = tiles.z.shape[2]
+    n = plan.n_couplings
+    stations = plan.stations
     drawing = task == TO_DATA
     learning = task in (GRADIENT, STEPS)
     mean = fixed[e, plan.mean_at : plan.mean_at + plan.dim]
     var = fixed[e, plan.var_at : plan.var_at + plan.dim]
+    log_gain = weights.log_gain
+    shift = weights.shift
+    moments = tiles.moments
+    before = tiles.before
+    tile_points = before.shape[3]
     n_legs = plan.stops.shape[0] - 1 if learning else 1
     for leg in range(n_legs):
         begin = plan.stops[leg]
-        end = plan.stops[leg + 1] if learning else plan.n_couplings + 1
+        end = plan.stops[leg + 1] if learning else n + 1
         if leg > 0:
-            moments_of(tiles.z, len(points), tiles.moments[begin - 1])
-            divide_by_sd(weights.log_gain[begin - 1], tiles.moments[begin - 1, 1])
-        for first in range(points.start, points.stop, tile_points):  # of each tile
-            n_here = min(tile_points, points.stop - first)
+            moments_of(tiles.z, len(points), moments[begin - 1])
+            divide_by_sd(log_gain[begin - 1], moments[begin - 1, 1])
+        for first in range(points.start, points.stop, tile_points):  # tile by tile
             q = (first - points.start) // tile_points
+            n_here = min(tile_points, points.stop - first)
+            z = tiles.z[q]
+            log_det = tiles.log_det[q]
             if leg == 0:
-                read_in(tiles.z[q], tiles.log_det[q], mean, var, x, order, first, n_here, drawing)
-            through(plan, weights, fixed[e], begin, end, n_here, tiles, q, learning, drawing)
-            if leg < n_legs - 1:
-                continue
-            if task in (TO_BASE, TO_DATA):
-                found = results.points[e], results.log_det[e]
-                write_out(tiles.z[q], tiles.log_det[q], mean, var, *found, first, n_here, drawing)
-            else:
-                log_densities(
-                    plan.base, tiles.z[q], tiles.log_det[q], tiles.z_grad[q], results.log_det[e], first, n_here
-                )
+                read_in(z, log_det, mean, var, x, order, first, n_here, drawing)
+            for i in range(begin, end):  # station by station, from data or, drawing, from the base
+                k = n - i if drawing else i
+                slot = k if learning else 0
+                has_norm = k > 0 and stations[k - 1].gain != ABSENT
+                if has_norm and not drawing:
+                    of_norm = before[q, max(slot - 1, 0)], moments[k - 1, 0], log_gain[k - 1], shift[k - 1]
+                    affine(z, log_det, *of_norm, n_here, drawing)
+                if k < n:
+                    mask = fixed[e, stations[k].mask : stations[k].mask + plan.dim]
+                    coupling(plan, weights, mask, tiles, q, k, slot, n_here, drawing)
+                else:
+                    of_tail = weights.log_power, tiles.straight[q], plan.tail_at != ABSENT
+                    diagonal = before[q, before.shape[1] - 1], moments[n, 0], log_gain[n], shift[n]
+                    behind_couplings(z, log_det, *of_tail, *diagonal, stations[n].gain != ABSENT, n_here, drawing)
+                if has_norm and drawing:
+                    of_norm = before[q, 0], moments[k - 1, 0], log_gain[k - 1], shift[k - 1]
+                    affine(z, log_det, *of_norm, n_here, drawing)
+            if leg == n_legs - 1:
+                if task in (TO_BASE, TO_DATA):
+                    found = results.points[e], results.log_det[e]
+                    write_out(z, log_det, mean, var, *found, first, n_here, drawing)
+                else:
+                    log_densities(plan.base, z, log_det, tiles.z_grad[q], results.log_det[e], first, n_here)
 
 
 @njit(inline="always")
-def all_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points):
-    """Carry the gradient of the mean −log q of a batch of `n_points` back to the first coupling, for `points` of it."""
-    tile_points = tiles.z.shape[2]
+def way_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points):
+    """Carry the gradient of the mean −log q of `n_points` from the base to the first coupling, for `points` of them.
+
+    From ∂(log q)/∂z in `z_grad` to what these points add to `grads`. They wait for one another at a batch norm, too.
+    """
+    n = plan.n_couplings
+    stations = plan.stations
     per_point = F(1.0 / n_points)
+    log_gain = weights.log_gain
+    gain_grad = grads.log_gain
+    shift_grad = grads.shift
+    before = tiles.before
+    tile_points = before.shape[3]
     n_legs = plan.stops.shape[0] - 1
     for leg in range(n_legs - 1, -1, -1):
         begin = plan.stops[leg]
         end = plan.stops[leg + 1]
-        is_last = leg == n_legs - 1
-        for first in range(points.start, points.stop, tile_points):  # of each tile
-            n_here = min(tile_points, points.stop - first)
+        for first in range(points.start, points.stop, tile_points):  # tile by tile
             q = (first - points.start) // tile_points
-            if is_last:
-                start_back(tiles.z_grad[q], tiles.det_grad[q], per_point, n_here)
-            else:  # through the batch norm at the end of this leg
-                of_norm = (
-                    weights.log_gain[end - 1],
-                    tiles.moments[end - 1],
-                    grads.log_gain[end - 1],
-                    grads.shift[end - 1],
-                )
-                batch_norm_back(tiles.z_grad[q], tiles.before[q, end - 1], *of_norm, n_here, n_points)
-            way_back(plan, weights, transposed, grads, fixed[e], begin, end, n_here, tiles, q)
+            n_here = min(tile_points, points.stop - first)
+            z_grad = tiles.z_grad[q]
+            det_grad = tiles.det_grad[q]
+            if leg == n_legs - 1:
+                start_back(z_grad, det_grad, per_point, n_here)
+            else:  # through the batch norm that this leg ends at
+                of_norm = before[q, end - 1], log_gain[end - 1], tiles.moments[end - 1, 1]
+                batch_norm_back(z_grad, *of_norm, gain_grad[end - 1], shift_grad[end - 1], n_here, n_points)
+            for k in range(end - 1, begin - 1, -1):  # station by station
+                if k < n:
+                    mask = fixed[e, stations[k].mask : stations[k].mask + plan.dim]
+                    coupling_back(plan, weights, transposed, grads, mask, tiles, q, k, n_here)
+                elif plan.tail_at != ABSENT:
+                    tail_back(z_grad, det_grad, tiles.straight[q], weights.log_power, grads.log_power, n_here)
+                if k == n and stations[n].gain != ABSENT:
+                    affine_back(z_grad, det_grad, before[q, n], log_gain[n], gain_grad[n], shift_grad[n], n_here)
+                if k > 0 and stations[k - 1].gain != ABSENT and stations[k - 1].running_mean == ABSENT:
+                    of_norm = before[q, k - 1], log_gain[k - 1], gain_grad[k - 1], shift_grad[k - 1]
+                    affine_back(z_grad, det_grad, *of_norm, n_here)
         if leg > 0:
-            of_norm = weights.log_gain[begin - 1], grads.log_gain[begin - 1], grads.shift[begin - 1]
-            batch_norm_sums(tiles.z_grad, tiles.before, begin - 1, *of_norm, n_points)
+            of_norm = log_gain[begin - 1], gain_grad[begin - 1], shift_grad[begin - 1]
+            batch_norm_sums(tiles.z_grad, before, begin - 1, *of_norm, n_points)
 
 
 def work(plan, weights, transposed, grads, tiles, theta, fixed, x, steps, results, task):
@@ -317,9 +301,9 @@ def work(plan, weights, transposed, grads, tiles, theta, fixed, x, steps, result
                 normalise_by_running(plan, weights, fixed, e, tiles.moments)
             for first in range(0, n_points, together):
                 points = range(first, min(first + together, n_points))
-                all_through(plan, weights, fixed, tiles, e, x[e], order, points, results, task)
+                through(plan, weights, fixed, tiles, e, x[e], order, points, results, task)
                 if learning:
-                    all_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points)
+                    way_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points)
             if learning:
                 pack(plan, grads, fixed, steps.grad, e, e if task == GRADIENT else 0)
                 if not learn(plan, theta, fixed, e, tiles.moments, steps, results, i, n_points, task):

@@ -20,8 +20,9 @@ ABSENT = -1  # the place of what an architecture does not have
 # A station on the way from data to base: at station k points pass the affine layer behind coupling k - 1, if there is
 # one, then coupling k. The last one has no coupling but what lies behind them all: a diagonal layer, the tail.
 # `inputs`, `outputs` are the coordinates that a network of coupling k reads, and that it has an output for each head
-# for. In which column of its matrix a tensor begins: `net`, `scale`, `mask` of coupling k; `gain`, `shift` of the affine
-# layer behind it, at the last station of the diagonal layer; `running_mean`, `running_var` where it is a batch norm.
+# for. The others say in which column of its matrix a tensor begins: `net`, `scale`, `mask` of coupling k; `gain`,
+# `shift` of the affine layer behind it, at the last station of the diagonal one; `running_mean`, `running_var` of a
+# batch norm.
 FIELDS = ("inputs", "outputs", "net", "scale", "mask", "gain", "shift", "running_mean", "running_var")
 STATION = np.dtype([(name, np.int64) for name in FIELDS])
 
@@ -29,9 +30,9 @@ STATION = np.dtype([(name, np.int64) for name in FIELDS])
 class Plan(NamedTuple):
     """Sizes and choices of an architecture; `…_at` says in which column of its matrix a tensor begins.
 
-    `stations` (C + 1,) says so of each station, one record for all: every array more in a tuple is work for the
-    compiler. `stops` cuts them into legs, the first begins at stops[0] = 0: before each other one a batch norm waits for
-    all points.
+    `stations` (C + 1,) says so of each station, in one array of records: every array more in a tuple is work for the
+    compiler. `stops` cuts them into legs, the first begins at stops[0] = 0; before each other one a batch norm waits
+    for all points.
     """
 
     n_couplings: int
