@@ -51,7 +51,7 @@ def gather(folder: Path = PAGES) -> None:
 def standing_alone(text: str) -> str:
     """A page without links that lead out of the site.
 
-    >>> standing_alone("[a](b.md) [code](../nfexp/spec.py)")
+    >>> standing_alone("[a](b.md) [code](../nfexp/score.py)")
     '[a](b.md) code'
     """
     return OUTSIDE.sub(r"\1", text)
@@ -71,3 +71,5 @@ if __name__ == "__main__":
     gather()
     build()
     print(SITE / "index.html")
+    # a page that is opened as a file may not read the index of the search
+    print("To search in it, serve it: python -m http.server --bind 127.0.0.1 --directory", SITE.relative_to(ROOT))

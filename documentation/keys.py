@@ -1,7 +1,7 @@
 """The page of all configuration keys: type and range from `nfexp.spec`, value and meaning from `conf/`.
 
 The meaning of a key is the comment behind its value in `conf/`, and stands nowhere else. Of a key
-that no file there holds it is the `meaning` of its field in `nfexp/spec.py`.
+that no file there holds it is the `meaning` of its field in `nfexp/spec/schema.py`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nfexp"
 # The rooms of the package in the order in which they may import each other, and within a room its modules.
 ROOMS = """
-    surroundings files spec mesh image_files images readers published tables targets arguments commands streams
+    surroundings files
+    spec.errors spec.ranges spec.schema spec.parameters spec.shapes spec.checks spec.mapping spec.identity spec
+    mesh image_files images readers published tables targets arguments commands streams
     flows.fusible flows.image.plan flows.cost flows.nn flows.bases flows.layers flows.elementwise
     flows.image.maps flows.image.networks flows.image.layers flows.image flows.stack flows.distribution
     flows.ensemble flows.export
@@ -39,7 +41,7 @@ ROOMS = """
     sweep.executors sweep.pool sweep.slurm sweep.joblib
     sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion
-    export estimator image_baselines baselines scripting doctor cli __main__
+    export estimator image_baselines baseline_fits baselines scripting doctor cli __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = ("spec", "streams", "flows", "data", "optimisers", "batches", "train", "score", "checkpoint", "run")

@@ -30,7 +30,7 @@ def every_key():
 @pytest.mark.parametrize("key", every_key(), ids=lambda key: key.name)
 def test_every_key_has_a_meaning(key):
     assert key.meaning, (
-        f"say what {key.name} means in {key.place}, or, if no file of conf/ holds it, as its meaning in spec.py"
+        f"say what {key.name} means in {key.place}, or, if no file of conf/ holds it, as its meaning in spec/schema.py"
     )
 
 

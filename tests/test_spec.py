@@ -15,6 +15,7 @@ from nfexp.data.densities import TARGET_NAMES
 from nfexp.flows.bases import BASES
 from nfexp.flows.nn import ACTIVATIONS
 from nfexp.published import TABLES
+from nfexp.spec import identity
 from nfexp.tables import BUNDLED
 
 BAD = {
@@ -192,7 +193,7 @@ def test_compact_networks_stack_by_what_their_masks_pass(make_spec, monkeypatch)
     compact = [make_spec(flow__mask=mask, flow__conditioner_input="passed") for mask in masks]
     whole = [make_spec(flow__mask=mask, flow__conditioner_input="masked") for mask in masks]
     assert len({specs.stack_key(s) for s in compact}) == 1  # in the plane each passes one coordinate
-    monkeypatch.setattr(specs, "event_shape", lambda spec: (3,))
+    monkeypatch.setattr(identity, "event_shape", lambda spec: (3,))
     assert len({specs.stack_key(s) for s in compact}) == 4
     assert len({specs.stack_key(s) for s in whole}) == 1
 

@@ -1,0 +1,98 @@
+"""A checked spec from plain dicts, and values from text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any, get_type_hints
+
+from nfexp.spec.checks import check_together
+from nfexp.spec.errors import SpecError, Words
+from nfexp.spec.parameters import checked_parameters, is_parameter, is_parameter_key
+from nfexp.spec.ranges import checked
+from nfexp.spec.schema import Data, Spec
+
+_hints = cache(get_type_hints)
+
+
+def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") -> Any:
+    """Build a checked spec from nested plain dicts.
+
+    Raises
+    ------
+    SpecError
+        For the first unknown, missing, mistyped or out-of-range key; the message has its full name.
+    """
+    known = {f.name: f for f in fields(cls) if f.name != "parameters"}
+    hints = _hints(cls)
+    parameters: dict[str, Any] = {}
+    if cls is Data:
+        parameters = {key: config[key] for key in config if is_parameter(config, key)}
+        config = {key: value for key, value in config.items() if key not in parameters}
+    for key in config:
+        if key not in known:
+            raise SpecError(prefix + str(key), f"one of the keys {', '.join(known)}", Words("an unknown key"))
+    values = {}
+    for key, spec_field in known.items():
+        full = prefix + key
+        if key not in config:
+            if spec_field.default is MISSING:
+                raise SpecError(full, "a value", Words("nothing"))
+            values[key] = spec_field.default
+            continue
+        value = config[key]
+        if is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise SpecError(full, "a group of keys", value)
+            values[key] = from_mapping(value, hints[key], full + ".")
+        else:
+            if full == "train.warmup":
+                value = steps_up_to(value, config.get("steps"))
+            values[key] = checked(full, value, hints[key], spec_field.metadata)
+    if cls is Data:
+        values["parameters"] = checked_parameters(values["kind"], values["name"], parameters)
+    spec = cls(**values)
+    if cls is Spec:
+        check_together(spec)
+    return spec
+
+
+def steps_up_to(value: Any, steps: Any) -> Any:
+    """The number of steps that "up_to_50" stands for, never more than there are; any other value is given back.
+
+    >>> steps_up_to("up_to_50", 2000), steps_up_to("up_to_50", 20), steps_up_to(100, 20)
+    (50, 20, 100)
+    """
+    found = re.fullmatch(r"up_to_(\d{1,9})", value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    largest = int(found[1])
+    return min(largest, steps) if type(steps) is int and steps > 0 else largest
+
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def from_text(key: str, text: str) -> Any:
+    """The number that a text spells exactly, where the key takes one; else the text.
+
+    >>> from_text("seed", "3"), from_text("train.lr", "1e-3"), from_text("data.text", "3")
+    (3, 0.001, '3')
+    """
+    cls: Any = Spec
+    *groups, leaf = key.split(".")
+    for group in groups:
+        cls = _hints(cls).get(group)
+        if not is_dataclass(cls):
+            return text
+    hint = _hints(cls).get(leaf)
+    if is_parameter_key(key):
+        hint = int | float
+    kinds = {hint, *getattr(hint, "__args__", ())}
+    if int in kinds and re.fullmatch(r"[+-]?[0-9]{1,30}", text):
+        return int(text)
+    if float in kinds and NUMBER.fullmatch(text):
+        return float(text)
+    return text
