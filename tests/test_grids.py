@@ -56,7 +56,7 @@ def expanded(sweeper_of):
 
     def expand(*arguments):
         sweeper, rest = sweeper_of(*arguments)
-        points, excluded = sweeper.points(rest)
+        points, excluded = sweeper.command(rest).points()
         return [sweeper.composer.spec(point) for point in points], excluded
 
     return expand
@@ -248,14 +248,14 @@ def test_points_are_those_of_a_plain_model(plain_sweeper, sweep):
     expected = model(sweep)
     if isinstance(expected, str):
         with pytest.raises(SpecError) as caught:
-            sweeper.points(arguments)
+            sweeper.command(arguments).points()
         assert caught.value.key == expected
         return
-    points, excluded = sweeper.points(arguments)
+    points, excluded = sweeper.command(arguments).points()
     specs = [sweeper.composer.spec(point) for point in points]
     assert {(s.flow.n_flows, s.train.lr, s.data.name, s.seed) for s in specs} == expected
     sweeper.options = replace(sweeper.options, exclude=[])
-    assert len(sweeper.points(arguments)[0]) == len(points) + excluded
+    assert len(sweeper.command(arguments).points()[0]) == len(points) + excluded
 
 
 SPELLINGS = {  # arguments → runs: a key is the same key however it is spelled
@@ -330,7 +330,7 @@ def same_value(a, b):
 def arrives(sweeper, values):
     """What the configurations of a grid with a list of values hold."""
     sweeper.options = replace(sweeper.options, grids={"all": {"data.text": values}})
-    points, _ = sweeper.points([])
+    points, _ = sweeper.command([]).points()
     assert len(points) == len(values)
     return [sweeper.composer.plain(point)["data"]["text"] for point in points]
 
@@ -344,7 +344,7 @@ def test_a_list_entry_arrives_as_the_text_it_is(free_sweeper):
     assert arrives(free_sweeper, TEXTS) == TEXTS
     for text in TEXTS[:8]:
         free_sweeper.options = replace(free_sweeper.options, exclude=[{"data.text": [text]}])
-        kept, excluded = free_sweeper.points([])
+        kept, excluded = free_sweeper.command([]).points()
         free_sweeper.options = replace(free_sweeper.options, exclude=[])
         assert excluded == 1 and len(kept) == len(TEXTS) - 1, text
 
