@@ -238,7 +238,7 @@ def model(sweep):
     return {tuple(p.values()) for p in points if not any(hit(e, p) for e in sweep["exclude"])}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(sweep=sweeps())
 def test_points_are_those_of_a_plain_model(plain_sweeper, sweep):
     base = plain_sweeper
@@ -353,7 +353,7 @@ HARD = st.text(alphabet=st.sampled_from("ab1 \\'\"${}[](),:=\n\t~+-_.%#é"), max
 SCALARS = HARD | st.text(max_size=20) | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(values=st.lists(SCALARS, min_size=1, max_size=3))
 def test_a_list_entry_arrives_as_exactly_that_value(free_sweeper, values):
     found = arrives(free_sweeper, values)
