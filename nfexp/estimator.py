@@ -16,11 +16,11 @@ import torch
 import yaml
 from sklearn.base import BaseEstimator, DensityMixin, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nfexp.configuration import conf_dir
-from nfexp.data import Dataset
+from nfexp.data import Context, Dataset
 from nfexp.flows.ensemble import CHOICE, Ensembles
 from nfexp.flows.stack import FlowStack
 from nfexp.run import train_stack
@@ -90,6 +90,11 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
     >>> model = RealNVP(n_flows=2, steps=20, random_state=0).fit(x)
     >>> model.score_samples(x[:5]).shape, model.sample(4, random_state=1).shape
     ((5,), (4, 3))
+
+    The density of two columns given the third, and a draw at each of two values of it:
+
+    >>> model.fit(x[:, :2], context=x[:, 2:]).sample(context=[[-1.0], [1.0]], random_state=0).shape
+    (2, 2)
     """
 
     def __init__(
@@ -167,8 +172,8 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None, **unsupported: Any) -> RealNVP:
-        """Learn the density of the rows of X (N, D); `y` is ignored.
+    def fit(self, X: Any, y: Any = None, *, context: Any = None, **unsupported: Any) -> RealNVP:
+        """Learn the density of the rows of X (N, D), or with a `context` (N, C) that of x given c; `y` is ignored.
 
         Raises
         ------
@@ -179,59 +184,90 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
             For sample weights, which the loss does not take: resample rows by their weights
             instead.
         """
-        task = self._task(X, unsupported)
+        task = self._task(X, context, unsupported)
         (members,) = _train([task], verbose=bool(self.verbose))
         return self._keep(task, members)
 
-    def score_samples(self, X: Any) -> np.ndarray:
-        """The log-density of each row of X (N, D), shape (N,), in nats and in the units of X."""
+    def score_samples(self, X: Any, *, context: Any = None) -> np.ndarray:
+        """The log-density of each row of X (N, D), given its row of the context (N, C) if the flow has one.
+
+        Shape (N,), in nats and in the units of X.
+        """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
+        given = self._given(context, len(X))
         flows = self._flows()
         found = np.empty(len(X))
         for begin in range(0, len(X), CHUNK):
             points = torch.from_numpy(X[begin : begin + CHUNK]).unsqueeze(0)
+            of_points = torch.from_numpy(given[begin : begin + CHUNK]).unsqueeze(0)
             with torch.no_grad():
-                found[begin : begin + CHUNK] = flows.log_density(points)[0].numpy()
+                found[begin : begin + CHUNK] = flows.log_density(points, of_points)[0].numpy()
         return found
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, *, context: Any = None) -> float:
         """The mean log-density of the rows of X, nats per point: the higher the better."""
-        return float(self.score_samples(X).mean())
+        return float(self.score_samples(X, context=context).mean())
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
-        """Draw rows, (n_samples, D); of an ensemble each from a member drawn at random."""
+    def sample(self, n_samples: int | None = None, random_state: Any = None, *, context: Any = None) -> np.ndarray:
+        """Draw rows, (n_samples, D); of an ensemble each from a member drawn at random.
+
+        With a context draw i is given row i of it, or each the only row. Without a number of samples there are as many
+        as the context has rows, or one.
+        """
         check_is_fitted(self)
+        if n_samples is None:
+            n_samples = 1 if context is None else len(_context(context))
         if n_samples < 1:
             raise ValueError(f"n_samples: expected an integer >= 1; got {n_samples!r}")
+        given = self._given(context, n_samples, one_for_all=True)
         seed = _seed(self.random_state if random_state is None else random_state)
+        of_draws = torch.from_numpy(given).unsqueeze(0)
         with torch.no_grad():
-            draws = self._flows().sample(n_samples, [stream(seed, "sample")], [stream(seed, CHOICE)])
+            draws = self._flows().sample(n_samples, [stream(seed, "sample")], [stream(seed, CHOICE)], of_draws)
         return draws[0].numpy()
+
+    def _given(self, context: Any, n: int, *, one_for_all: bool = False) -> np.ndarray:
+        """The context of `n` rows, (n, C); C = 0 where the flow was fitted without one."""
+        width = self.spec_.data.context_dim
+        if width == 0 and context is None:
+            return np.empty((n, 0))
+        if width == 0 or context is None:
+            fitted = "no context, as in fit" if width == 0 else f"rows of {width} numbers, as in fit"
+            raise ValueError(f"context: expected {fitted}; got {'one' if width == 0 else 'none'}")
+        given = _context(context)
+        if one_for_all and len(given) == 1:
+            given = np.repeat(given, n, axis=0)
+        if given.shape != (n, width):
+            raise ValueError(f"context: expected shape {(n, width)}; got {given.shape}")
+        return given
 
     def _stack(self) -> FlowStack:
         """The fitted flows; in float64 a row's density does not depend on its neighbours."""
         flow = self.spec_.flow
         theta = torch.from_numpy(self.weights_).double()
         fixed = torch.from_numpy(self.fixed_).double()
-        return FlowStack(flow, self.n_features_in_, theta, fixed)
+        return FlowStack(flow, self.n_features_in_, theta, fixed, n_context=self.spec_.data.context_dim)
 
     def _flows(self) -> Ensembles:
         """The one density of the fitted flows."""
         return Ensembles(self._stack(), len(self.weights_))
 
-    def _task(self, X: Any, unsupported: Mapping[str, Any]) -> _Task:
+    def _task(self, X: Any, context: Any, unsupported: Mapping[str, Any]) -> _Task:
         """What there is to train, once it is checked."""
         if unsupported:
             name = next(iter(unsupported))
             hint = "; resample rows by their weights" if name == "sample_weight" else ""
-            raise TypeError(f"fit: expected X alone, for the loss takes no {name}{hint}")
+            raise TypeError(f"fit: expected X and maybe a context, for the loss takes no {name}{hint}")
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=FEWEST_ROWS)
+        given = np.empty((len(X), 0)) if context is None else _context(context)
+        if len(given) != len(X):
+            raise ValueError(f"context: expected {len(X)} rows, one for each of X; got {len(given)}")
         seed = _seed(self.random_state)
         members = self.n_members
         if not isinstance(members, int | np.integer) or members < 1:
             raise ValueError(f"n_members: expected an integer >= 1; got {members!r}")
-        spec = self._spec(X, seed)
+        spec = self._spec(X, seed, given)
         rows = split_rows(spec.data, seed, len(X), own_val=False, own_test=True)
         train = X[rows.train]
         constant = np.flatnonzero(train.min(0) == train.max(0))
@@ -239,15 +275,28 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"X: expected columns that vary where they are trained on; got a constant one, {constant[0]}"
             )
+        given_train = given[rows.train]
+        constant = np.flatnonzero(given_train.min(0) == given_train.max(0))
+        if len(constant):
+            raise ValueError(
+                f"context: expected columns that vary where they are trained on; got a constant one, {constant[0]}"
+            )
+        of_rows = Context(
+            train=torch.from_numpy(given_train),
+            val=torch.from_numpy(given[rows.val]),
+            test=torch.empty(0, given.shape[1], dtype=torch.float64),
+        )
         dataset = Dataset(
             event_shape=(X.shape[1],),
             train=torch.from_numpy(train),
             val=torch.from_numpy(X[rows.val]),
             test=torch.empty(0, X.shape[1], dtype=torch.float64),
+            context=of_rows,
         )
         return _Task(spec=spec, dataset=dataset)
 
-    def _spec(self, X: np.ndarray, seed: int) -> Spec:
+    def _spec(self, X: np.ndarray, seed: int, given: np.ndarray | None = None) -> Spec:
+        given = X[:, :0] if given is None else given
         own = self.get_params(deep=False)
         fraction = self.validation_fraction
         if not isinstance(fraction, int | float) or not 0 < fraction < 1:
@@ -260,7 +309,8 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         flat |= {f"record.{key}": 0 for key in ("samples", "grid", "walk")} | {"record.snapshots": 1}
         flat |= {
             "data.name": "array", "data.kind": "array", "data.noise": None, "data.text": None, "data.dim": X.shape[1],
-            "data.n_samples": len(X) - n_val, "data.n_val": n_val, "data.n_test": None, "data.digest": _digest(X),
+            "data.n_samples": len(X) - n_val, "data.n_val": n_val, "data.n_test": None,
+            "data.context_dim": given.shape[1], "data.digest": _digest(np.concatenate([X, given], axis=1)),
         }  # fmt: skip
         try:
             return unflatten(flat)
@@ -338,11 +388,11 @@ def _train(tasks: Sequence[_Task], *, verbose: bool = False) -> list[list[_Membe
     return [found[i] for i in range(len(specs))]
 
 
-def fit_many(estimators: Iterable[RealNVP | Mapping[str, Any]], X: Any) -> list[RealNVP]:
+def fit_many(estimators: Iterable[RealNVP | Mapping[str, Any]], X: Any, *, context: Any = None) -> list[RealNVP]:
     """Fit many estimators to the rows of X (N, D), those of one architecture as one stack.
 
     Each is a :class:`RealNVP`, which is left alone, or the parameters of one; the fitted ones come
-    in their order, and each is the same as fitted alone.
+    in their order, and each is the same as fitted alone. A `context` is given to all of them.
 
     >>> x = np.random.default_rng(0).normal(size=(100, 2))
     >>> models = fit_many([{"steps": 10, "lr": lr, "random_state": 0} for lr in (0.001, 0.01)], x)
@@ -350,7 +400,7 @@ def fit_many(estimators: Iterable[RealNVP | Mapping[str, Any]], X: Any) -> list[
     [0.001, 0.01]
     """
     fitted = [RealNVP(**one) if isinstance(one, Mapping) else clone(one) for one in estimators]
-    tasks = [model._task(X, {}) for model in fitted]
+    tasks = [model._task(X, context, {}) for model in fitted]
     for model, task, members in zip(fitted, tasks, _train(tasks), strict=True):
         model._keep(task, members)
     return fitted
@@ -372,6 +422,11 @@ def _seed(random_state: Any) -> int:
     if isinstance(random_state, int | np.integer) and random_state >= 0:
         return int(random_state)
     return int(check_random_state(random_state).randint(LARGEST_SEED))
+
+
+def _context(context: Any) -> np.ndarray:
+    """A context as rows of finite numbers, (N, C)."""
+    return check_array(context, dtype=np.float64, input_name="context")
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -74,16 +74,21 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
     An ensemble is scored as one density, the mean of those of its members. A member that diverged is left out; the
     run has diverged when none is left. What is told of layers (walk, `coordinates_moved`, `flattening`, `batch_gap`)
     is told of its first member.
+
+    With a context every NLL is of x given c, at each point's own c, and samples are drawn at the context of the test
+    rows in turn. What is told of one map from base to data (walk, `flattening`, `coordinates_moved`) is None: there is
+    one for each c.
     """
     n_members = specs[0].flow.members
     alive = [step is None for step in history.diverged_at]
     flows = Ensembles(kept, n_members, counted=alive)
     draws = _test_draws(specs, datasets, kept)
     test = draws[0]
-    of_members = [_chunked(flows.of_members, points) for points in draws]
+    given = torch.stack([dataset.given("test") for dataset in datasets]).to(kept.theta)
+    of_members = [_chunked(flows.of_members, points, given) for points in draws]
     log_q_of_draws = torch.stack([flows.mean(each) for each in of_members]).double().cpu()
     log_q = log_q_of_draws.mean(0)  # of images a lower bound on log P: the mean over places in their cells
-    inverse_errors = _inverse_errors(flows, test[:, :INVERSE_POINTS])
+    inverse_errors = _inverse_errors(flows, test[:, :INVERSE_POINTS], given[:, :INVERSE_POINTS])
     of_samples = _sample_metrics(specs, datasets, flows, log_q_of_draws[0])
     of_walk = _walk_metrics(specs, flows.first())
     batch_gaps = _batch_gaps(specs, datasets, flows.first())
@@ -93,7 +98,7 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
     for r, spec in enumerate(specs):
         rows = range(r * n_members, (r + 1) * n_members)
         curve = _curve(history, rows)
-        diverged = _divergence(history, flows, r, test[r], log_q[r])
+        diverged = _divergence(history, flows, r, test[r], given[r], log_q[r])
         metrics: Metrics = {
             "n_parameters": sum(n_parameters[e] for e in rows),
             "diverged_at": None,
@@ -140,14 +145,24 @@ def _finite_or_none(value: float | int | None) -> float | int | None:
     return value
 
 
-def _chunked(evaluate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _parts(x: Tensor, context: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Points (R, N, D) with their context (R, N, C), a few at a time."""
+    return zip(x.split(CHUNK, dim=1), context.split(CHUNK, dim=1), strict=True)
+
+
+def _chunked(evaluate: Callable[[Tensor, Tensor], Tensor], x: Tensor, context: Tensor) -> Tensor:
     """Log-densities (…, N) of x (R, N, D) a few points at a time, for what a stack holds while it is evaluated."""
-    return torch.cat([evaluate(part) for part in x.split(CHUNK, dim=1)], dim=-1)
+    return torch.cat([evaluate(*part) for part in _parts(x, context)], dim=-1)
 
 
-def _moved(move: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _moved(move: Callable[[Tensor, Tensor], Tensor], x: Tensor, context: Tensor) -> Tensor:
     """Where `move` takes points (E, N, D), as :func:`_chunked`."""
-    return torch.cat([move(part) for part in x.split(CHUNK, dim=1)], dim=1)
+    return torch.cat([move(*part) for part in _parts(x, context)], dim=1)
+
+
+def _given_to_draws(datasets: Sequence[Dataset], n: int, like: Tensor) -> Tensor:
+    """The context of `n` samples of each run, (R, n, C), where the weights `like` are."""
+    return torch.stack([dataset.given_to_draws(n) for dataset in datasets]).to(like)
 
 
 def _base_draws(specs: Sequence[Spec], kept: FlowStack, n: int, purpose: str) -> Tensor:
@@ -165,7 +180,9 @@ def _curve(history: History, rows: range) -> dict[str, np.ndarray]:
     return {key: values[reached] for key, values in curve.items()}
 
 
-def _divergence(history: History, flows: Ensembles, r: int, test: Tensor, log_q: Tensor) -> Divergence | None:
+def _divergence(
+    history: History, flows: Ensembles, r: int, test: Tensor, given: Tensor, log_q: Tensor
+) -> Divergence | None:
     """How run `r` diverged: all members in training, or the kept weights on its test points (N, D)."""
     rows = range(r * flows.n_members, (r + 1) * flows.n_members)
     lost = []
@@ -177,7 +194,7 @@ def _divergence(history: History, flows: Ensembles, r: int, test: Tensor, log_q:
         return max(lost, key=lambda divergence: divergence.step)
     if bool(torch.isfinite(log_q).all()):
         return None
-    layer = int(flows.first().member(r).first_nonfinite(test[None]))
+    layer = int(flows.first().member(r).first_nonfinite(test[None], given[None]))
     step = max(history.best_step[e] for e in rows)
     return Divergence(step=step, layer=layer, what="test NLL")
 
@@ -210,8 +227,10 @@ def _nlls_now(flows: Ensembles, r: int, dataset: Dataset, seed: int) -> Metrics:
     own = flows.one(r)
     train = dequantised(dataset.train, dataset, seed, "train")[: len(dataset.val)]
     val = dequantised(dataset.val, dataset, seed, "val")
-    train_nll = mean_nll(own, train.flatten(1)[None].to(flows.stack.theta))
-    val_nll = mean_nll(own, val.flatten(1)[None].to(flows.stack.theta))
+    like = flows.stack.theta
+    given_train = dataset.given("train")[: len(dataset.val)]
+    train_nll = mean_nll(own, train.flatten(1)[None].to(like), given_train[None].to(like))
+    val_nll = mean_nll(own, val.flatten(1)[None].to(like), dataset.given("val")[None].to(like))
     return {"train_nll": train_nll.item(), "val_nll": val_nll.item()}
 
 
@@ -269,28 +288,30 @@ def _steps_to_converge(curve: dict[str, np.ndarray]) -> int:
     return int(curve["step"][near][0])
 
 
-def _inverse_errors(flows: Ensembles, x: Tensor) -> list[float]:
+def _inverse_errors(flows: Ensembles, x: Tensor, given: Tensor) -> list[float]:
     """The largest |x − f(f⁻¹(x))| of each run, over its members that count, data units."""
 
-    def there_and_back(part: Tensor) -> Tensor:
-        z, _ = flows.stack.inverse(part)
-        return flows.stack.forward(z)[0]
+    def there_and_back(part: Tensor, context: Tensor) -> Tensor:
+        z, _ = flows.stack.inverse(part, context)
+        return flows.stack.forward(z, context)[0]
 
     x = x.repeat_interleave(flows.n_members, 0)
-    of_rows = (_moved(there_and_back, x) - x).abs().amax((1, 2))
+    given = given.repeat_interleave(flows.n_members, 0)
+    of_rows = (_moved(there_and_back, x, given) - x).abs().amax((1, 2))
     of_members = of_rows.view(-1, flows.n_members)
     only = torch.where(flows.counted.to(of_members.device), of_members, 0.0)
     errors: list[float] = only.amax(1).tolist()
     return errors
 
 
-def _samples(specs: Sequence[Spec], flows: Ensembles) -> tuple[Tensor, Tensor]:
+def _samples(specs: Sequence[Spec], datasets: Sequence[Dataset], flows: Ensembles) -> tuple[Tensor, Tensor]:
     """Samples of each run, (R, n, D), and their own log-density, (R, n)."""
     z = _base_draws(specs, flows.stack, COMPARED_POINTS, "generated")
+    given = _given_to_draws(datasets, COMPARED_POINTS, z)
     if flows.n_members > 1:
-        x = flows.forward(z, _chosen(specs, flows, COMPARED_POINTS))
-        return x, _chunked(flows.log_prob, x)
-    parts = [flows.stack.forward(part) for part in z.split(CHUNK, dim=1)]
+        x = flows.forward(z, _chosen(specs, flows, COMPARED_POINTS), given)
+        return x, _chunked(flows.log_prob, x, given)
+    parts = [flows.stack.forward(*part) for part in _parts(z, given)]
     x = torch.cat([moved for moved, _ in parts], 1)
     log_det = torch.cat([log_det for _, log_det in parts], 1)
     return x, base_log_prob(flows.stack.flow.base, z) - log_det
@@ -313,7 +334,7 @@ def _sample_metrics(
     `calibration_error`: the Kolmogorov distance between the log-densities of test points and of samples, 0 for every
     level right.
     """
-    x, log_q_of_x = _samples(specs, flows)
+    x, log_q_of_x = _samples(specs, datasets, flows)
     generated = x.double().cpu()
     log_q_of_samples = log_q_of_x.double().cpu().numpy()
     found = []
@@ -389,7 +410,9 @@ def _walk_metrics(specs: Sequence[Spec], kept: FlowStack) -> list[Metrics]:
     `flattening`: the smallest ratio, over the layers, of the least to the greatest standard deviation of the points
     along any direction.
     """
-    if kept.image is not None:  # too many numbers for a spread, and one coupling moves half of them by its mask
+    # Of images there are too many numbers for a spread, and one coupling moves half of them by its mask. Given a
+    # context every point has a map of its own.
+    if kept.image is not None or kept.n_context:
         return [{"coordinates_moved": None, "flattening": None} for _ in specs]
     walk = kept.walk(_base_draws(specs, kept, WALKED_POINTS, "walk"))
     points = torch.stack([frame for _, frame in walk], 1).double()  # (E, F, N, D)
@@ -416,7 +439,9 @@ def _batch_gaps(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowSt
     for spec, dataset in zip(specs, datasets, strict=True):
         parts.append(dequantised(dataset.train, dataset, spec.seed, "train")[:n].flatten(1))
     x = torch.stack(parts).to(kept.theta)
-    gaps: list[float | None] = (kept.log_prob(x) - kept.log_prob(x, batch=Batch())).double().mean(1).tolist()
+    given = torch.stack([dataset.given("train")[:n] for dataset in datasets]).to(x)
+    of_points = kept.log_prob(x, given) - kept.log_prob(x, given, batch=Batch())
+    gaps: list[float | None] = of_points.double().mean(1).tolist()
     return gaps
 
 
@@ -435,7 +460,7 @@ def _arrays(specs: Sequence[Spec], datasets: Sequence[Dataset], flows: Ensembles
         arrays |= _sample_arrays(datasets, flows, history, chosen)
     if record.grid and planar:
         arrays |= _grid_arrays(datasets, flows, record.grid)
-    if record.walk and flows.stack.dim == 2:
+    if record.walk and flows.stack.dim == 2 and not flows.stack.n_context:
         arrays |= _walk_arrays(_base_draws(specs, flows.stack, record.walk, "walk"), flows.first())
     return arrays
 
@@ -452,10 +477,11 @@ def _sample_arrays(datasets: Sequence[Dataset], flows: Ensembles, history: Histo
     """
     shown = chosen.shape[1]
     base = history.base[:: flows.n_members]
+    given = _given_to_draws(datasets, shown, base)
     if flows.n_members == 1:
-        best = _moved(lambda z: flows.stack.forward(z)[0], base)
+        best = _moved(lambda z, context: flows.stack.forward(z, context)[0], base, given)
     else:
-        best = flows.forward(base, chosen)
+        best = flows.forward(base, chosen, given)
     arrays = {"target": _split([dataset.train[:shown] for dataset in datasets]), "best": _split(best)}
     if datasets[0].names is not None:
         arrays["columns"] = [np.array(dataset.names) for dataset in datasets]
@@ -486,7 +512,8 @@ def _grid_arrays(datasets: Sequence[Dataset], flows: Ensembles, side: int) -> Ar
         log_p = target.log_prob(grid).clamp(min=LEAST_LOG_P)
         of_targets.append(log_p.reshape(side, side))
         extents.append(torch.tensor(target.extent()))
-    log_q = _chunked(flows.log_density, torch.stack(grids).to(flows.stack.theta))
+    x = torch.stack(grids).to(flows.stack.theta)
+    log_q = _chunked(flows.log_density, x, x[..., :0])  # a density that is known exactly has no context
     return {
         "grid_log_q": _split(log_q.unflatten(1, (side, side))),
         "grid_log_p": _split(of_targets),
@@ -498,7 +525,7 @@ def _walk_arrays(start: Tensor, kept: FlowStack) -> Arrays:
     """Points (E, N, D) followed from base to data and, in the plane, a lattice that shows how space is deformed."""
 
     def follow(z: Tensor) -> Tensor:  # (E, F, N, D)
-        frames = _moved(lambda part: torch.stack([points for _, points in kept.walk(part)], 2), z)
+        frames = _moved(lambda part, _: torch.stack([points for _, points in kept.walk(part)], 2), z, z[..., :0])
         return frames.transpose(1, 2)
 
     names = [name for name, _ in kept.walk(start[:, :1])]

@@ -30,17 +30,33 @@ FEW_VALUES, FEW_SHARE = (
     20,
     0.05,
 )  # a column with so few distinct values, or so few for its rows, is not continuous
+GIVEN = "_given_"  # in the name of a table, before the columns of its context
+LONGEST_GIVEN = 40  # letters of the columns of a context that stand in the name of a table
 BUNDLED = ("wine", "breast_cancer", "diabetes", "iris", "digits")  # of scikit-learn
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
-    """Rows of finite numbers, (N, D) in float64; `dropped` rows had missing values."""
+    """Rows of finite numbers, (N, D + C) in float64; `dropped` rows had missing values.
+
+    The last C columns, `n_context`, are given and not learned.
+    """
 
     place: str
     names: tuple[str, ...]
     values: np.ndarray
     dropped: int = 0
+    n_context: int = 0
+
+    @property
+    def dim(self) -> int:
+        """D, the columns that are learned."""
+        return len(self.names) - self.n_context
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The names of the columns that are learned."""
+        return self.names[: self.dim]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,8 +69,10 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """16 hexadecimal digits of a hash of all numbers."""
+        """16 hexadecimal digits of a hash of all numbers, and of how many columns are given."""
         found = hashlib.sha256()
+        if self.main.n_context:
+            found.update(f"context {self.main.n_context}".encode())
         for table in (self.main, self.val, self.test):
             if table is not None:
                 found.update(repr(table.values.shape).encode())
@@ -74,6 +92,11 @@ class Rows:
 # --- Columns and rows ------------------------------------------------------------------------------------------------
 
 
+def _positions(key: str, asked: str | None, names: Sequence[str], place: str) -> list[int]:
+    """Where the columns of a list stand; nowhere without one."""
+    return [] if asked is None else [_position(key, one, names, place) for one in names_of(asked)]
+
+
 def _position(key: str, asked: str, names: Sequence[str], place: str) -> int:
     """Where a column stands that is asked for by its name or its position (0, 1, …)."""
     if asked in names:
@@ -91,7 +114,7 @@ def _shortened(names: Sequence[str], most: int = 12) -> str:
 
 
 def pick(frame: pd.DataFrame, data: Data, place: str) -> pd.DataFrame:
-    """The columns that `data.columns` asks for, in that order, without those of `data.drop`."""
+    """The columns that `data.columns` asks for, in that order, without those of `data.drop`; then the context."""
     names = [str(name) for name in frame.columns]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -100,19 +123,33 @@ def pick(frame: pd.DataFrame, data: Data, place: str) -> pd.DataFrame:
             f"columns of {place} with names of their own",
             Words(f"{repeated[0]!r} twice"),
         )
-    positions = list(range(len(names)))
+    learned = list(range(len(names)))
     if data.columns is not None:
-        positions = [_position("data.columns", asked, names, place) for asked in names_of(data.columns)]
-    if data.drop is not None:
-        dropped = {_position("data.drop", asked, names, place) for asked in names_of(data.drop)}
-        positions = [position for position in positions if position not in dropped]
-    if not positions:
+        learned = _positions("data.columns", data.columns, names, place)
+    dropped = _positions("data.drop", data.drop, names, place)
+    given = _positions("data.context", data.context, names, place)
+    elsewhere = dropped if data.columns is None else dropped + learned
+    for position in given:
+        if given.count(position) > 1 or position in elsewhere:
+            expected = "columns of their own, not named twice nor in data.columns or data.drop"
+            raise SpecError("data.context", expected, Words(f"{names[position]!r} again"))
+    left = [position for position in learned if position not in dropped]
+    if not left:
         raise SpecError("data.columns", f"at least one column of {place}", Words("none"))
-    return frame.iloc[:, positions]
+    learned = [position for position in left if position not in given]
+    if not learned:
+        expected = f"some columns of {place}, so that others are left to learn"
+        raise SpecError("data.context", expected, Words("all of them"))
+    return frame.iloc[:, learned + given]
 
 
-def numbers(frame: pd.DataFrame, place: str, *, missing: str, key: str = "data.path") -> Table:
-    """A frame as finite numbers; rows with missing values are dropped or, by `missing`, refused."""
+def numbers(
+    frame: pd.DataFrame, place: str, *, missing: str, key: str = "data.path", context: str | None = None
+) -> Table:
+    """A frame as finite numbers; rows with missing values are dropped or, by `missing`, refused.
+
+    Its last columns are those of the `context`.
+    """
     import pandas as pd
 
     columns = []
@@ -140,7 +177,8 @@ def numbers(frame: pd.DataFrame, place: str, *, missing: str, key: str = "data.p
         where = f"none in column {name!r}, row {row + 1} of {place} ({int(lost.sum())} rows lack some)"
         raise SpecError("data.missing", "a value in every cell", Words(where))
     names = tuple(str(name) for name in frame.columns)
-    return Table(place=place, names=names, values=values[~lost], dropped=int(lost.sum()))
+    n_context = 0 if context is None else len(names_of(context))
+    return Table(place=place, names=names, values=values[~lost], dropped=int(lost.sum()), n_context=n_context)
 
 
 def check_rows(table: Table) -> None:
@@ -189,7 +227,7 @@ def source(data: Data) -> Source:
     """
     reading = replace(
         data, name=data.name if data.kind in ("sklearn", "maf") else "table", n_samples=None, n_val=None, n_test=None,
-        val_share=None, test_share=None, split=None, jitter=0.0, dim=2, digest=None,
+        val_share=None, test_share=None, split=None, jitter=0.0, dim=2, context_dim=0, digest=None,
     )  # fmt: skip
     signatures = tuple(_signature(path) for path in (data.path, data.val_path, data.test_path))
     return _source(reading, signatures)
@@ -201,7 +239,8 @@ def _source(data: Data, signatures: tuple[object, ...]) -> Source:
         return _standard(data.name, str(data.path))
     if data.kind == "sklearn":
         frame = _bundled(data.name)
-        main = numbers(pick(frame, data, data.name), data.name, missing=data.missing)
+        place = _plain(data.name)
+        main = numbers(pick(frame, data, place), place, missing=data.missing, context=data.context)
         check_rows(main)
         return Source(main=main)
     main = _table(data, "data.path", str(data.path))
@@ -216,7 +255,7 @@ def _source(data: Data, signatures: tuple[object, ...]) -> Source:
 
 def _table(data: Data, key: str, path: str) -> Table:
     frame = read_file(key, path, header=data.header)
-    return numbers(pick(frame, data, path), path, missing=data.missing, key=key)
+    return numbers(pick(frame, data, path), path, missing=data.missing, key=key, context=data.context)
 
 
 def _like(main: Table, other: Table, key: str) -> Table:
@@ -244,6 +283,7 @@ def _bundled(name: str) -> pd.DataFrame:
     """A table that comes with scikit-learn, without what it is meant to predict."""
     from sklearn import datasets
 
+    name = _plain(name)
     if name not in BUNDLED:
         raise SpecError("data.name", f"one of {', '.join(BUNDLED)}", name)
     return getattr(datasets, f"load_{name}")(as_frame=True).data
@@ -276,10 +316,12 @@ def settled(spec: Spec) -> Spec:
         raise SpecError("data.n_samples", asks, data.n_samples)
     name = data.name
     if data.kind == "table" and name == "table":
-        name = name_of(str(data.path))
+        name = name_of(str(data.path)) + _given(found.main)
+    if data.kind == "sklearn":
+        name = _plain(name) + _given(found.main)
     full = replace(
         data, name=name, n_samples=data.n_samples or left, n_val=n_val, n_test=n_test, val_share=None,
-        test_share=None, dim=found.main.values.shape[1], digest=found.digest,
+        test_share=None, dim=found.main.dim, context_dim=found.main.n_context, digest=found.digest,
     )  # fmt: skip
     return replace(spec, data=full)
 
@@ -290,8 +332,27 @@ def name_of(path: str) -> str:
     >>> name_of("somewhere/my points (1).csv")
     'my_points_1'
     """
-    stem = Path(path).name.split(".")[0]
-    return re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII).strip("_") or "table"
+    return _as_name(Path(path).name.split(".")[0]) or "table"
+
+
+def _as_name(text: str) -> str:
+    """The letters, digits, '_' and '-' of a text; empty where it has none."""
+    return re.sub(r"[^\w-]+", "_", text, flags=re.ASCII).strip("_")
+
+
+def _given(table: Table) -> str:
+    """What the name of a table says of its context: a density given c is another one than that of all columns."""
+    if table.n_context == 0:
+        return ""
+    what = _as_name(" ".join(table.names[table.dim :]))
+    if not what or len(what) > LONGEST_GIVEN:
+        what = f"{table.n_context}_columns"
+    return f"{GIVEN}{what}"
+
+
+def _plain(name: str) -> str:
+    """The name of a table without what :func:`_given` adds to it."""
+    return name.partition(GIVEN)[0]
 
 
 def _part(key: str, data: Data, given: Table | None, n: int) -> int:
@@ -337,9 +398,9 @@ def split_rows(data: Data, seed: int, n: int, *, own_val: bool, own_test: bool) 
 
 
 def few_values(table: Table) -> dict[str, float]:
-    """The smallest gap between two values of each column that has few distinct ones, by name."""
+    """The smallest gap between two values of each column to learn that has few distinct ones, by name."""
     gaps = {}
-    for name, column in zip(table.names, table.values.T, strict=True):
+    for name, column in zip(table.learned, table.values.T[: table.dim], strict=True):
         distinct = np.unique(column)
         if len(distinct) <= max(FEW_VALUES, FEW_SHARE * len(column)):
             gaps[name] = float(np.diff(distinct).min())
@@ -363,9 +424,11 @@ def tell(specs: Iterable[Spec]) -> None:
 def facts(data: Data) -> str:
     """The sizes of a table, and what was left out of it or comes twice."""
     table = source(data).main
-    n, d = table.values.shape
+    n = len(table.values)
     n_train, n_val, n_test = data.points
-    parts = [f"{n} rows, {d} columns ({_shortened(table.names)})"]
+    parts = [f"{n} rows, {table.dim} columns ({_shortened(table.learned)})"]
+    if table.n_context:
+        parts[0] += f" given {table.n_context} ({_shortened(table.names[table.dim :])})"
     if table.dropped:
         parts.append(f"{table.dropped} rows with missing values dropped")
     repeats = n - len(np.unique(table.values, axis=0))
@@ -383,7 +446,10 @@ def warnings_of(data: Data) -> list[str]:
     if few and data.jitter == 0.0:
         remedy = "a density can grow without bound on them; data.jitter=gap spreads them, see docs/own-data.md"
         lines.append(f"{data.name}: few distinct values in {_shortened(list(few))}: {remedy}")
-    if len(table.names) == 1:
+    if table.dim == 1 and table.n_context:
+        limit = "one column leaves a coupling the context alone: given that, the flow is an affine map of its base"
+        lines.append(f"{data.name}: {limit}, whose mean and width follow the context")
+    elif table.dim == 1:
         limit = "one column leaves a coupling nothing to look at: the flow is one affine map of its base"
         remedy = "a mixture or a kernel density (nfexp-baselines) takes any shape on a line"
         lines.append(f"{data.name}: {limit}; {remedy}")

@@ -30,12 +30,24 @@ AT_ONCE = 16  # steps of members that a kernel makes in one go
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Given:
+    """The context of a training's points, (E, N, C): C = 0 where nothing is given.
+
+    Of `train` and `val` rows as they are padded, and of the samples that snapshots show.
+    """
+
+    train: Tensor
+    val: Tensor
+    samples: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Training:
     """What a stack learns from, how, and what it starts as.
 
     `train` and `val` are (E, N, D), padded with NaN rows; `sizes` says how many training rows of each member are real;
     `watched` are the training points whose NLL is noted. The levels of images are in `train` as they are, to be
-    dequantised anew at each step; `val` and `watched` are dequantised once and for all.
+    dequantised anew at each step; `val` and `watched` are dequantised once and for all. `given` is their context.
     Steps, batch size and schedule are those of every spec; learning rate, clip, weight decay and selection each
     member's own. A run of K members (`flow.members`) has K rows in a row: `specs` names it for each of them, and
     `positions` says where in their ensemble they stand, 0 … K − 1.
@@ -47,6 +59,7 @@ class Training:
     train: Tensor
     val: Tensor
     watched: Tensor
+    given: Given
     sizes: Sequence[int]
 
     @property
@@ -76,7 +89,7 @@ class Training:
     @property
     def snapshot_points(self) -> int:
         """M, the points of a snapshot. There are none of images: a thousand of them would weigh more than all else."""
-        return self.lead.record.samples if self.fresh.image is None else 0
+        return self.given.samples.shape[1]
 
     def snapshot_base(self) -> Tensor:
         """The base draws that every snapshot shows, (E, M, D): the same for all flows of one seed."""
@@ -93,13 +106,21 @@ def prepare(specs: Sequence[Spec], datasets: Sequence[Dataset], device: torch.de
     train = padded([dataset.train for dataset in of_data])
     points = padded([dequantised(d.train, d, s.seed, "train") for d, s in zip(of_data, of_rows, strict=True)])
     val = padded([dequantised(d.val, d, s.seed, "val") for d, s in zip(of_data, of_rows, strict=True)])
+    image = image_in(datasets[0])
+    n_samples = specs[0].record.samples if image is None else 0
+    given = Given(
+        train=padded([d.given("train") for d in of_data]),
+        val=padded([d.given("val") for d in of_data]),
+        samples=padded([d.given_to_draws(n_samples) for d in of_data]),
+    )
     fresh = build(
         specs[0].flow,
         masks=[spec.flow.mask for spec in of_rows],
         seeds=[spec.seed for spec in of_rows],
         data=points,
         positions=positions,
-        image=image_in(datasets[0]),
+        image=image,
+        context=given.train,
     )
     fresh = fresh.to(device, dtype)
     return Training(
@@ -109,6 +130,11 @@ def prepare(specs: Sequence[Spec], datasets: Sequence[Dataset], device: torch.de
         train=train.to(device, dtype),
         val=val.to(device, dtype),
         watched=points[:, : val.shape[1]].to(device, dtype),
+        given=Given(
+            train=given.train.to(device, dtype),
+            val=given.val.to(device, dtype),
+            samples=given.samples.to(device, dtype),
+        ),
         sizes=[len(dataset.train) for dataset in of_data],
     )
 
@@ -231,15 +257,22 @@ def lr_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
 
 
 class Density(Protocol):
-    """What has a log-density at points: x (E, N, D) to (E, N)."""
+    """What has a log-density at points, maybe one that depends on a context: (E, N, D) and (E, N, C) to (E, N)."""
 
-    def log_prob(self, x: Tensor) -> Tensor: ...
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor: ...
 
 
-def mean_nll(flow: Density, x: Tensor, chunk: int = CHUNK) -> Tensor:
-    """Mean −log q over the real (non-NaN) rows of x (E, N, D), in nats per point; shape (E,), float64."""
+def mean_nll(flow: Density, x: Tensor, context: Tensor | None = None, *, chunk: int = CHUNK) -> Tensor:
+    """Mean −log q over the real (non-NaN) rows of x (E, N, D), in nats per point; shape (E,), float64.
+
+    Of a conditional density −log q(x | c), with the context (E, N, C).
+    """
+    if context is None:
+        context = x[..., :0]
     with torch.no_grad():
-        parts = [flow.log_prob(part).double() for part in x.split(chunk, dim=1)]
+        parts = []
+        for points, given in zip(x.split(chunk, dim=1), context.split(chunk, dim=1), strict=True):
+            parts.append(flow.log_prob(points, given).double())
     values = torch.cat(parts, dim=1)
     real = ~x.isnan().any(-1)
     total = torch.where(real, -values, 0.0).sum(1)  # an overflow in a real row stays visible
@@ -344,19 +377,25 @@ class _Stepper:
             x[e].add_(noise.at(step), alpha=noise_share(self.training.specs[e].train, step))
         return x
 
+    def _given(self, positions: Tensor) -> Tensor:
+        """The context of the points at these positions (E, N), as it is: the noise of a step is on points alone."""
+        return self.training.given.train[self.member, positions.to(self.state.theta.device)]
+
     def step(self) -> None:
         """One step of every member that is alive."""
         state = self.state
         state.step += 1
-        x = self._points(state.step, self._positions(state.step))
+        positions = self._positions(state.step)
+        x = self._points(state.step, positions)
+        context = self._given(positions)
         if state.step == 1:
-            initialise_actnorm(self._flow(state.theta), x)
+            initialise_actnorm(self._flow(state.theta), x, context)
         batch = self._batch()
-        loss, grad = self._gradient(x, batch)
+        loss, grad = self._gradient(x, context, batch)
         with torch.no_grad():
             norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
             finite = torch.isfinite(loss) & torch.isfinite(norm[:, 0])
-            self._freeze_lost(finite, x, Batch())
+            self._freeze_lost(finite, x, context, Batch())
             state.grad_norm = norm
             grad.mul_((self.clip / norm).clamp_(max=1.0))
             self.optimiser.step(grad, step=state.step, factor=self._lr_factor(state.step))
@@ -425,15 +464,16 @@ class _Stepper:
             if made < len(steps):  # some members were lost at the step after these
                 state.step = begun + made + 1
                 lost = torch.tensor(done.made) == made
-                self._freeze_lost(~lost, self._points(state.step, positions[made]), Batch())
+                x_lost = self._points(state.step, positions[made])
+                self._freeze_lost(~lost, x_lost, self._given(positions[made]), Batch())
         if self.optimiser.members:
             state.step = steps[-1]
         if training.averaged:
             self._average()
 
-    def _gradient(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _gradient(self, x: Tensor, context: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each member's mean NLL of its points x (E, N, D), nats, and the gradient: (E,) and (E, P)."""
-        loss = -self._flow(self.theta).log_prob(x, batch=batch).mean(1)
+        loss = -self._flow(self.theta).log_prob(x, context, batch=batch).mean(1)
         (grad,) = torch.autograd.grad(loss.sum(), self.theta)  # member e's loss depends on row e alone
         return loss, grad
 
@@ -446,7 +486,7 @@ class _Stepper:
         for name, value in batch.updates.items():
             blocks[name].copy_(torch.where(alive, value, blocks[name]))
 
-    def _freeze_lost(self, finite: Tensor, x: Tensor, batch: Batch | None) -> None:
+    def _freeze_lost(self, finite: Tensor, x: Tensor, context: Tensor, batch: Batch | None) -> None:
         """Note which members just diverged, and in which layer; `finite` (E,), x the points that showed it."""
         state = self.state
         if bool(finite.all()):
@@ -456,7 +496,7 @@ class _Stepper:
             return
         flow = self.training.fresh.with_rows(state.theta[lost], state.fixed[lost])
         state.diverged_at[lost] = state.step
-        state.diverged_in[lost] = flow.first_nonfinite(x[lost], batch=batch)
+        state.diverged_in[lost] = flow.first_nonfinite(x[lost], context[lost], batch=batch)
         self.optimiser.train(self._alive_members())
 
     def evaluate(self) -> None:
@@ -464,9 +504,10 @@ class _Stepper:
         state, training = self.state, self.training
         weights = state.average if training.averaged else state.theta
         now = self._flow(weights)
-        train_nll = mean_nll(now, training.watched)
-        val_nll = mean_nll(now, training.val)
-        self._freeze_lost(torch.isfinite(val_nll), training.val, None)
+        given = training.given
+        train_nll = mean_nll(now, training.watched, given.train[:, : training.watched.shape[1]])
+        val_nll = mean_nll(now, training.val, given.val)
+        self._freeze_lost(torch.isfinite(val_nll), training.val, given.val, None)
         alive = state.alive
         score = self._scores(train_nll, val_nll)
         better = alive & ((score < state.best_score) | torch.isneginf(score))
@@ -482,7 +523,8 @@ class _Stepper:
         snapshot_steps = training.snapshot_steps()
         if state.step in snapshot_steps and training.snapshot_points:
             with torch.no_grad():
-                state.snapshots[:, snapshot_steps.index(state.step)] = now.forward(training.snapshot_base())[0]
+                samples, _ = now.forward(training.snapshot_base(), given.samples)
+            state.snapshots[:, snapshot_steps.index(state.step)] = samples
 
     def _scores(self, train_nll: Tensor, val_nll: Tensor) -> Tensor:
         """What each member keeps its weights by, the lower the better: −∞, always better, for `select` "last"."""

@@ -20,7 +20,7 @@ from sklearn.neighbors import KernelDensity
 from sklearn.preprocessing import StandardScaler
 
 from nfexp import RealNVP, fit_many
-from nfexp.baselines import fit_mixture
+from nfexp.baseline_fits import fit_mixture
 
 SEEDS = range(5)
 TEST_SHARE = 0.2

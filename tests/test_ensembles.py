@@ -180,8 +180,8 @@ def diverging(monkeypatch, members):
 
     whole = train._Stepper._gradient
 
-    def spoilt(self, x, batch):
-        loss, grad = whole(self, x, batch)
+    def spoilt(self, *batch):
+        loss, grad = whole(self, *batch)
         if self.state.step == 10:
             grad[members] = math.nan
         return loss, grad

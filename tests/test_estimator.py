@@ -7,6 +7,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 import torch
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -176,7 +177,7 @@ def test_memory_of_many_rows_is_bounded(monkeypatch):
     monkeypatch.setattr(
         FlowStack,
         "log_prob",
-        lambda self, x, **k: (sizes.append(x.shape[1]), whole(self, x, **k))[1],
+        lambda self, x, *given: (sizes.append(x.shape[1]), whole(self, x, *given))[1],
     )
     model = quick().fit(X)
     sizes.clear()
@@ -227,6 +228,86 @@ ROWS = {
 def test_bad_rows(rows, message):
     with pytest.raises(ValueError, match=message):
         quick().fit(rows)
+
+
+LINEAR = np.array([[2.0, 0.5, -1.0]])  # x | c ~ N(c · LINEAR, 0.25), three columns given one
+
+
+def conditional(n, seed=0):
+    rng = np.random.default_rng(seed)
+    c = rng.normal(size=(n, 1)) * 3 + 7
+    return c @ LINEAR + 0.5 * rng.normal(size=(n, 3)), c
+
+
+def test_given_a_context():
+    x, c = conditional(2000)
+    model = RealNVP(n_flows=3, hidden_width=16, steps=300, lr=0.005, random_state=0, device="cpu").fit(x, context=c)
+    fresh, of_fresh = conditional(2000, seed=1)
+    entropy = 1.5 * np.log(2 * np.pi * np.e * 0.25)
+    assert -0.05 < -entropy - model.score(fresh, context=of_fresh) < 0.1
+    np.testing.assert_allclose(
+        model.score(fresh, context=of_fresh), model.score_samples(fresh, context=of_fresh).mean()
+    )
+    draws = model.sample(2000, random_state=0, context=[[4.0]])
+    assert abs(draws.mean(0) - 4.0 * LINEAR[0]).max() < 0.15 and abs(draws.std(0) - 0.5).max() < 0.1
+    assert model.sample(context=c[:7], random_state=0).shape == (7, 3)
+    assert model.sample(1, context=[[4.0]], random_state=0).shape == (1, 3)
+
+
+def test_a_context_has_the_weights_of_the_command_line(nfexp):
+    x, c = conditional(90)
+    frame = pd.DataFrame(np.c_[c, x], columns=list("cxyz"))
+    frame.to_csv("train.csv", index=False)
+    code, _, err = nfexp(
+        "data=table", "data.path=train.csv", "data.test_path=train.csv", "data.context=[c]", "train.steps=9",
+        "train.batch_size=32", "flow.hidden_width=8", "device=cpu", "seed=7", "record=none", "hydra.run.dir=r",
+    )  # fmt: skip
+    assert code == 0, err
+    flow = load_flow("r")
+    keys = {"steps": 9, "batch_size": 32, "hidden_width": 8, "device": "cpu", "random_state": 7}
+    (model,) = fit_many([keys], x, context=c)
+    np.testing.assert_array_equal(model.weights_, flow.stack.theta.numpy())
+    np.testing.assert_array_equal(model.fixed_, flow.stack.fixed.numpy())
+    again = pickle.loads(pickle.dumps(model))
+    ours = again.score_samples(x, context=c)
+    np.testing.assert_allclose(ours, flow.log_prob(x, c).numpy(), rtol=1e-4, atol=1e-4)
+    drawn = model.sample(5, random_state=3, context=c[:5])
+    np.testing.assert_allclose(drawn, flow.sample(5, c[:5], seed=3).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_context_goes_through_scikit_learns_tools():
+    x, c = conditional(120)
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = quick().set_fit_request(context=True).set_score_request(context=True)
+        assert np.isfinite(cross_val_score(model, x, cv=2, params={"context": c})).all()
+        search = GridSearchCV(model, {"n_flows": [1, 2]}, cv=2).fit(x, context=c)
+        assert search.best_params_["n_flows"] in (1, 2)
+        piped = make_pipeline(StandardScaler(), model).fit(x, context=c)
+        assert piped[-1].spec_.data.context_dim == 1
+
+
+GIVEN = {
+    "too few": (lambda x, c: quick().fit(x, context=c[:9]), "context: expected 120 rows, one for each of X; got 9"),
+    "a column": (lambda x, c: quick().fit(x, context=c[:, 0]), "Expected 2D array, got 1D array"),
+    "missing": (lambda x, c: quick().fit(x, context=c * np.nan), "Input context contains NaN"),
+    "constant": (lambda x, c: quick().fit(x, context=0 * c), "context: expected columns that vary .*; got .* one, 0"),
+    "forgotten": (lambda x, c: quick().fit(x, context=c).score(x), "context: expected rows of 1 numbers.*; got none"),
+    "superfluous": (lambda x, c: quick().fit(x).score(x, context=c), "context: expected no context.*; got one"),
+    "width": (
+        lambda x, c: quick().fit(x, context=c).score_samples(x, context=x),
+        r"context: expected shape \(120, 1\); got \(120, 3\)",
+    ),
+    "draws": (
+        lambda x, c: quick().fit(x, context=c).sample(3, context=c[:2]),
+        r"context: expected shape \(3, 1\); got \(2, 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("ask", "message"), GIVEN.values(), ids=GIVEN)
+def test_bad_contexts(ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask(*conditional(120))
 
 
 def test_not_fitted():

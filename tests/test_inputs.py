@@ -73,6 +73,19 @@ TABLES_OF_ONES_OWN = {
     "a column that is not there": (
         "data=table data.path=points.csv data.drop=heigth", "data.drop: expected .*; got 'heigth' .near: 'height'.",
     ),
+    "a context that is not there": (
+        "data=table data.path=points.csv data.context=[heigth]",
+        "data.context: expected columns of points.csv: height, weight; got 'heigth' .near: 'height'.",
+    ),
+    "all columns given": (
+        "data=table data.path=points.csv data.context=[0,1]", "data.context: expected some columns .*; got all of them",
+    ),
+    "a context of a target": ("data.context=x", "data.context: expected a key of the configuration .*"),
+    "a context of a published table": ("data=power data.path=. data.context=0", "data.context: expected null here, .*"),
+    "the kernel with a context": (
+        "data=table data.path=points.csv data.context=height train.kernel=fused",
+        "train.kernel: expected 'auto' or 'torch', .*; got data.context is given",
+    ),
     "a constant column": ("-m data=table data.path=constant.csv seed=0,1", "data.columns: expected .*: height"),
     "a split of a target": ("data.split=3", "data.split: expected a key of the configuration .*; got an unknown one"),
     "noise on a table": ("data=wine data.noise=0.1", "data.noise: expected null for a table .*; got 0.1"),
@@ -110,7 +123,13 @@ CONTROLS = {
 }  # fmt: skip
 COMMAND_LINE = {
     "open bracket": ("'flow.n_flows=[1'", "flow.n_flows=.*: expected Hydra's override syntax; got .*"),
-    "no value": ("flow.n_flows", "flow.n_flows: expected Hydra's override syntax; got .*"),
+    "no value": ("flow.n_flows", "flow.n_flows: expected KEY=VALUE; got no '='"),
+    "no key": ("=3", "=3: expected KEY=VALUE; got no key"),
+    "a word after a flag": ("--hydra-help flows", "flows: expected KEY=VALUE; got no '='"),
+    "a flag": ("--bogus", "--bogus: expected KEY=VALUE, or a flag that nfexp --hydra-help lists; got an unknown flag"),
+    "a flag of a sweep": ("-m --bogus seed=1", "--bogus: expected KEY=VALUE, or a flag .*; got an unknown flag"),
+    "a flag without its value": ("--package", "--package/-p: expected a value, as nfexp --hydra-help says; got none"),
+    "what --cfg shows": ("--cfg all_of_it", "--cfg/-c: expected one of job, hydra, all; got 'all_of_it'"),
     "sweep without -m": ("flow.n_flows=1,2", ".*flow.n_flows=1,2.*"),
     "two experiments": ("-m experiment=ablate_mask,ablate_norm", "experiment: expected one value, .*; got .*"),
     "repeats without -m": ("hydra.sweeper.repeats=3", "hydra.sweeper.repeats: expected nfexp -m.*; got a single run"),

@@ -41,7 +41,7 @@ ROOMS = """
     sweep.executors sweep.pool sweep.slurm sweep.joblib
     sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion
-    export estimator image_baselines baselines scripting doctor cli __main__
+    export estimator image_baselines baseline_fits baselines scripting doctor cli __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = ("spec", "streams", "flows", "data", "optimisers", "batches", "train", "score", "checkpoint", "run")

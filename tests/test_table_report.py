@@ -60,6 +60,26 @@ def test_the_report_of_tables(sweep, capsys):
     assert abs(own["test_nll"].item() - exact) < 1e-3
 
 
+@pytest.mark.pictures
+def test_the_report_of_a_table_with_a_context(sweep, nfexp, capsys):
+    given = [word for word in ARGUMENTS if not word.startswith(("data.path", "flow.n_flows", "seed", "hydra.sweep"))]
+    code, _, err = nfexp(
+        *given, "data.path=a.csv", "data.context=[z]", "flow.n_flows=2", "seed=0,1", "hydra.sweep.dir=c"
+    )
+    assert code == 0, err
+    capsys.readouterr()
+    assert baselines.main(["c", "workers=1"]) == 0
+    assert "a_given_z, 84 points, seed 0: test NLL gaussian " in capsys.readouterr().out
+    assert report.main(["c"]) == 0
+    drawn = {path.stem for path in Path("c/figures").glob("*.png")}
+    assert drawn == {"convergence_centre", "corner_a_given_z", "gallery_a_given_z"}  # no walk, no grid
+    runs = load_runs("c", "s")
+    assert set(runs["data.name"]) == {"a", "b", "a_given_z"}  # each with its own baselines
+    assert runs["data.context"].dropna().unique().tolist() == ["z"]
+    fits = pd.read_csv("c/baselines.csv")
+    assert set(fits["data.name"]) == {"a_given_z"} and fits["test_nll"].notna().all()
+
+
 def test_differences_of_nll_are_paired(sweep):
     runs = load_runs(sweep)
     centre = runs[runs["flow.n_flows"] == 2].groupby("data.name").first().drop(columns="seed")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from nfexp.data.densities import Target, make_target
@@ -17,14 +18,24 @@ from nfexp.streams import stream
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Context:
+    """What is given at each point of a dataset, (N, C) for each split, float64, data units."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
     """The points of one run, (N, *event_shape) in float64, data units, and what is known of where they come from.
 
     `density` is the exact law where it is known: it can draw fresh points, too, and `true_log_prob` gives its
     log-density at the test points, (N,), nats; it is None without one. `levels` is the number of values of a pixel,
     None where points are not images, and `names` are those of a table's columns, or of coordinates beyond the plane.
-    Images hold whole levels; where their law is known, `law` and `true_log_prob` are its log-probabilities. Nothing
-    that works with a dataset asks where its points come from.
+    Images hold whole levels; where their law is known, `law` and `true_log_prob` are its log-probabilities. With a
+    `context` c the density is p(x | c), of each point at its own c. Nothing that works with a dataset asks where its
+    points come from.
     """
 
     event_shape: tuple[int, ...]
@@ -36,6 +47,23 @@ class Dataset:
     true_log_prob: Callable[[], Tensor | None] = lambda: None
     levels: int | None = None
     names: tuple[str, ...] | None = None
+    context: Context | None = None
+
+    def given(self, part: str) -> Tensor:
+        """The context at the points of "train", "val" or "test", (N, C); C = 0 where nothing is given."""
+        if self.context is None:
+            points: Tensor = getattr(self, part)
+            return points.new_empty(len(points), 0)
+        given: Tensor = getattr(self.context, part)
+        return given
+
+    def given_to_draws(self, n: int) -> Tensor:
+        """The context that `n` samples are drawn at, (n, C): that of the test rows, again from the first if they end.
+
+        A dataset without test rows has no samples drawn: n = 0.
+        """
+        given = self.given("test")
+        return given[torch.arange(n) % max(len(given), 1)]
 
     @property
     def log_prob(self) -> Callable[[Tensor], Tensor] | None:
@@ -83,9 +111,7 @@ def load_data(data: Data, seed: int) -> Dataset:
     if data.kind == "image":
         return _load_images(data, seed)
     if data.is_table:
-        train, val, test = load_parts(data, seed)
-        columns = checked_source(data).main.names
-        return Dataset(event_shape=(data.dim,), train=train, val=val, test=test, names=columns)
+        return _load_table(data, seed)
     density = density_of(data)
     law = data.law
     # in the plane a target has figures of its own, elsewhere those of a table, which name coordinates
@@ -100,6 +126,23 @@ def load_data(data: Data, seed: int) -> Dataset:
         density=density,
         names=names,
         true_log_prob=lambda: _log_prob_of_test(law, seed, n_test),
+    )
+
+
+def _load_table(data: Data, seed: int) -> Dataset:
+    """The rows of a table; its last columns may be given, not learned."""
+    train, val, test = load_parts(data, seed)
+    dim = data.dim
+    context = None
+    if data.context_dim:
+        context = Context(train=train[:, dim:], val=val[:, dim:], test=test[:, dim:])
+    return Dataset(
+        event_shape=(dim,),
+        train=train[:, :dim].contiguous(),
+        val=val[:, :dim].contiguous(),
+        test=test[:, :dim].contiguous(),
+        names=checked_source(data).main.learned,
+        context=context,
     )
 
 

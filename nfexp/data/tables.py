@@ -24,7 +24,7 @@ def checked_source(data: Data) -> Source:
 
 
 def load_parts(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Points for training, validation and test, (N, D) in float64, data units.
+    """Points for training, validation and test, (N, D + C) in float64, data units: C columns are given, not learned.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def load_parts(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _widths(data: Data, found: Source) -> np.ndarray:
-    """The width of the uniform noise of each column, (D,): 0 where a column has many values."""
+    """The width of the uniform noise of each column, (D + C,): 0 where a column has many values, or is given."""
     few = few_values(found.main)
     widths = []
     for name in found.main.names:

@@ -33,6 +33,7 @@ def training_flop(spec: Spec) -> float:
     if flow.conditioner_input == "passed":
         n_inputs = sum(passed_counts(flow, dim)) / flow.n_flows
         n_outputs = dim - n_inputs
+    n_inputs += spec.data.context_dim
     first_and_last = flow.hidden_width * (n_inputs * flow.nets + n_outputs * flow.heads)
     per_point = 6 * (between_hidden + first_and_last)  # 2 forward, 4 backward
     return float(spec.train.steps) * batch_points(spec) * flow.n_flows * flow.members * per_point
@@ -107,7 +108,8 @@ def member_bytes(spec: Spec) -> float:
     image = image_of(spec.data)
     if image is not None:
         return _image_bytes(spec, image)
-    per_net = (flow.hidden_depth - 1) * flow.hidden_width**2 + flow.hidden_width * (dim * 2 + flow.hidden_depth)
+    ends = dim * 2 + spec.data.context_dim
+    per_net = (flow.hidden_depth - 1) * flow.hidden_width**2 + flow.hidden_width * (ends + flow.hidden_depth)
     learned = flow.n_flows * flow.nets * per_net
     hidden = flow.nets * flow.hidden_width
     if flow.activation in KEEP_INPUT:
@@ -118,7 +120,7 @@ def member_bytes(spec: Spec) -> float:
     samples = record.samples * (record.snapshots + 3)
     walk = record.walk * (2 * flow.n_flows + 4)
     kept = dim * (samples + walk) + 6 * record.grid**2
-    points = dim * 4 * sum(spec.data.points)
+    points = (dim + spec.data.context_dim) * 4 * sum(spec.data.points)
     copies = 8 if is_fused(spec) else 12  # the fused step has no gradient of the whole stack, nor what Adam makes of it
     return 5.0 * flow.members * (copies * learned + max(step, scoring) + 2 * kept + points)
 

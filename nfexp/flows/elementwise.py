@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from nfexp.flows.layers import Batch, Layer, Points, Shapes, Tensors
+from nfexp.flows.layers import CONTEXT, Batch, Layer, Points, Shapes, Tensors
 from nfexp.spec import Flow
 
 
@@ -51,6 +51,17 @@ class Standardise(Elementwise):
 
     def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
         return self._own(p, "mean"), -0.5 * torch.log(self._own(p, "var")), 0.0
+
+
+class ContextMoments(Standardise):
+    """The context c as networks read it, (c − m) / σ by its moments over the training points.
+
+    It is no layer on the way of the points: it moves none, and its log-det is not counted.
+    """
+
+    def __init__(self, n_context: int) -> None:
+        Elementwise.__init__(self, CONTEXT, n_context)
+        self.by_moments = True  # whatever `standardise` says of x: the units of c are in no density
 
 
 class ActNorm(Elementwise):

@@ -44,12 +44,13 @@ class Ensembles:
         none = ~wanted.any(1, keepdim=True)
         self.counted = wanted | none  # (R, K)
 
-    def of_members(self, x: Tensor) -> Tensor:
-        """The log-density of each member, nats: (R, N, D) to (R, K, N)."""
+    def of_members(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The log-density of each member, nats: (R, N, D) to (R, K, N); with a context (R, N, C), given that."""
         if self.n_members == 1:
-            return self.stack.log_prob(x).unsqueeze(1)
+            return self.stack.log_prob(x, context).unsqueeze(1)
         # One member may have no density at all where another has some: −∞, not NaN
-        of_rows = self.stack.log_density(x.repeat_interleave(self.n_members, 0))
+        given = None if context is None else context.repeat_interleave(self.n_members, 0)
+        of_rows = self.stack.log_density(x.repeat_interleave(self.n_members, 0), given)
         return of_rows.unflatten(0, (-1, self.n_members))
 
     def mean(self, of_members: Tensor) -> Tensor:
@@ -61,13 +62,13 @@ class Ensembles:
         log_counts = counted.sum(1, keepdim=True).to(of_members).log()
         return torch.logsumexp(only, 1) - log_counts
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log q(x) in nats: (R, N, D) to (R, N)."""
-        return self.mean(self.of_members(x))
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """log q(x) in nats: (R, N, D) to (R, N); with a context (R, N, C), log q(x | c)."""
+        return self.mean(self.of_members(x, context))
 
-    def log_density(self, x: Tensor) -> Tensor:
+    def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """:meth:`log_prob`, never NaN where `x` is a number: see :meth:`FlowStack.log_density`."""
-        return self.stack.log_density(x) if self.n_members == 1 else self.log_prob(x)
+        return self.stack.log_density(x, context) if self.n_members == 1 else self.log_prob(x, context)
 
     def choose(self, n: int, generators: Sequence[torch.Generator]) -> Tensor:
         """The member that each of `n` draws comes from, (R, n): counted ones, each as likely as another."""
@@ -77,21 +78,31 @@ class Ensembles:
             chosen.append(members[torch.randint(len(members), (n,), generator=generator)])
         return torch.stack(chosen)
 
-    def forward(self, z: Tensor, chosen: Tensor) -> Tensor:
+    def forward(self, z: Tensor, chosen: Tensor, context: Tensor | None = None) -> Tensor:
         """Base to data, each point by the member that is chosen for it: (R, N, D) and (R, N) to (R, N, D)."""
         if self.n_members == 1:
-            return self.stack.forward(z)[0]
+            return self.stack.forward(z, context)[0]
         x = torch.empty_like(z)
         for r in range(len(z)):
             for k in range(self.n_members):
                 own = (chosen[r] == k).to(z.device)
                 member = self.stack.member(r * self.n_members + k)
-                x[r, own] = member.forward(z[r, own].unsqueeze(0))[0][0]
+                given = None if context is None else context[r, own].unsqueeze(0)
+                x[r, own] = member.forward(z[r, own].unsqueeze(0), given)[0][0]
         return x
 
-    def sample(self, n: int, base: Sequence[torch.Generator], members: Sequence[torch.Generator]) -> Tensor:
-        """Draw `n` points per ensemble, (R, n, D), by its own CPU generators of base points and of members."""
-        return self.forward(self.stack.base_draws(n, base), self.choose(n, members))
+    def sample(
+        self,
+        n: int,
+        base: Sequence[torch.Generator],
+        members: Sequence[torch.Generator],
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Draw `n` points per ensemble, (R, n, D), by its own CPU generators of base points and of members.
+
+        With a context, (R, n, C), each draw is one given its own row.
+        """
+        return self.forward(self.stack.base_draws(n, base), self.choose(n, members), context)
 
     def one(self, r: int) -> Ensembles:
         """Ensemble `r` by itself."""
@@ -119,7 +130,7 @@ class Ensembles:
 
 
 def members_from_state(
-    flow: Flow, dim: int, state: Mapping[str, Tensor], image: Image | None = None
+    flow: Flow, dim: int, state: Mapping[str, Tensor], image: Image | None = None, n_context: int = 0
 ) -> tuple[FlowStack, list[int]]:
     """The members of one ensemble from the tensors of :meth:`Ensembles.state`, and where in it they stand.
 
@@ -129,7 +140,7 @@ def members_from_state(
         If a tensor is missing, unknown or of another shape.
     """
     if flow.members == 1:
-        return from_state(flow, dim, state, image), [0]
+        return from_state(flow, dim, state, image, n_context), [0]
     parts: dict[int, dict[str, Tensor]] = {}
     for name, value in state.items():
         found = re.fullmatch(r"members\.(\d{1,4})\.(.+)", name)
@@ -139,7 +150,7 @@ def members_from_state(
     if not parts:
         raise ValueError(f"weights: expected those of {flow.members} members; got nothing")
     positions = sorted(parts)
-    flows = [from_state(flow, dim, parts[k], image) for k in positions]
+    flows = [from_state(flow, dim, parts[k], image, n_context) for k in positions]
     theta = torch.cat([own.theta for own in flows])
     fixed = torch.cat([own.fixed for own in flows])
     return flows[0].with_rows(theta, fixed), positions

@@ -20,6 +20,7 @@ from nfexp.flows.nn import mlp, mlp_shapes
 from nfexp.spec import Flow, passed_counts, swaps
 
 Tensors = Mapping[str, Tensor]
+CONTEXT = "context"  # among the tensors: what is given at each point, standardised, (E, C, N)
 Shapes = dict[str, dict[str, tuple[int, ...]]]  # block → the tensors in it; a block is (E, size) in a layer's hands
 
 
@@ -213,11 +214,15 @@ class Coupling(Layer):
 
     With a `tail_bound` B the networks see b ⊙ x clamped to ±B. Beyond B, where no training point told them anything,
     s and t are those of the edge: the layer is affine there, as the tails of a spline flow are (Durkan et al. 2019).
+
+    With a context c of C numbers the networks see [b ⊙ x, c], both clamped: at each c the layer is a coupling of x
+    (Winkler et al. 2019).
     """
 
-    def __init__(self, flow: Flow, index: int, dim: int) -> None:
+    def __init__(self, flow: Flow, index: int, dim: int, n_context: int = 0) -> None:
         super().__init__(f"coupling.{index}", dim)
         self.flow = flow
+        self.n_context = n_context
         self.heads = flow.heads
         self.nets = flow.nets
         self.learned_scale = self.heads == 2 and flow.scale == "learned"
@@ -228,7 +233,7 @@ class Coupling(Layer):
             self.n_inputs = passed_counts(flow, dim)[index]
             self.n_outputs = dim - self.n_inputs
         hidden = [flow.hidden_width] * flow.hidden_depth
-        self.widths = (self.n_inputs, *hidden, self.n_outputs * self.heads // self.nets)
+        self.widths = (self.n_inputs + n_context, *hidden, self.n_outputs * self.heads // self.nets)
 
     def learned_shapes(self) -> Shapes:
         names = []
@@ -267,7 +272,7 @@ class Coupling(Layer):
         """Draw the first layer anew so that each of its units, σ(wᵀ(x − k)), bends at a point k of its own.
 
         k is uniform over ±2.5 standard deviations of the data; the usual biases bunch the bends near the centre. w is
-        uniform in ±slope/√(coordinates that pass), the slope 1 or, where σ bends smoothly, 3.
+        uniform in ±slope/√(coordinates that pass, and the context), the slope 1 or, where σ bends smoothly, 3.
         """
         weight = own[f"{self.name}.net.0.weight"]
         bias = own[f"{self.name}.net.0.bias"]
@@ -279,9 +284,13 @@ class Coupling(Layer):
             passed = passed[inputs]
             mean = mean[inputs]
             sd = sd[inputs]
-        raw = self.flow.standardise == "none"
-        centre = mean if raw else 0.0
-        unit = sd if raw else 1.0
+        if self.flow.standardise != "none":
+            mean = torch.zeros_like(mean)
+            sd = torch.ones_like(sd)
+        of_context = mean.new_ones(self.n_context, 1)  # it is standardised, and none of it is masked
+        passed = torch.cat([passed, of_context])
+        centre = torch.cat([mean, 0 * of_context])
+        unit = torch.cat([sd, of_context])
         slope = FIRST_SLOPE.get(self.flow.activation, SMOOTH_SLOPE) / math.sqrt(max(float(passed.sum()), 1.0))
         weight.copy_(slope / unit * _uniform(weight.shape, draws))
         bends = centre + unit * FIRST_REACH * _uniform(weight.shape, draws)
@@ -297,6 +306,8 @@ class Coupling(Layer):
         return Conditioned(raw, all_move, chosen[:, self.n_inputs :].mT)
 
     def _networks(self, p: Tensors, x: Tensor) -> Tensor:
+        if self.n_context:
+            x = torch.cat([x, p[CONTEXT]], 1)
         if self.flow.tail_bound is not None:
             x = x.clamp(-self.flow.tail_bound, self.flow.tail_bound)
         return mlp(x, p[f"{self.name}.net"], self.widths, nets=self.nets, activation=self.flow.activation)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from nfexp.flows.bases import base_log_prob, base_sample
-from nfexp.flows.elementwise import NORMS, Diagonal, Standardise, Tail
+from nfexp.flows.elementwise import NORMS, ContextMoments, Diagonal, Standardise, Tail
 from nfexp.flows.image.layers import Logit, image_layers
 from nfexp.flows.image.plan import Image, stages
-from nfexp.flows.layers import Batch, Coupling, Layer, Points, Shapes, Tensors, draw_mask, selection
+from nfexp.flows.layers import CONTEXT, Batch, Coupling, Layer, Points, Shapes, Tensors, draw_mask, selection
 from nfexp.spec import Flow
 from nfexp.streams import of_member, stream
 
@@ -52,10 +52,10 @@ class Layout:
 
 
 @lru_cache(maxsize=64)
-def _architecture(flow: Flow, dim: int, image: Image | None) -> tuple[list[Layer], Layout, Layout]:
+def _architecture(flow: Flow, dim: int, image: Image | None, n_context: int) -> tuple[list[Layer], Layout, Layout]:
     """The layers in data → base order, and where their learned and their fixed tensors lie."""
     if image is None:
-        layers = _vector_layers(flow, dim)
+        layers = _vector_layers(flow, dim, n_context)
     else:
         layers = image_layers(flow, image, stages(flow, image.shape))
     learned: Shapes = {}
@@ -63,13 +63,15 @@ def _architecture(flow: Flow, dim: int, image: Image | None) -> tuple[list[Layer
     for layer in layers:
         learned |= layer.learned_shapes()
         fixed |= layer.fixed_shapes()
+    if n_context:
+        fixed |= ContextMoments(n_context).fixed_shapes()
     return layers, Layout(learned), Layout(fixed)
 
 
-def _vector_layers(flow: Flow, dim: int) -> list[Layer]:
+def _vector_layers(flow: Flow, dim: int, n_context: int) -> list[Layer]:
     layers: list[Layer] = [Standardise(flow, dim)]
     for i in range(flow.n_flows):
-        layers.append(Coupling(flow, i, dim))
+        layers.append(Coupling(flow, i, dim, n_context))
         if flow.norm != "none" and (i + 1) % flow.norm_every == 0:
             layers.append(NORMS[flow.norm](f"norm.{i}", dim))
     if flow.coupling == "additive":
@@ -163,6 +165,9 @@ class FlowStack:
         What computes log-densities instead of the layers, where they are not to be differentiated.
     image
         Shape and levels of a point that is an image; None for vectors.
+    n_context
+        C, the numbers that are given at each point. Where C > 0 the density is q(x | c), and every map takes c beside
+        its points: (E, N, C), data units.
 
     Examples
     --------
@@ -183,6 +188,7 @@ class FlowStack:
         fixed: Tensor,
         kernel: Kernel | None = None,
         image: Image | None = None,
+        n_context: int = 0,
     ) -> None:
         self.flow = flow
         self.dim = dim
@@ -190,7 +196,8 @@ class FlowStack:
         self.fixed = fixed
         self.kernel = kernel
         self.image = image
-        self.layers, self.learned_layout, self.fixed_layout = _architecture(flow, dim, image)
+        self.n_context = n_context
+        self.layers, self.learned_layout, self.fixed_layout = _architecture(flow, dim, image, n_context)
 
     @property
     def n_members(self) -> int:
@@ -198,11 +205,11 @@ class FlowStack:
 
     def with_rows(self, theta: Tensor, fixed: Tensor) -> FlowStack:
         """The same architecture with other numbers."""
-        return FlowStack(self.flow, self.dim, theta, fixed, self.kernel, self.image)
+        return FlowStack(self.flow, self.dim, theta, fixed, self.kernel, self.image, self.n_context)
 
     def with_kernel(self, kernel: Kernel | None) -> FlowStack:
         """The same numbers, computed with by this kernel."""
-        return FlowStack(self.flow, self.dim, self.theta, self.fixed, kernel, self.image)
+        return FlowStack(self.flow, self.dim, self.theta, self.fixed, kernel, self.image, self.n_context)
 
     def member(self, e: int) -> FlowStack:
         """Member `e` as a stack of one."""
@@ -217,20 +224,32 @@ class FlowStack:
         """The same flows with both matrices on this device and of this dtype, without a kernel."""
         theta = self.theta.to(device, dtype)
         fixed = self.fixed.to(device, dtype)
-        return FlowStack(self.flow, self.dim, theta, fixed, image=self.image)
+        return FlowStack(self.flow, self.dim, theta, fixed, image=self.image, n_context=self.n_context)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every named tensor, shape (E, …): views of the two matrices."""
         return self.learned_layout.views(self.theta) | self.fixed_layout.views(self.fixed)
 
-    def _blocks(self) -> Tensors:
+    def _blocks(self, context: Tensor | None = None) -> Tensors:
+        """What the layers compute with; the context (E, N, C) as couplings read it."""
         p = self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
         if self.flow.conditioner_input == "passed":
             names = [layer.name for layer in self.layers if isinstance(layer, Coupling)]
             masks = torch.stack([p[f"{name}.mask"] for name in names])
             for name, chosen in zip(names, selection(masks), strict=True):  # of all at once: each is little work
                 p[f"{name}.selection"] = chosen
+        if self.n_context and context is not None:
+            p[CONTEXT], _ = ContextMoments(self.n_context).inverse(p, context.mT)
         return p
+
+    def _check_context(self, x: Tensor, context: Tensor | None) -> None:
+        """Raise unless there is a context for each of the points x (E, N, D), or none where none is asked for."""
+        shape = (*x.shape[:-1], self.n_context)
+        if self.n_context == 0 and context is None:
+            return
+        if context is None or tuple(context.shape) != shape:
+            got = "none" if context is None else tuple(context.shape)
+            raise ValueError(f"context: expected shape {shape}; got {got}")
 
     def _turned(self, x: Tensor) -> Tensor:
         """From points as a caller has them, (E, N, D), to points as layers have them, and back.
@@ -239,23 +258,25 @@ class FlowStack:
         """
         return x if self.image is not None else x.mT
 
-    def _inverse_steps(self, x: Tensor, batch: Batch | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def _inverse_steps(self, x: Tensor, context: Tensor | None, batch: Batch | None) -> Iterator[tuple[Tensor, Tensor]]:
         """From data (E, N, D) to base: the points after each layer, as layers have them, and its log-det."""
-        p = self._blocks()
+        self._check_context(x, context)
+        p = self._blocks(context)
         x = self._turned(x).contiguous()
         for layer in self.layers:
             x, log_det = layer.inverse(p, x, batch)
             yield x, log_det
 
-    def _forward_steps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _forward_steps(self, z: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """From base (E, N, D) to data, as :meth:`_inverse_steps`."""
-        p = self._blocks()
+        self._check_context(z, context)
+        p = self._blocks(context)
         z = self._turned(z).contiguous()
         for layer in reversed(self.layers):
             z, log_det = layer.forward(p, z)
             yield z, log_det
 
-    def inverse(self, x: Tensor, *, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, context: Tensor | None = None, *, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
         """Data to base: z and log|det ∂z/∂x|.
 
         Shapes: (E, N, D) to (E, N, D) and (E, N). With a `batch` the points are one to train on, see
@@ -265,39 +286,39 @@ class FlowStack:
             return self.kernel.inverse(self.theta, self.fixed, x)
         z = self._turned(x)
         total = x.new_zeros(x.shape[:-1])
-        for z, log_det in self._inverse_steps(x, batch):  # noqa: B007 (the last z is what is asked for)
+        for z, log_det in self._inverse_steps(x, context, batch):  # noqa: B007 (the last z is what is asked for)
             total = total + log_det
         return self._turned(z), total
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base to data: x and log|det ∂x/∂z|, shapes as in :meth:`inverse`."""
         if self.kernel is not None:
             return self.kernel.forward(self.theta, self.fixed, z)
         x = self._turned(z)
         total = z.new_zeros(z.shape[:-1])
-        for x, log_det in self._forward_steps(z):  # noqa: B007
+        for x, log_det in self._forward_steps(z, context):  # noqa: B007
             total = total + log_det
         return self._turned(x), total
 
-    def walk(self, z: Tensor) -> list[tuple[str, Tensor]]:
+    def walk(self, z: Tensor, context: Tensor | None = None) -> list[tuple[str, Tensor]]:
         """The points after every layer on the way from base to data, with the layer's name.
 
         Returns pairs of a name ("base", "coupling 5", …, "data") and points (E, N, D).
         """
         frames = [("base", z)]
-        for layer, (x, _) in zip(reversed(self.layers), self._forward_steps(z), strict=True):
+        for layer, (x, _) in zip(reversed(self.layers), self._forward_steps(z, context), strict=True):
             first = layer is self.layers[0]  # the last one on this way
             frames.append(("data" if first else layer.name.replace(".", " "), self._turned(x)))
         return frames
 
-    def first_nonfinite(self, x: Tensor, *, batch: Batch | None = None) -> Tensor:
+    def first_nonfinite(self, x: Tensor, context: Tensor | None = None, *, batch: Batch | None = None) -> Tensor:
         """Which layer, on the way from data to base, first puts out a number that is not finite; its log-det counts.
 
         Returns the position in `layers`, shape (E,), or their number where every layer's output is finite.
         """
         total = x.new_zeros(x.shape[:-1])
         first = torch.full((len(x),), len(self.layers), device=x.device)
-        for i, (z, log_det) in enumerate(self._inverse_steps(x, batch)):
+        for i, (z, log_det) in enumerate(self._inverse_steps(x, context, batch)):
             total = total + log_det
             lost = ~(self._turned(z).sum(-1) + total).isfinite().all(1)
             first = torch.where(lost & (first == len(self.layers)), i, first)
@@ -307,26 +328,29 @@ class FlowStack:
         """What stands at a position of `layers`, such as "coupling.0", or behind them all."""
         return self.layers[position].name if position < len(self.layers) else "the base density or the gradient"
 
-    def log_prob(self, x: Tensor, *, batch: Batch | None = None) -> Tensor:
-        """log q(x) = log p(z) + log|det ∂z/∂x|, in nats; shapes (E, N, D) to (E, N)."""
+    def log_prob(self, x: Tensor, context: Tensor | None = None, *, batch: Batch | None = None) -> Tensor:
+        """log q(x) = log p(z) + log|det ∂z/∂x|, in nats; shapes (E, N, D) to (E, N). With a context, log q(x | c)."""
         if self.kernel is not None and batch is None:
             return self.kernel.log_prob(self.theta, self.fixed, x)
-        z, log_det = self.inverse(x, batch=batch)
+        z, log_det = self.inverse(x, context, batch=batch)
         return base_log_prob(self.flow.base, z) + log_det
 
-    def log_density(self, x: Tensor) -> Tensor:
+    def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """:meth:`log_prob`, with −inf where that is not a number although `x` is one; all others are the same bits.
 
         A gain that overflows sends a point to infinity, where the next network says ∞ − ∞. Such points are computed
         again in float64. What overflows there too has a density of zero in every precision.
         """
-        log_q = self.log_prob(x)
+        log_q = self.log_prob(x, context)
         lost = log_q.isnan() & ~x.isnan().any(-1)
+        if context is not None:
+            lost &= ~context.isnan().any(-1)
         if not lost.any():
             return log_q
         columns = lost.any(0)
         precise = self.to(self.theta.device, torch.float64)
-        again = precise.log_prob(x[:, columns].double())
+        given = None if context is None else context[:, columns].double()
+        again = precise.log_prob(x[:, columns].double(), given)
         again = again.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         repaired = log_q.clone()
         repaired[:, columns] = torch.where(lost[:, columns], again.to(log_q), log_q[:, columns])
@@ -337,9 +361,9 @@ class FlowStack:
         draws = [base_sample(self.flow.base, (n, self.dim), generator) for generator in generators]
         return torch.stack(draws).to(self.theta)
 
-    def sample(self, n: int, generators: Sequence[torch.Generator]) -> Tensor:
+    def sample(self, n: int, generators: Sequence[torch.Generator], context: Tensor | None = None) -> Tensor:
         """Draw `n` points per member, each with its own CPU generator; shape (E, n, D). Images are whole levels."""
-        return self.as_levels(self.forward(self.base_draws(n, generators))[0])
+        return self.as_levels(self.forward(self.base_draws(n, generators), context)[0])
 
     def as_levels(self, x: Tensor) -> Tensor:
         """The levels whose cells the points x lie in, the nearest ones where they lie in none; vectors stay.
@@ -366,12 +390,14 @@ class FlowStack:
         return {name: value[e].detach().cpu().contiguous() for name, value in self.tensors().items()}
 
 
-def without_numbers(flow: Flow, dim: int, image: Image | None = None) -> FlowStack:
+def without_numbers(flow: Flow, dim: int, image: Image | None = None, n_context: int = 0) -> FlowStack:
     """A stack of one without numbers: it knows the layers and where their tensors lie."""
-    return FlowStack(flow, dim, torch.empty(1, 0), torch.empty(1, 0), image=image)
+    return FlowStack(flow, dim, torch.empty(1, 0), torch.empty(1, 0), image=image, n_context=n_context)
 
 
-def from_state(flow: Flow, dim: int, state: Mapping[str, Tensor], image: Image | None = None) -> FlowStack:
+def from_state(
+    flow: Flow, dim: int, state: Mapping[str, Tensor], image: Image | None = None, n_context: int = 0
+) -> FlowStack:
     """A stack of one from the tensors of :meth:`FlowStack.state`.
 
     Raises
@@ -379,7 +405,7 @@ def from_state(flow: Flow, dim: int, state: Mapping[str, Tensor], image: Image |
     ValueError
         If a tensor is missing, unknown or of another shape.
     """
-    empty = without_numbers(flow, dim, image)
+    empty = without_numbers(flow, dim, image, n_context)
     expected = empty.learned_layout.shapes | empty.fixed_layout.shapes
     unknown = sorted(set(state) - set(expected))
     if unknown:
@@ -404,6 +430,7 @@ def build(
     data: Tensor,
     positions: Sequence[int] | None = None,
     image: Image | None = None,
+    context: Tensor | None = None,
 ) -> FlowStack:
     """A fresh stack, each member initialised from its own seed and standardised by its own training points.
 
@@ -421,9 +448,12 @@ def build(
         Where each member stands in its ensemble: those of one seed start differently. All 0 if not given.
     image
         Shape and levels where points are images: dequantised ones, anywhere in the cells of their levels.
+    context
+        What is given at each training point, shape (E, N, C): of a density q(x | c).
     """
     dim = data.shape[-1]
-    empty = without_numbers(flow, dim, image)
+    given = (data[..., :0] if context is None else context).double().cpu()
+    empty = without_numbers(flow, dim, image, given.shape[-1])
     n_members = len(seeds)
     positions = positions or [0] * n_members
     stack = empty.with_rows(
@@ -436,10 +466,16 @@ def build(
         points, _ = Logit(flow, image).inverse({}, points)
     for e in range(n_members):
         own = {name: value[e] for name, value in tensors.items()}
-        real = points[e][~points[e].isnan().any(-1)]
-        moments = Points(mean=real.mean(0), var=real.var(0, correction=0))
+        is_real = ~points[e].isnan().any(-1)
+        moments = _moments(points[e][is_real])
+        if empty.n_context:
+            ContextMoments(empty.n_context).initialise(own, _moments(given[e][is_real]), torch.Generator())
         _initialise_member(stack.layers, own, moments, mask=masks[e], seed=seeds[e], position=positions[e])
     return stack.to(data.device, data.dtype)
+
+
+def _moments(points: Tensor) -> Points:
+    return Points(mean=points.mean(0), var=points.var(0, correction=0))
 
 
 def _initialise_member(
@@ -459,13 +495,13 @@ def _initialise_member(
             coupling.spread_bends(own, points, draws)
 
 
-def initialise_actnorm(stack: FlowStack, x: Tensor) -> None:
+def initialise_actnorm(stack: FlowStack, x: Tensor, context: Tensor | None = None) -> None:
     """Set every actnorm layer in place so that the batch `x` (E, N, D) leaves it with mean 0 and variance 1."""
     if stack.flow.norm != "actnorm" and stack.flow.net_norm != "act":
         return
     first = Batch(initialise=True)
     with torch.no_grad():
-        stack.inverse(x, batch=first)
+        stack.inverse(x, context, batch=first)
         blocks = stack.learned_layout.blocks(stack.theta)
         for name, value in first.updates.items():
             if name in blocks:  # batch norm leaves what is fixed

@@ -14,7 +14,7 @@ from nfexp.files import read_plain
 from nfexp.flows.cost import DRAWS
 from nfexp.record.formats import LIMITS, MODEL, RESULT, read_bounded
 from nfexp.record.result import parse_result
-from nfexp.spec import event_shape, unflatten
+from nfexp.spec import event_shape, names_of, unflatten
 
 if TYPE_CHECKING:  # torch is loaded only where a flow is
     import numpy as np
@@ -59,6 +59,10 @@ class TrainedFlow:
     (``flow.members``) the density is the mean of its members', and a draw comes from one of them;
     `members` are the positions of those that did not diverge. The way from base to data is each
     member's own: :meth:`member`.
+
+    A flow with a context (``data.context``) is of p(x | c). Everything that takes points takes their
+    context beside them, (N, C) in data units with the columns in the order of `context`, the names
+    that ``data.context`` lists; a single row (1, C) serves all points.
     """
 
     def __init__(
@@ -75,13 +79,15 @@ class TrainedFlow:
         self.members = list(members)
         self.dim = stack.dim
         self.event_shape = (stack.dim,) if stack.image is None else stack.image.shape
+        self.context = [] if spec.data.context is None else names_of(spec.data.context)
         self.folder = folder
         self.metrics = dict(metrics or {})
 
     def __repr__(self) -> str:
         flow = self.spec.flow
         n_couplings = sum(layer.name.startswith("coupling") for layer in self.stack.layers)
-        what = f"{self.spec.data.name}, D = {self.dim}, {n_couplings} {flow.coupling} couplings"
+        dims = f"D = {self.dim}" + (f", C = {self.stack.n_context}" if self.stack.n_context else "")
+        what = f"{self.spec.data.name}, {dims}, {n_couplings} {flow.coupling} couplings"
         if flow.members > 1:
             which = "member" if len(self.members) == 1 else "members"
             what += f", {which} {', '.join(map(str, self.members))} of {flow.members}"
@@ -108,21 +114,25 @@ class TrainedFlow:
             raise ValueError(f"{what}: expected one flow; got an ensemble of {len(self.members)}: take {hint}")
         return self.stack
 
-    def distribution(self) -> FlowDistribution:
-        """The flow as a distribution of PyTorch, with weights of its own; of an ensemble a member's."""
+    def distribution(self, context: object = None) -> FlowDistribution:
+        """The flow as a distribution of PyTorch, with weights of its own; of an ensemble a member's.
+
+        With a context it is p(x | c) at the one row c, (1, C): gradients reach a tensor c.
+        """
         from nfexp.flows.distribution import FlowDistribution
 
         self._single("distribution")
+        given = self._given(context, 1)
         theta = self.stack.theta.clone()
         fixed = self.stack.fixed.clone()
-        return FlowDistribution(self.stack.with_rows(theta, fixed))
+        return FlowDistribution(self.stack.with_rows(theta, fixed), None if given is None else given[0])
 
     def export(self, to: str = "torch") -> Any:
         """The flow in the modules of another library, with weights of its own; log-densities agree to rounding.
 
         ``"torch"`` gives an ``nn.Module`` of ``nn.Linear`` layers with `log_prob`, `sample`, `forward` and `inverse`
         (:class:`nfexp.flows.export.PlainFlow`), ``"zuko"`` a ``zuko.lazy.Flow``, where zuko is installed and has the
-        parts.
+        parts. Both take a context, in data units.
         """
         from nfexp.flows.export import EXPORTS
 
@@ -143,6 +153,26 @@ class TrainedFlow:
             expected = ", ".join(str(length) for length in shape)
             raise ValueError(f"{name}: expected shape (N, {expected}); got {tuple(points.shape)}")
         return points.flatten(1)[None]  # (1, N, D): a stack of one
+
+    def _given(self, context: object, n: int) -> Tensor | None:
+        """The context of `n` points, (1, n, C); None where the flow has none."""
+        import torch
+
+        width = self.stack.n_context
+        if width == 0:
+            if context is None:
+                return None
+            raise ValueError("context: expected none, for this flow has no data.context; got one")
+        names = ", ".join(self.context)
+        if context is None:
+            raise ValueError(f"context: expected rows of {width} numbers ({names}); got none")
+        rows = context if isinstance(context, torch.Tensor) else torch.from_numpy(_numbers(context, "context"))
+        if rows.ndim != 2 or rows.shape[1] != width or len(rows) not in (1, n):
+            raise ValueError(
+                f"context: expected shape ({n}, {width}), or (1, {width}) for all points ({names}); "
+                f"got {tuple(rows.shape)}"
+            )
+        return rows.to(self.stack.theta).expand(n, -1)[None]
 
     def _levels(self, x: object) -> Tensor:
         """Images (N, C, H, W) of whole levels as (1, N, D)."""
@@ -168,8 +198,16 @@ class TrainedFlow:
             found.append(levels + places.to(levels))
         return found
 
-    def log_prob(self, x: object, *, warn_beyond: float | None = None, draws: int = DRAWS, seed: int = 0) -> Tensor:
-        """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,).
+    def log_prob(
+        self,
+        x: object,
+        context: object = None,
+        *,
+        warn_beyond: float | None = None,
+        draws: int = DRAWS,
+        seed: int = 0,
+    ) -> Tensor:
+        """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,). With a context log q(x | c).
 
         Of images, whole levels (N, C, H, W), it is an estimate of log P(x) from below: log (1/K) Σ_k q(x + u_k) with
         K = `draws` places u_k in the cells of the levels (Burda et al. 2016). One draw is the single-sample bound,
@@ -195,9 +233,11 @@ class TrainedFlow:
 
         if self.stack.image is None:
             points = self._points(x, "x")
+            given = self._given(context, points.shape[1])
             if warn_beyond is not None:
-                self._warn_of_far(points[0], warn_beyond)
-            return self._log_density(points)
+                self._warn_of_far(points[0], given, warn_beyond)
+            return self._log_density(points, given)
+        self._given(context, 0)
         draws = _integer(draws, "draws")
         if draws < 1:
             raise ValueError(f"draws: expected an integer >= 1; got {draws}")
@@ -205,21 +245,26 @@ class TrainedFlow:
         found = torch.stack([self._log_density(points) for points in places])
         return found.logsumexp(0) - math.log(draws)
 
-    def _log_density(self, points: Tensor) -> Tensor:
-        """Of points (1, N, D), a part at a time."""
+    def _log_density(self, points: Tensor, given: Tensor | None = None) -> Tensor:
+        """Of points (1, N, D) with their context (1, N, C), a part at a time."""
         import torch
 
+        if given is None:
+            given = points[..., :0]
         most = MOST_POINTS if self.stack.image is None else max(MOST_PIXELS // self.dim, 1)
-        parts = points.split(most, dim=1)
-        return torch.cat([self._ensemble().log_density(part)[0] for part in parts])
+        parts = zip(points.split(most, dim=1), given.split(most, dim=1), strict=True)
+        return torch.cat([self._ensemble().log_density(*part)[0] for part in parts])
 
     def _ensemble(self) -> Ensembles:
         from nfexp.flows.ensemble import Ensembles
 
         return Ensembles(self.stack, len(self.members))
 
-    def _warn_of_far(self, x: Tensor, beyond: float) -> None:
-        """Warn of points (N, D) that lie further than `beyond` standard deviations from the training points' mean."""
+    def _warn_of_far(self, x: Tensor, given: Tensor | None, beyond: float) -> None:
+        """Warn of points (N, D) further than `beyond` standard deviations from the training points' mean.
+
+        The same holds for their context, (1, N, C).
+        """
         import torch
 
         if self.spec.flow.standardise != "moments":
@@ -227,12 +272,16 @@ class TrainedFlow:
         own = self.stack.tensors()
         with torch.no_grad():
             distance = ((x - own["standardise.mean"][0]) / own["standardise.var"][0].sqrt()).abs()
+            if given is not None:
+                of_given = (given[0] - own["context.mean"][0]) / own["context.var"][0].sqrt()
+                distance = torch.cat([distance, of_given.abs()], 1)
         is_far = (distance > beyond).any(1)
         if bool(is_far.any()):
-            row, column = divmod(int(distance.nan_to_num(nan=-1.0).argmax()), self.dim)
+            row, column = divmod(int(distance.nan_to_num(nan=-1.0).argmax()), distance.shape[1])
+            name = str(column) if column < self.dim else f"{self.context[column - self.dim]} of the context"
             warnings.warn(
                 f"{int(is_far.sum())} of {len(x)} points lie more than {beyond:g} standard deviations of the training "
-                f"points from their mean, row {row} by {float(distance[row, column]):.3g} in column {column}: log_prob "
+                f"points from their mean, row {row} by {float(distance[row, column]):.3g} in column {name}: log_prob "
                 "extrapolates there",
                 stacklevel=3,
             )
@@ -243,28 +292,32 @@ class TrainedFlow:
             raise ValueError("bits_per_dim: expected a flow of images; got one of vectors")
         return -self.log_prob(x, draws=draws, seed=seed) / (self.dim * math.log(2))
 
-    def forward(self, z: object) -> Tensor:
+    def forward(self, z: object, context: object = None) -> Tensor:
         """Base to data, (N, D) to (N, *event_shape); of images, to points in the cells of their levels.
 
         `stack.as_levels` makes levels of them. Of an ensemble it is a member's.
         """
-        return self._shaped(self._single("forward").forward(self._points(z, "z"))[0])
+        points = self._points(z, "z")
+        given = self._given(context, points.shape[1])
+        return self._shaped(self._single("forward").forward(points, given)[0])
 
-    def inverse(self, x: object) -> Tensor:
+    def inverse(self, x: object, context: object = None) -> Tensor:
         """Data to base, (N, *event_shape) to (N, D); of images, points in cells: level + ½ is the middle of one.
 
         Of an ensemble it is a member's.
         """
-        return self._single("inverse").inverse(self._points(x, "x"))[0][0]
+        points = self._points(x, "x")
+        return self._single("inverse").inverse(points, self._given(context, points.shape[1]))[0][0]
 
     def _shaped(self, points: Tensor) -> Tensor:
         """(1, N, D) to (N, *event_shape)."""
         return points[0].unflatten(1, self.event_shape)
 
-    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+    def sample(self, n: int, context: object = None, *, seed: int = 0) -> Tensor:
         """`n` draws, (n, *event_shape), the same for the same seed; images are whole levels.
 
-        Of an ensemble each is from a member drawn at random.
+        Of an ensemble each is from a member drawn at random. With a context draw i is given row i of it, or each the
+        only row: ``flow.sample(1000, [[0.5, 2.0]])`` draws from p(x | c = (0.5, 2)).
         """
         from nfexp.flows.ensemble import CHOICE
         from nfexp.streams import stream
@@ -273,7 +326,8 @@ class TrainedFlow:
         seed = _integer(seed, "seed")
         if n < 0:
             raise ValueError(f"n: expected an integer >= 0; got {n}")
-        draws = self._ensemble().sample(n, [stream(seed, "sample")], [stream(seed, CHOICE)])
+        given = self._given(context, n)
+        draws = self._ensemble().sample(n, [stream(seed, "sample")], [stream(seed, CHOICE)], given)
         return self._shaped(self.stack.as_levels(draws) if self.stack.image is not None else draws)
 
 
@@ -312,5 +366,5 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
             raise ValueError(f"{folder}: expected floating-point weights; got {got:.60}")
     spec = unflatten(record["config"])
     dim = math.prod(event_shape(spec.data))
-    stack, members = members_from_state(spec.flow, dim, state, image_of(spec.data))
+    stack, members = members_from_state(spec.flow, dim, state, image_of(spec.data), spec.data.context_dim)
     return TrainedFlow(spec, stack, folder=folder, metrics=record["metrics"], members=members)

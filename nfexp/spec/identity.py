@@ -67,8 +67,8 @@ def unflatten(flat: Mapping[str, Any]) -> Spec:
 
 # Where the numbers of a table, or the code of a target, come from; what they are, `data.digest` says.
 READING = frozenset(
-    {"data.kind", "data.path", "data.val_path", "data.test_path", "data.columns", "data.drop", "data.header",
-     "data.missing", "data.target", "data.images", "data.check"}
+    {"data.kind", "data.path", "data.val_path", "data.test_path", "data.columns", "data.drop", "data.context",
+     "data.header", "data.missing", "data.target", "data.images", "data.check"}
 )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ class Data:
     test_path: str | None = None
     columns: str | None = listed()
     drop: str | None = listed()
+    context: str | None = listed()  # columns that are given, not learned: p(x | c)
     header: str = choice("auto", "first_row", "none", default="auto")
     missing: str = choice("drop", "error", default="drop")
     val_share: float | None = within(0, 0.9, exclusive=True, default=None)
@@ -57,6 +58,7 @@ class Data:
     split: int | None = within(0, 2**63 - 1, default=None)
     jitter: float | str = within(0, 1e6, words=("gap",), default=0.0)
     dim: int = within(1, 65_536, default=2, meaning="coordinates of a point; read off the table, not to be set")
+    context_dim: int = within(0, 65_536, default=0, meaning="columns of the context; counted, not to be set")
     digest: str | None = filled_in("of the numbers of a table, which names its runs; not to be set")
     # A density of the user's own; `nfexp.targets` finds its source, and fills in `digest`
     target: str | None = None
