@@ -27,8 +27,8 @@ from nfexp.configuration import conf_dir
 from nfexp.spec import SpecError, run_id
 from nfexp.sweep import conclusion
 
-KEYS = {"flow.n_flows": (1, 2, 6), "train.lr": (1, 1.0, 5e-3), "data": ("moons", "circles"), "seed": (0, 1, 3)}
-START = {"flow.n_flows": 6, "train.lr": 5e-3, "data": "moons", "seed": 0}
+KEYS = {"flow.n_flows": (1, 2, 6), "train.lr": (1, 1.0, 1e-2), "data": ("moons", "circles"), "seed": (0, 1, 3)}
+START = {"flow.n_flows": 6, "train.lr": 1e-2, "data": "moons", "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -560,7 +560,7 @@ def test_a_dry_run_counts_jobs_duplicates_stacks_and_steps(nfexp):
     *table, runs, cost = out.strip().splitlines()
     assert runs == "6 runs (4 moons, 2 circles) in 2 stacks; 6 duplicates dropped, 4 excluded"
     assert re.match(
-        r"2,400 member-steps, 0\.0428 TFLOP; about \S+ minutes of training on this machine; .* at most \S+ GB", cost
+        r"2,400 member-steps, 0\.00153 TFLOP; about \S+ minutes of training on this machine; .* at most \S+ GB", cost
     )
     columns = [dict(zip(table[0].split(), row.split(), strict=False)) for row in table[1:]]
     assert Counter((c["runs"], c["flows"], c["steps"]) for c in columns) == {("4", "1", "400"): 1, ("2", "2", "400"): 1}
