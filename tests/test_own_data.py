@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from reproduction.tables import written
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -88,6 +91,14 @@ def test_the_page(folder):
     run_page("own-data.md", folder)
     for name in ("report.html", "runs.csv", "baselines.csv"):
         assert (folder / "sweep" / name).exists()
+
+
+def test_the_table_is_what_the_file_says():
+    rows = pd.read_csv(DOCS / "own-data.csv")
+    page = (DOCS / "own-data.md").read_text()
+    assert written(rows) in page
+    (wine,) = (line for line in page.splitlines() if line.startswith("| wine"))
+    assert f"{rows[(rows['table'] == 'wine') & (rows['model'] == 'RealNVP()')]['nll'].mean():.2f} ±" in wine
 
 
 def test_the_page_of_a_study(tmp_path):
