@@ -71,3 +71,5 @@ if __name__ == "__main__":
     gather()
     build()
     print(SITE / "index.html")
+    # a page that is opened as a file may not read the index of the search
+    print("To search in it, serve it: python -m http.server --bind 127.0.0.1 --directory", SITE.relative_to(ROOT))

@@ -6,6 +6,7 @@ import nfexp
 from nfexp import baselines as fitted
 from nfexp import cli, report
 from nfexp.analysis.claims.catalogue import CLAIMS
+from nfexp.analysis.claims.images import IMAGE_CLAIMS
 from nfexp.report import figures
 
 KINDS = {"above": "above the margin", "below": "below the margin", "within": "within ± the margin"}
@@ -32,10 +33,10 @@ def claims_page() -> str:
     """Every claim: its sentence, what is measured, the margin with its reason."""
     parts = [
         "# Catalogue of claims",
-        "The sentences of the sources that a report judges. Generated from `nfexp/analysis/claims/catalogue.py`; "
-        "[how a claim gets its verdict](claims.md).",
+        "The sentences of the sources that a report judges, and those about images. Generated from `catalogue.py` and "
+        "`images.py` in `nfexp/analysis/claims/`; [how a claim gets its verdict](claims.md).",
     ]
-    for claim in CLAIMS:
+    for claim in (*CLAIMS, *IMAGE_CLAIMS):
         unit = "" if claim.about_divergence else " (in the unit of what is measured)"
         rows = [
             f"## {claim.id}: {claim.sentence}",

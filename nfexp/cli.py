@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 import yaml
@@ -121,6 +121,8 @@ def explain(error: BaseException) -> str:
         place, expected, got = trouble(error, "a folder nfexp can write to")
         return f"{place}: expected {expected}; got {got}"
     if isinstance(error, OverrideParseException):
+        if "=" not in str(error.override).strip("~"):
+            return f"{error.override}: expected KEY=VALUE; got no '='"
         got = str(error).splitlines()[0]
         return f"{error.override}: expected Hydra's override syntax; got {got}"
     return explain_override(error)
@@ -208,12 +210,45 @@ def configuration_of(asked: Namespace) -> Iterator[Hydra]:
         GlobalHydra.instance().clear()
 
 
+def parsed_flags(arguments: Sequence[str]) -> Namespace:
+    """What Hydra reads of a command line, with one line for a flag that it does not know.
+
+    Its parser by itself prints a usage of eight lines and ends the process with 2.
+
+    Raises
+    ------
+    SpecError
+        For the first flag that is unknown or has no fitting value.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        _, is_unknown, flags = message.partition("unrecognized arguments: ")
+        if is_unknown:
+            known = "KEY=VALUE, or a flag that nfexp --hydra-help lists"
+            raise SpecError(flags.split()[0], known, Words("an unknown flag"))
+        of_choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if of_choice:
+            flag, got, choices = of_choice.groups()
+            names = choices.replace("'", "")  # since Python 3.12 they have no quotes
+            raise SpecError(flag, f"one of {names}", got)
+        of_flag = re.fullmatch(r"argument (\S+): .*", message)
+        raise SpecError(of_flag[1] if of_flag else "flags", "a value, as nfexp --hydra-help says", Words("none"))
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    asked = parser.parse_args(list(arguments))
+    for word in asked.overrides:
+        if word.startswith("="):
+            raise SpecError(word, "KEY=VALUE", Words("no key"))
+    return asked
+
+
 def check_plain_run(arguments: Sequence[str]) -> None:
     """Raise what is wrong with a single run before Hydra makes its folder.
 
     A sweep checks its jobs itself.
     """
-    asked = get_args_parser().parse_args(list(arguments))
+    asked = parsed_flags(arguments)
     shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion
     if shows or asked.multirun or asked.experimental_rerun:
         return  # there is no single run

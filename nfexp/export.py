@@ -89,7 +89,8 @@ def _main(folders: list[str], options: dict[str, str]) -> int:
     if kind == "tensorboard":
         how = f"tensorboard --logdir {place / 'tensorboard'}"
     else:
-        how = f"mlflow ui --backend-store-uri sqlite:///{(place / 'mlflow.db').resolve()}"
+        # nfexp[mlflow] is its small part, which can write and not show
+        how = f"mlflow ui --backend-store-uri sqlite:///{(place / 'mlflow.db').resolve()} (after pip install mlflow)"
     print(f"{n_runs} runs for {kind}; look at them with: {how}")
     return 0
 

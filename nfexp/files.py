@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,15 +34,17 @@ def replacing(path: Path, *, sync: bool = True, once: bool = False) -> Iterator[
     Without `sync` that holds for everything but a power cut. With `once` nothing is replaced: FileExistsError is raised
     if the file is there.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(Path(folder) / "note.txt") as temporary:
     ...         _ = temporary.write_text("whole")
     ...     os.listdir(folder)
     ['note.txt']
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    name = os.path.join(path.parent, f".{path.name}.{secrets.token_hex(8)}")
     try:
+        # made here, not by mkstemp before: a Ctrl-C between the two would leave the file
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         yield Path(name)
         if sync:
             with open(name, "rb+") as file:

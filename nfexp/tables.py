@@ -36,6 +36,7 @@ DISTINCT = (
     f"columns that float32 holds: a standard deviation from {LEAST_SD:g} to {MOST_SD:g} and above {LEAST_SHARE:g} of "
     "the largest value (change the unit, or subtract a constant)"
 )
+GIVEN = "_given_"  # in the name of a table, before the columns of its context
 LONGEST_GIVEN = 40  # letters of the columns of a context that stand in the name of a table
 BUNDLED = ("wine", "breast_cancer", "diabetes", "iris", "digits")  # of scikit-learn
 
@@ -258,7 +259,8 @@ def _source(data: Data, signatures: tuple[object, ...]) -> Source:
         return _standard(data.name, str(data.path))
     if data.kind == "sklearn":
         frame = _bundled(data.name)
-        main = numbers(pick(frame, data, data.name), data.name, missing=data.missing, context=data.context)
+        place = _plain(data.name)
+        main = numbers(pick(frame, data, place), place, missing=data.missing, context=data.context)
         check_rows(main)
         return Source(main=main)
     main = _table(data, "data.path", str(data.path))
@@ -301,6 +303,7 @@ def _bundled(name: str) -> pd.DataFrame:
     """A table that comes with scikit-learn, without what it is meant to predict."""
     from sklearn import datasets
 
+    name = _plain(name)
     if name not in BUNDLED:
         raise SpecError("data.name", f"one of {', '.join(BUNDLED)}", name)
     return getattr(datasets, f"load_{name}")(as_frame=True).data
@@ -334,6 +337,8 @@ def settled(spec: Spec) -> Spec:
     name = data.name
     if data.kind == "table" and name == "table":
         name = name_of(str(data.path)) + _given(found.main)
+    if data.kind == "sklearn":
+        name = _plain(name) + _given(found.main)
     full = replace(
         data, name=name, n_samples=data.n_samples or left, n_val=n_val, n_test=n_test, val_share=None,
         test_share=None, dim=found.main.dim, context_dim=found.main.n_context, digest=found.digest,
@@ -359,10 +364,15 @@ def _given(table: Table) -> str:
     """What the name of a table says of its context: a density given c is another one than that of all columns."""
     if table.n_context == 0:
         return ""
-    what = _as_name("_".join(table.names[table.dim :]))
+    what = _as_name(" ".join(table.names[table.dim :]))
     if not what or len(what) > LONGEST_GIVEN:
         what = f"{table.n_context}_columns"
-    return f"_given_{what}"
+    return f"{GIVEN}{what}"
+
+
+def _plain(name: str) -> str:
+    """The name of a table without what :func:`_given` adds to it."""
+    return name.partition(GIVEN)[0]
 
 
 def _part(key: str, data: Data, given: Table | None, n: int) -> int:

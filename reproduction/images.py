@@ -31,16 +31,16 @@ def _mean(values: pd.Series) -> str:
 
 
 def headline_table(frames: Frames, centres: AllCentres) -> str:
-    """Flows at full length, by where a level lies in its cell."""
+    """Flows at full length, by where a level lies in its cell, and an ensemble of them."""
     runs = frames[HEADLINE]
     done = runs[runs["status"] == "completed"]
     rows = []
-    for way, own in done.groupby("flow.dequantisation", sort=False):
+    for (members, way), own in done.groupby(["flow.members", "flow.dequantisation"]):
         train = own["train_nll"] / (own["data.dim"] * math.log(2))
         bits = [_mean(values) for values in (own["test_bpd"], own["test_bpd_iw"], train)]
         size = f"{own['n_parameters'].max():,.0f}"
-        rows.append([str(way), str(len(own)), *bits, size])
-    head = ["dequantisation", "seeds", "bits/dim", "importance-weighted", "training", "parameters"]
+        rows.append([str(way), str(members), str(len(own)), *bits, size])
+    head = ["dequantisation", "flows", "seeds", "bits/dim", "importance-weighted", "training", "parameters"]
     return markdown(head, rows)
 
 

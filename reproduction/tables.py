@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
@@ -21,7 +20,7 @@ from sklearn.neighbors import KernelDensity
 from sklearn.preprocessing import StandardScaler
 
 from nfexp import RealNVP, fit_many
-from nfexp.baselines import fit_mixture
+from nfexp.baseline_fits import fit_mixture
 
 SEEDS = range(5)
 TEST_SHARE = 0.2
@@ -158,35 +157,12 @@ def scores(table: str, seed: int) -> list[dict[str, object]]:
     return rows
 
 
-def written(rows: pd.DataFrame) -> str:
-    """The table of docs/own-data.md: mean ± half the 95% interval (Student) over the splits, the lowest in bold."""
-    names = list(dict.fromkeys(rows["model"]))
-    titles = ["table", "rows × columns", *(f"`{name}`" if name.endswith("()") else name for name in names), "entropy"]
-    lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
-    for table, of_table in rows.groupby("table", sort=False):
-        n, dim = of_table[["rows", "columns"]].iloc[0]
-        nll = of_table.groupby("model")["nll"].agg(["mean", "sem", "count"])
-        cells = []
-        for name in names:
-            if name not in nll.index:  # it was not fitted to this table
-                cells.append("")
-                continue
-            mean, sem, count = nll.loc[name]
-            cell = f"{mean:.2f} ± {sem * t.ppf(0.975, count - 1):.2f}"
-            cell = f"**{cell}**" if name == nll["mean"].idxmin() else cell
-            cells.append(cell if count == len(SEEDS) else f"{cell} ({count:.0f} splits)")
-        known = f"{entropy(dim):.2f}" if str(table).startswith("bent normal") else ""
-        lines.append(f"| {table} | {n} × {dim} | {' | '.join(cells)} | {known} |")
-    return "\n".join(lines) + "\n"
-
-
 def main(out: str) -> None:
     rows = []
     for table in TABLES:
         for seed in SEEDS:
             rows += scores(table, seed)
     pd.DataFrame(rows).to_csv(Path(out), index=False, float_format="%.6g", lineterminator="\n")
-    print(written(pd.read_csv(out)), end="")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from scipy.stats import multivariate_normal
 from nfexp import tables
 from nfexp.data import load
 from nfexp.flows import kernels
+from nfexp.flows.distribution import FlowDistribution
 from nfexp.flows.ensemble import Ensembles
+from nfexp.flows.export import to_torch, to_zuko
 from nfexp.flows.stack import FlowStack, build
 from nfexp.record import load_flow, write_run
 from nfexp.run import check, prepare_runs, run_stack
@@ -119,7 +121,7 @@ def test_there_and_back_at_a_context(changes):
 @pytest.mark.parametrize("changes", [{}, {"init": "spread", "tail_bound": 1.0}], ids=["plain", "tail bound"])
 def test_a_density_at_each_context(changes):
     flow = conditioned(1, **changes)
-    line = torch.linspace(-30, 30, 601, dtype=torch.float64)
+    line = torch.linspace(-20, 20, 201, dtype=torch.float64)
     grid = torch.cartesian_prod(line, line)[None]
     cell = (line[1] - line[0]) ** 2
     densities = []
@@ -145,6 +147,46 @@ def test_gradients_equal_finite_differences():
         moved[0, i] = step
         slope = (nll(flow.theta + moved) - nll(flow.theta - moved)) / (2 * step)
         assert slope.item() == pytest.approx(gradient[0, i].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_a_plain_module_has_the_same_density(changes):
+    flow = conditioned(1, **changes)
+    module = to_torch(flow)
+    x, c = points(flow, 6)
+    torch.testing.assert_close(module.log_prob(x[0], c[0]), flow.log_prob(x, c)[0])
+    z, log_det = module.inverse(x[0], c[0, 0])  # one context for all
+    torch.testing.assert_close(module(z, c[0, 0])[0], x[0])
+    torch.testing.assert_close(log_det, flow.inverse(x, c[:, :1].expand(-1, 6, -1))[1][0])
+    again = to_torch(conditioned(1, **changes))
+    again.load_state_dict(module.state_dict())
+    assert module.sample(4, c[0, 0]).shape == (4, flow.dim)
+
+
+@pytest.mark.parametrize("changes", [{"tail_bound": 0.8}, {"dim": 3, "norm": "batchnorm"}], ids=["bound", "batchnorm"])
+def test_zuko_has_the_same_density(changes):
+    flow = conditioned(1, **changes)
+    other = to_zuko(flow)
+    x, c = points(flow, 6)
+    torch.testing.assert_close(other(c[0]).log_prob(x[0]), flow.log_prob(x, c)[0])
+    assert other(c[0, 0]).sample((5,)).shape == (5, flow.dim)
+
+
+def test_a_distribution_of_pytorch_at_a_context():
+    flow = conditioned(1)
+    x, c = points(flow, 6)
+    given = c[0, :1].clone().requires_grad_()
+    law = FlowDistribution(flow, given)
+    torch.testing.assert_close(law.log_prob(x[0]), flow.log_prob(x, given.expand(1, 6, 3))[0])
+    assert law.sample((2, 3)).shape == (2, 3, 2)
+    law.log_prob(x[0]).sum().backward()
+    step = torch.tensor([[1e-6, 0.0, 0.0]], dtype=torch.float64)
+
+    def total(context):
+        return FlowDistribution(flow, context.detach()).log_prob(x[0]).sum()
+
+    slope = (total(given + step) - total(given - step)) / 2e-6
+    assert given.grad[0, 0].item() == pytest.approx(slope.item(), rel=1e-4)
 
 
 def test_a_member_of_a_stack_is_the_flow_alone():
@@ -321,6 +363,9 @@ def test_columns_are_set_apart(table):
     assert tables.facts(spec.data).startswith("linear_given_v: 60 rows, 2 columns (y, u) given 1 (v)")
     named = settled(table_spec(data__path=table, data__name="mine", data__context=["v"]))
     assert named.data.name == "mine"
+    iris = settled(table_spec("iris", data__context=[2, 3]))
+    assert iris.data.name == "iris_given_petal_length_cm_petal_width_cm"
+    assert load(iris).event_shape == (2,) and settled(iris) == iris
 
 
 def test_what_is_given_is_part_of_a_run(table):
@@ -378,6 +423,13 @@ def test_a_context_that_cannot_be(case, table):
         settled(table_spec(data__path=table, data__context=context, **others))
 
 
+@pytest.mark.parametrize("changes", [{"data.context": None}, {"data.context": "u"}, {"data.context_dim": 3}])
+def test_a_record_counts_the_columns_it_names(changes, table):
+    spec = settled(table_spec(data__path=table, data__context=["u", "v"]))
+    with pytest.raises(SpecError, match=r"data.context_dim: expected \d, the columns that data.context names; got \d"):
+        unflatten(flatten(spec) | changes)
+
+
 @pytest.mark.parametrize("data", ["moons", "digits", "power"])
 def test_only_a_table_has_columns_to_give(data):
     with pytest.raises(SpecError, match=r"data.context: expected null here, .*; got 'x'"):
@@ -401,11 +453,8 @@ ASKED = {
     ),
     "one dimension": (lambda f: f.inverse([[0.0, 0.0]], [1.0, 1.0]), r"context: expected shape .*; got \(2,\)"),
     "no numbers": (lambda f: f.sample(1, "a"), r"context: expected an array of real numbers; got .*"),
-    "export": (lambda f: f.export("torch"), r"export: expected a flow without a context; got one given u, v"),
-    "distribution": (
-        lambda f: f.distribution(),
-        r"distribution: expected a flow without a context; got .*",
-    ),
+    "distribution": (lambda f: f.distribution(), r"context: expected rows of 2 numbers \(u, v\); got none"),
+    "module": (lambda f: f.export().log_prob(torch.zeros(1, 2)), r"context: expected 2 numbers for each point; got 0"),
 }
 
 

@@ -1,6 +1,7 @@
 """Contrasts of a study's own: read, checked, judged as claims are."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -16,7 +17,9 @@ from nfexp.analysis.sequential import Rounds
 from nfexp.analysis.statistics import ablations
 from nfexp.analysis.table import load_runs, load_sweep, write_csv
 from nfexp.analysis.table.baselines import columns_of, data_key, load_baselines
+from nfexp.baseline_fits import fit_draws
 from nfexp.spec import SpecError
+from nfexp.targets import find_source
 from tests.helpers.fake_sweep import centre, write_sweep
 
 DEEP = {"better": {"flow.n_flows": 6}, "worse": {"flow.n_flows": 2}}
@@ -158,7 +161,7 @@ def test_baselines_of_parameters_are_written_and_read(tmp_path):
     write_sweep(tmp_path / "s", [(rings | {"data.factor": 0.5}, {}, "completed"), (rings, {}, "completed")])
     tasks, refused = baselines.wanted(load_runs(tmp_path / "s"), pd.DataFrame())
     assert not refused and [dict(task.data.parameters) for task in tasks] == [{"factor": 0.5}, {}]
-    rows = [row for task in tasks for row in baselines.fit_draws(task.data, task.seed, ["gaussian"])]
+    rows = [row for task in tasks for row in fit_draws(task.data, task.seed, ["gaussian"])]
     frame = pd.DataFrame(rows, columns=list(columns_of(rows)))
     write_csv(frame, tmp_path / "baselines.csv")
     read = load_baselines(tmp_path)
@@ -166,16 +169,61 @@ def test_baselines_of_parameters_are_written_and_read(tmp_path):
     assert not baselines.wanted(load_runs(tmp_path / "s"), read.assign(model="gaussian"))[0][0].models.count("gaussian")
 
 
-def test_no_baseline_executes_what_a_record_names(tmp_path):
+RING = """
+import math
+import torch
+
+class Normal:
+    def __init__(self, scale=1.0, noise=0.0):
+        self.scale = math.hypot(scale, noise)
+
+    def sample(self, n, generator):
+        return self.scale * torch.randn(n, 3, generator=generator, dtype=torch.float64)
+
+    def log_prob(self, x):
+        return -(x / self.scale).square().sum(1) / 2 - 1.5 * math.log(2 * math.pi) - 3 * math.log(self.scale)
+"""
+
+
+@pytest.fixture
+def own_sweep(tmp_path):
+    """The folder of a run of a target of the user's own, and the file of that target."""
+    file = tmp_path / "law.py"
+    file.write_text(RING)
     own = {
         "data.name": "mine",
         "data.kind": "own",
-        "data.target": "evil.py:X",
-        "data.digest": "0" * 16,
+        "data.target": f"{file}:Normal",
+        "data.digest": find_source(f"{file}:Normal").digest,
+        "data.dim": 3,
+        "data.n_samples": 400,
+        "data.n_test": 500,
         "data.noise": 0.1,
+        "data.scale": 2.0,
     }
-    write_sweep(
-        tmp_path / "s", [(own | {"seed": 0}, {}, "completed")], centres={"mine": centre("mine") | own}, arrays=False
-    )
-    tasks, refused = baselines.wanted(load_runs(tmp_path / "s"), pd.DataFrame())
-    assert not tasks and refused == ["mine: expected a built-in target or a table; got a density of your own"]
+    centres = {"mine": centre("mine") | own}
+    folder = write_sweep(tmp_path / "s", [(own | {"seed": 0}, {}, "completed")], centres=centres, arrays=False)
+    return folder, file
+
+
+def test_no_baseline_executes_what_a_record_names(own_sweep):
+    folder, _ = own_sweep
+    for sources, got in (({}, "no source"), ({"0" * 16: "x.py:X"}, "another source")):
+        tasks, refused = baselines.wanted(load_runs(folder), pd.DataFrame(), sources)
+        expected = "target=FILE.py:NAME with the source that its runs learned, which is then executed"
+        assert not tasks and refused == [f"mine: expected {expected}; got {got}"]
+
+
+def test_baselines_of_a_target_that_the_user_names(own_sweep):
+    folder, file = own_sweep
+    sources = baselines._sources(f"{file}:Normal")
+    (task,), refused = baselines.wanted(load_runs(folder), pd.DataFrame(), sources)
+    assert not refused and dict(task.data.parameters) == {"scale": 2.0}
+    (row,) = fit_draws(task.data, task.seed, ["gaussian"])
+    entropy = 1.5 * math.log(2 * math.pi * math.e) + 3 * math.log(2)
+    assert row["true_nll"] == pytest.approx(entropy, abs=0.2) and 0 < row["kl"] < 0.1  # 9 moments cost 9 / 2n
+    write_csv(pd.DataFrame([row], columns=list(columns_of([row]))), folder / "baselines.csv")
+    read = load_baselines(folder)
+    assert data_key(read.iloc[0]) == data_key(load_runs(folder).iloc[0])
+    (again,), _ = baselines.wanted(load_runs(folder), read, sources)
+    assert "gaussian" not in again.models and "mixture" in again.models

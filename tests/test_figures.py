@@ -442,3 +442,7 @@ def test_importing_leaves_torch_and_the_backend_alone():
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules), 'too much imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(figures.__file__).parents[2])
+
+
+def test_every_figure_of_one_run_says_what_it_needs():
+    assert set(catalogue.OF_ONE_RUN) <= set(SHAPES)

@@ -123,7 +123,13 @@ CONTROLS = {
 }  # fmt: skip
 COMMAND_LINE = {
     "open bracket": ("'flow.n_flows=[1'", "flow.n_flows=.*: expected Hydra's override syntax; got .*"),
-    "no value": ("flow.n_flows", "flow.n_flows: expected Hydra's override syntax; got .*"),
+    "no value": ("flow.n_flows", "flow.n_flows: expected KEY=VALUE; got no '='"),
+    "no key": ("=3", "=3: expected KEY=VALUE; got no key"),
+    "a word after a flag": ("--hydra-help flows", "flows: expected KEY=VALUE; got no '='"),
+    "a flag": ("--bogus", "--bogus: expected KEY=VALUE, or a flag that nfexp --hydra-help lists; got an unknown flag"),
+    "a flag of a sweep": ("-m --bogus seed=1", "--bogus: expected KEY=VALUE, or a flag .*; got an unknown flag"),
+    "a flag without its value": ("--package", "--package/-p: expected a value, as nfexp --hydra-help says; got none"),
+    "what --cfg shows": ("--cfg all_of_it", "--cfg/-c: expected one of job, hydra, all; got 'all_of_it'"),
     "sweep without -m": ("flow.n_flows=1,2", ".*flow.n_flows=1,2.*"),
     "two experiments": ("-m experiment=ablate_mask,ablate_norm", "experiment: expected one value, .*; got .*"),
     "repeats without -m": ("hydra.sweeper.repeats=3", "hydra.sweeper.repeats: expected nfexp -m.*; got a single run"),

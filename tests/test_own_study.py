@@ -98,6 +98,11 @@ BAD = {
     "near name": ({"data.target": "normal.py:Norma"}, r"data.target: .* got 'Norma' \(near: 'Normal'\)"),
     "no methods": ({"data.target": "normal.py:bare"}, "data.target: expected bare with the methods .* without sample"),
     "unknown parameter": ({"data.sdd": 1.0}, "data.sdd: expected one of the parameters of Normal: sd, dim; got 1.0"),
+    "name of a key": (
+        {"data.width": 2},
+        "data.width: expected another name for this parameter of data.target, .*; got 2",
+    ),
+    "name of a key, no whole number": ({"data.width": 0.5}, "data.width: expected another name .*; got 0.5"),
     "list for a parameter": ({"data.sd": [1]}, r"data.sd: expected a finite number or a short text, .*; got \[1\]"),
     "noise that it does not take": ({"data.noise": 0.1}, "data.noise: expected one of the parameters .*; got 0.1"),
     "built-in name": ({"data.name": "moons"}, "data.name: expected a name that no built-in target has; got 'moons'"),

@@ -174,7 +174,7 @@ def test_a_run_is_named_by_what_the_sweep_varies(make_spec):
 
 def test_the_dearest_stacks_and_each_path_are_measured(make_spec):
     fused = [make_spec(flow__n_flows=n, train__kernel="auto") for n in (1, 2, 3, 8)]
-    slow = make_spec(flow__norm="batchnorm", flow__n_flows=1, train__steps=1, train__warmup=0)
+    slow = make_spec(train__kernel="torch", flow__n_flows=1, train__steps=1, train__warmup=0)
     specs = [*fused, slow]
     stacks = Stacks(positions=[[i] for i in range(5)], at_once=2, room=None)
     assert to_measure(specs, stacks) == [[3], [2], [4]]

@@ -32,7 +32,7 @@ class OwnContrast:
     better: Mapping[str, Any]
     worse: Mapping[str, Any]
     margin: float = 0.0
-    metric: str | None = None  # None: the KL, or the test NLL where no density is known
+    metric: str | None = None  # None: the KL, the test NLL where no density is known, bits/dim of images
     kind: str = "above"
     quantifier: str = "every"
     sentence: str | None = None

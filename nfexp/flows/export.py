@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nfexp.flows.bases import base_log_prob, base_sample
 from nfexp.flows.elementwise import Elementwise, Tail
-from nfexp.flows.layers import SOFT_BOUND, Coupling, Layer
+from nfexp.flows.layers import CONTEXT, SOFT_BOUND, Coupling, Layer
 from nfexp.flows.stack import FlowStack
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -26,8 +26,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class Conditioner(nn.Module):
     """The networks of a coupling: from the coordinates that pass (…, P) to s and t of the others, (…, M) each.
 
+    A context is the last of what they read, (…, P + C), and standardised here.
+
     They are nothing but ``nn.Linear`` and an activation. The additive coupling has s = 0.
     """
+
+    context_mean: Tensor
+    context_sd: Tensor
 
     def __init__(self, layer: Coupling, own: dict[str, Tensor]) -> None:
         super().__init__()
@@ -39,6 +44,11 @@ class Conditioner(nn.Module):
         moving = torch.nonzero(~mask)[:, 0]
         n_outputs = layer.n_outputs
         chosen = torch.arange(len(moving)) if layer.compact else moving  # of the outputs of each head
+        read = torch.cat([mask, mask.new_ones(layer.n_context)])
+        self.n_context = layer.n_context
+        if self.n_context:
+            self.register_buffer("context_mean", own[f"{CONTEXT}.mean"][0].clone())
+            self.register_buffer("context_sd", own[f"{CONTEXT}.var"][0].sqrt())
         self.nets = nn.ModuleList()
         heads_of_net = layer.heads // layer.nets
         for net in range(layer.nets):
@@ -48,7 +58,7 @@ class Conditioner(nn.Module):
                 weight = own[f"{layer.name}.net.{i}.weight"][net]  # (in, out)
                 bias = own[f"{layer.name}.net.{i}.bias"][net, 0]
                 if i == 0 and not layer.compact:
-                    weight = weight[mask]  # a masked input is 0
+                    weight = weight[read]  # a masked input is 0
                 if i == depth - 1:  # a coordinate that passes needs no output
                     outputs = torch.cat([chosen + head * n_outputs for head in range(heads_of_net)])
                     weight = weight[:, outputs]
@@ -62,6 +72,9 @@ class Conditioner(nn.Module):
             self.log_scale = nn.Parameter(own[f"{layer.name}.log_scale"][0, chosen].clone())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.n_context:
+            context = (x[..., -self.n_context :] - self.context_mean) / self.context_sd
+            x = torch.cat([x[..., : -self.n_context], context], -1)
         if self.tail_bound is not None:
             x = x.clamp(-self.tail_bound, self.tail_bound)
         raw = torch.cat([net(x) for net in self.nets], -1)
@@ -89,21 +102,21 @@ class PlainCoupling(nn.Module):
         self.register_buffer("moving", torch.nonzero(~mask)[:, 0])
         self.conditioner = Conditioner(layer, own)
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        s, t = self.conditioner(x[..., self.passing])
+    def inverse(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        s, t = self.conditioner(torch.cat([x[..., self.passing], given], -1))
         z = x.clone()
         z[..., self.moving] = x[..., self.moving] * torch.exp(s) + t
         return z, s.sum(-1)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        s, t = self.conditioner(z[..., self.passing])
+    def forward(self, z: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        s, t = self.conditioner(torch.cat([z[..., self.passing], given], -1))
         x = z.clone()
         x[..., self.moving] = (z[..., self.moving] - t) * torch.exp(-s)
         return x, -s.sum(-1)
 
 
 class PlainElementwise(nn.Module):
-    """z = (x − mean) exp(log_gain) + shift; batch norm by its running statistics."""
+    """z = (x − mean) exp(log_gain) + shift; batch norm by its running statistics. Only couplings see what is given."""
 
     mean: Tensor
     log_gain: Tensor
@@ -117,11 +130,11 @@ class PlainElementwise(nn.Module):
             own = value[0, :, 0] if isinstance(value, Tensor) else torch.full_like(like, value)
             self.register_buffer(name, own.detach().clone())
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         z = (x - self.mean) * torch.exp(self.log_gain) + self.shift
         return z, self.log_gain.sum().expand(x.shape[:-1])
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         x = (z - self.shift) * torch.exp(-self.log_gain) + self.mean
         return x, -self.log_gain.sum().expand(z.shape[:-1])
 
@@ -139,12 +152,12 @@ class PlainTail(nn.Module):
         log_cosh_b = b.abs() + F.softplus(-2 * b.abs())
         return (self.log_power + log_cosh_b - log_cosh_a).sum(-1)
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         a = torch.asinh(x)
         b = torch.exp(self.log_power) * a
         return torch.sinh(b), self._log_slope(a, b)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         b = torch.asinh(z)
         a = torch.exp(-self.log_power) * b
         return torch.sinh(a), -self._log_slope(a, b)
@@ -155,7 +168,8 @@ class PlainFlow(nn.Module):
 
     ``log_prob(x)`` takes (…, D) to (…), nats, in data units; ``inverse`` maps data to base and ``forward`` base to
     data, each with its log-det; ``sample(n)`` draws by PyTorch's global generator. Networks and scales are
-    parameters; what standardises and normalises is a buffer.
+    parameters; what standardises and normalises is a buffer. A flow with a context takes it after the points, (…, C)
+    or one (C,) for all, in data units.
     """
 
     def __init__(self, stack: FlowStack) -> None:
@@ -164,36 +178,48 @@ class PlainFlow(nn.Module):
             raise ValueError(f"stack: expected one flow; got {stack.n_members}")
         self.base = stack.flow.base
         self.dim = stack.dim
+        self.n_context = stack.n_context
         tensors = {name: value[0].detach() for name, value in stack.tensors().items()}
         blocks = {name: value.detach() for name, value in stack._blocks().items()}
         self.layers = nn.ModuleList()
         for layer in stack.layers:
             self.layers.append(_plain(layer, tensors, blocks))
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _given(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """The context at each of the points x: (…, C), C = 0 where nothing is given."""
+        width = 0 if context is None else context.shape[-1]
+        if width != self.n_context:
+            raise ValueError(f"context: expected {self.n_context} numbers for each point; got {width}")
+        if context is None:
+            return x[..., :0]
+        return context.expand(*x.shape[:-1], -1)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to base, and log |det ∂z/∂x|."""
+        given = self._given(x, context)
         total = x.new_zeros(x.shape[:-1])
         for layer in self.layers:
-            x, log_det = layer.inverse(x)  # type: ignore[operator]
+            x, log_det = layer.inverse(x, given)  # type: ignore[operator]
             total = total + log_det
         return x, total
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base to data, and log |det ∂x/∂z|."""
+        given = self._given(z, context)
         total = z.new_zeros(z.shape[:-1])
         for layer in reversed(list(self.layers)):
-            z, log_det = layer(z)
+            z, log_det = layer(z, given)
             total = total + log_det
         return z, total
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        z, log_det = self.inverse(x)
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        z, log_det = self.inverse(x, context)
         return base_log_prob(self.base, z) + log_det
 
-    def sample(self, n: int) -> Tensor:
+    def sample(self, n: int, context: Tensor | None = None) -> Tensor:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         like = next(self.parameters())
-        return self.forward(base_sample(self.base, (n, self.dim), generator).to(like))[0]
+        return self.forward(base_sample(self.base, (n, self.dim), generator).to(like), context)[0]
 
 
 def _plain(layer: Layer, tensors: dict[str, Tensor], blocks: dict[str, Tensor]) -> nn.Module:
@@ -224,7 +250,7 @@ def to_torch(stack: FlowStack) -> PlainFlow:
 
 
 class _Stacked(nn.Module):
-    """A conditioner as zuko's coupling reads it: (…, P) to (…, 2 M), s and t of each coordinate side by side."""
+    """A conditioner as zuko's coupling reads it: (…, P + C) to (…, 2 M), s and t of each coordinate side by side."""
 
     def __init__(self, conditioner: Conditioner) -> None:
         super().__init__()
@@ -271,7 +297,7 @@ def to_zuko(stack: FlowStack) -> Any:
             if mask.all() or not mask.any():
                 raise ValueError("flow.mask: expected couplings that pass and move something, for zuko; got another")
             with torch.random.fork_rng(devices=[]):  # its own networks, which are replaced, would draw weights
-                made = zuko.flows.GeneralCouplingTransform(plain.dim, mask=mask, univariate=coupling)
+                made = zuko.flows.GeneralCouplingTransform(plain.dim, plain.n_context, mask, univariate=coupling)
             made.hyper = _Stacked(layer.conditioner)
             transforms.append(made.to(layer.passing.device))
         elif isinstance(layer, PlainElementwise):

@@ -20,7 +20,7 @@ KNOWN: dict[str, tuple[str, ...] | None] = {
     "scale": ("learned", "tanh", "soft", "exp"),
     "init": ANY,
     "standardise": ANY,
-    "norm": ("none", "actnorm"),
+    "norm": ("none", "batchnorm", "actnorm"),
     "norm_every": ANY,
     "base": ("normal", "logistic", "laplace", "student_t", "mixture", "contaminated"),
     "conditioner_input": ANY,

@@ -114,34 +114,30 @@ class TrainedFlow:
             raise ValueError(f"{what}: expected one flow; got an ensemble of {len(self.members)}: take {hint}")
         return self.stack
 
-    def _unconditional(self, what: str) -> None:
-        """Raise where there is a context, which `what` has no place for."""
-        if self.stack.n_context:
-            got = f"one given {', '.join(self.context)}"
-            raise ValueError(f"{what}: expected a flow without a context; got {got}: log_prob and sample take it")
+    def distribution(self, context: object = None) -> FlowDistribution:
+        """The flow as a distribution of PyTorch, with weights of its own; of an ensemble a member's.
 
-    def distribution(self) -> FlowDistribution:
-        """The flow as a distribution of PyTorch, with weights of its own; of an ensemble a member's."""
+        With a context it is p(x | c) at the one row c, (1, C): gradients reach a tensor c.
+        """
         from nfexp.flows.distribution import FlowDistribution
 
-        self._unconditional("distribution")
         self._single("distribution")
+        given = self._given(context, 1)
         theta = self.stack.theta.clone()
         fixed = self.stack.fixed.clone()
-        return FlowDistribution(self.stack.with_rows(theta, fixed))
+        return FlowDistribution(self.stack.with_rows(theta, fixed), None if given is None else given[0])
 
     def export(self, to: str = "torch") -> Any:
         """The flow in the modules of another library, with weights of its own; log-densities agree to rounding.
 
         ``"torch"`` gives an ``nn.Module`` of ``nn.Linear`` layers with `log_prob`, `sample`, `forward` and `inverse`
         (:class:`nfexp.flows.export.PlainFlow`), ``"zuko"`` a ``zuko.lazy.Flow``, where zuko is installed and has the
-        parts.
+        parts. Both take a context, in data units.
         """
         from nfexp.flows.export import EXPORTS
 
         if to not in EXPORTS:
             raise ValueError(f"to: expected one of {', '.join(EXPORTS)}; got {to!r}")
-        self._unconditional("export")
         return EXPORTS[to](self.stack)
 
     def _points(self, x: object, name: str) -> Tensor:

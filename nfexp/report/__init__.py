@@ -11,7 +11,7 @@ import pandas as pd
 
 from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
-from nfexp.analysis.claims.images import IMAGE_CLAIMS
+from nfexp.analysis.claims.images import claims_of_sources
 from nfexp.analysis.claims.looks import evaluate_in_rounds
 from nfexp.analysis.claims.own import claims_of
 from nfexp.analysis.table import cannot_write
@@ -85,26 +85,28 @@ def _write(dirs: Sequence[str | Path], folder: Path, *, explorer: bool) -> Repor
 def _judged(runs: pd.DataFrame, sweep: table.Sweep) -> pd.DataFrame:
     """The verdicts on the claims; of seeds in rounds those of the first look that decided."""
     if sweep.rounds is None:
-        judged = [claims.evaluate(of_targets(runs), sweep.centres)]
-        if stats.has_bits(runs):
-            images = runs[runs[stats.BITS].notna() | (runs["status"] != "completed")]
-            judged.append(claims.evaluate(images, sweep.centres, IMAGE_CLAIMS))
+        judged = []
+        for claims_of_group, targets in claims_of_sources(sweep.centres):
+            centres = {target: sweep.centres[target] for target in targets}
+            judged.append(claims.evaluate(of_sources(runs), centres, claims_of_group))
         if sweep.contrasts:
             judged.append(claims.evaluate(runs, sweep.centres, claims_of(sweep.contrasts)))
         return pd.concat(judged, ignore_index=True)
     if sweep.rounds.margin is None and not sweep.contrasts:
-        runs = of_targets(runs)
+        runs = of_sources(runs)
     return evaluate_in_rounds(runs, sweep.centres, sweep.rounds, sweep.contrasts)
 
 
-def of_targets(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs on targets of known density: the claims of the sources are about those."""
+def of_sources(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs on targets of known density and on images: the claims of the sources are about those."""
     if "data.digest" not in runs:
         return runs
-    is_target = runs["data.digest"].isna()
+    is_told_of = runs["data.digest"].isna()
     if "data.target" in runs:  # one of the user's own has a digest, too
-        is_target |= runs["data.target"].notna()
-    return runs[is_target]
+        is_told_of |= runs["data.target"].notna()
+    if "flow.kind" in runs:
+        is_told_of |= runs["flow.kind"] == "image"
+    return runs[is_told_of]
 
 
 def _write_text(text: str, path: Path) -> None:
@@ -128,7 +130,7 @@ def build(*dirs: str | Path, out: str | Path | None = None, explorer: bool = Tru
 
 USAGE = Usage(
     command="nfexp-report",
-    purpose="Make tables, figures and pages of runs and sweeps again; print the verdicts and the path of report.html.",
+    purpose="Make tables, figures and pages of runs and sweeps again; print the verdicts and the paths of the pages.",
     folders=RUNS,
     options={
         "out=PATH": "where the report goes: the folder itself if not given; needed for several folders",
@@ -154,6 +156,9 @@ def _report(folders: list[str], options: dict[str, str]) -> int:
     made = _make(folders, options.get("out"), explorer=wanted == "true")
     for line in _summary(made):
         print(line)
+    explorer = made.page.with_name(EXPLORER)
+    if explorer.exists():
+        print(table.printable(explorer, 4096))
     print(table.printable(made.page, 4096))
     return 0
 

@@ -52,9 +52,15 @@ def interval(mean: Any, low: Any, high: Any) -> str:
 
     >>> interval(0.0412, 0.0362, 0.0487), interval(0.04, float("nan"), float("nan"))
     ('0.041 [0.036, 0.049]', '0.040')
+    >>> interval(10.0521, 9.9274, 10.1768)
+    '10.05 [9.93, 10.18]'
     """
     if low is None or low != low:
         return number(mean)
+    width = abs(high - low)
+    if abs(mean) >= 10 and 2e-3 < width < 2:
+        decimals = 1 - math.floor(math.log10(width / 2))  # two digits of what is uncertain
+        return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
     return f"{number(mean)} [{number(low)}, {number(high)}]"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from nfexp.spec.errors import SpecError, Words
-from nfexp.spec.ranges import LONGEST_TEXT
+from nfexp.spec.ranges import LONGEST_TEXT, names_of
 from nfexp.spec.schema import IMAGE_MASKS, IMAGE_SETS, IN_FILES, VECTOR_MASKS, Data, Spec
 from nfexp.spec.shapes import event_shape
 
@@ -27,7 +27,11 @@ def _check_data(data: Data) -> None:
     if data.kind not in ("array", "sklearn", "image") and data.path is None:
         what = "folder that holds the published files" if data.kind == "maf" else "table, such as data.path=points.csv"
         raise SpecError("data.path", f"the path of the {what}", None)
-    for key in ("path", "val_path", "test_path", "columns", "drop", "context"):
+    _check_text(data, "path", "val_path", "test_path", "columns", "drop")
+
+
+def _check_text(data: Data, *keys: str) -> None:
+    for key in keys:
         value = getattr(data, key)
         if value is not None and (not value.isprintable() or not 0 < len(value) <= LONGEST_TEXT):
             raise SpecError(f"data.{key}", f"printable text of at most {LONGEST_TEXT} characters", value)
@@ -35,11 +39,13 @@ def _check_data(data: Data) -> None:
 
 def _check_context(data: Data) -> None:
     """Raise where there are no columns that could be given."""
+    _check_text(data, "context")
     if data.context is not None and data.kind not in ("table", "sklearn"):
         expected = "null here, for it names columns of a table (data=table or one of scikit-learn's)"
         raise SpecError("data.context", expected, data.context)
-    if data.context_dim and data.kind not in ("table", "sklearn", "array"):
-        raise SpecError("data.context_dim", "0, for it is counted (data.context names columns)", data.context_dim)
+    named = 0 if data.context is None else len(names_of(data.context))
+    if data.context_dim not in (0, named) and data.kind != "array":
+        raise SpecError("data.context_dim", f"{named}, the columns that data.context names", data.context_dim)
 
 
 def _check_own(data: Data) -> None:
@@ -103,7 +109,7 @@ def _check_kinds(spec: Spec) -> None:
         value = getattr(flow, key)
         if value != only:
             raise SpecError(f"flow.{key}", f"{only!r} where flow.kind is 'image'", value)
-    if flow.init == "spread":
+    if flow.init in ("spread", "kaiming"):
         raise SpecError("flow.init", "identity or random where flow.kind is 'image'", flow.init)
     for key in ("noise", "noise_end"):
         noise = getattr(spec.train, key)

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from nfexp.spec.checks import check_together
 from nfexp.spec.errors import SpecError, Words
-from nfexp.spec.parameters import checked_parameters, is_parameter, is_parameter_key
+from nfexp.spec.parameters import check_own_names, checked_parameters, is_parameter, is_parameter_key
 from nfexp.spec.ranges import checked
 from nfexp.spec.schema import Data, Spec
 
@@ -31,6 +31,8 @@ def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") 
     if cls is Data:
         parameters = {key: config[key] for key in config if is_parameter(config, key)}
         config = {key: value for key, value in config.items() if key not in parameters}
+        if config.get("kind") == "own":
+            check_own_names(config)
     for key in config:
         if key not in known:
             raise SpecError(prefix + str(key), f"one of the keys {', '.join(known)}", Words("an unknown key"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from nfexp.spec.errors import SpecError, Words
@@ -46,6 +46,20 @@ def is_parameter(data: Mapping[str, Any], key: str) -> bool:
     if key in _DATA_FIELDS:
         return False
     return data.get("kind") == "own" or key in PARAMETERS.get(str(data.get("name")), {})
+
+
+# The fields that a target of the user's own has a use for
+_OF_OWN = ("name", "kind", "target", "dim", "digest", "noise", "n_samples", "n_val", "n_test", "parameters")
+
+
+def check_own_names(data: Mapping[str, Any]) -> None:
+    """Raise if a target of the user's own is given a key of tables or images, which it would never be told of."""
+    for own_field in fields(Data):
+        name = own_field.name
+        usual = None if own_field.default is MISSING else own_field.default
+        if name not in _OF_OWN and data.get(name, usual) != usual:
+            expected = "another name for this parameter of data.target, for nfexp has a key of that name"
+            raise SpecError(f"data.{name}", expected, data[name])
 
 
 def parameters_in(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,12 @@ another by.
 
 from __future__ import annotations
 
-from nfexp.analysis.claims.catalogue import Claim
+from collections.abc import Sequence
+
+from nfexp.analysis.claims.catalogue import CLAIMS, Claim
 from nfexp.analysis.claims.measures import Contrast, mean_of, versus
 from nfexp.analysis.statistics import BITS, Study
+from nfexp.analysis.statistics.ablations import Centres
 
 REALNVP = "Dinh et al. 2017"
 FLOW_PLUS = "Ho et al. 2019"
@@ -68,3 +71,22 @@ IMAGE_CLAIMS = (
         measure=versus({"flow.norm": "none"}, {}, BITS),
     ),
 )
+
+
+def claims_of_sources(centres: Centres) -> list[tuple[Sequence[Claim], list[str]]]:
+    """The claims about flows of vectors with the targets of those, and likewise about images.
+
+    `centres` holds the centre of the study per target. A study without images gets the former
+    alone, one of nothing but images the latter alone.
+    """
+    vectors: list[str] = []
+    images: list[str] = []
+    for target, centre in centres.items():
+        group = images if centre.get("flow.kind") == "image" else vectors
+        group.append(target)
+    found: list[tuple[Sequence[Claim], list[str]]] = []
+    if vectors or not images:
+        found.append((CLAIMS, vectors))
+    if images:
+        found.append((IMAGE_CLAIMS, images))
+    return found

@@ -17,9 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-from nfexp.analysis.claims import CLAIMS, Claim, Finding, PValues, find, judge, verdicts, voters
+from nfexp.analysis.claims import Claim, Finding, PValues, find, judge, verdicts, voters
 from nfexp.analysis.claims.findings import ALPHA
 from nfexp.analysis.claims.forecast import seeds_to_tell
+from nfexp.analysis.claims.images import claims_of_sources
 from nfexp.analysis.claims.measures import Contrast
 from nfexp.analysis.claims.own import claims_of, gap_of
 from nfexp.analysis.contrasts import OwnContrast
@@ -208,7 +209,7 @@ def courses(
     rounds: Rounds,
     contrasts: Iterable[OwnContrast] = (),
 ) -> list[Course]:
-    """How every claim of the sources went, and every claim of the study's own.
+    """How every claim of the sources went, about vectors or about images, and every one of the study's own.
 
     These are its contrasts and, with a margin, one for each cell. The rounds go on for them alone
     where there are any.
@@ -216,7 +217,11 @@ def courses(
     looks = Looks(by_target, rounds)
     own = claims_of(contrasts)
     is_of_sources = rounds.margin is None and not own
-    found = [looks.course(claim, counts=is_of_sources) for claim in CLAIMS]
+    found = []
+    centres = {target: study.centre for target, study in by_target.items()}
+    for claims, targets in claims_of_sources(centres):
+        group = Looks({target: by_target[target] for target in targets}, rounds)
+        found += [group.course(claim, counts=is_of_sources) for claim in claims]
     found += [looks.course(claim) for claim in own]
     if rounds.margin is not None:
         found += [looks.course(claim) for claim in own_claims(by_target, rounds.margin)]
@@ -234,7 +239,7 @@ def own_claims(by_target: Mapping[str, Study], margin: float) -> list[Claim]:
             id=f"S{number}",
             source="this study",
             sentence=f"{name} is as good as the centre.",
-            estimand=f"KL({name}) − KL(centre), nats (NLL where no density is known)",
+            estimand=f"KL({name}) − KL(centre), nats (NLL where no density is known, bits/dim of images)",
             measure=gap_of(changes, {}),
             kind="within",
             margin=margin,

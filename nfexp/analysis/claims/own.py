@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pandas as pd
+
 from nfexp.analysis.claims.catalogue import Claim
 from nfexp.analysis.claims.measures import Contrast, Measure, mean_of
 from nfexp.analysis.contrasts import OwnContrast
-from nfexp.analysis.statistics import Study, named
+from nfexp.analysis.statistics import BITS, Study, named
+from nfexp.analysis.statistics.ablations import measure_of
 
 SOURCE = "this study"
+NAMES = {"kl": "", "test_nll": "test NLL", BITS: "bits/dim"}  # of the usual measure, in a verdict's row
 
 
 def claims_of(contrasts: Iterable[OwnContrast]) -> list[Claim]:
@@ -21,7 +25,7 @@ def claims_of(contrasts: Iterable[OwnContrast]) -> list[Claim]:
 def _claim(contrast: OwnContrast) -> Claim:
     better = named(contrast.better)
     worse = named(contrast.worse)
-    metric = contrast.metric or "KL (NLL where no density is known)"
+    metric = contrast.metric or "KL (NLL where no density is known, bits/dim of images)"
     sentence = f"{better} is better than {worse}"
     if contrast.kind == "within":
         sentence = f"{better} is as good as {worse}"
@@ -44,15 +48,13 @@ def _claim(contrast: OwnContrast) -> Claim:
 def gap_of(a: Mapping[str, Any], b: Mapping[str, Any], metric: str | None = None) -> Measure:
     """The measure metric(a) − metric(b) of two cells.
 
-    Without a metric it is the KL, or the test NLL where no density is known.
+    Without a metric it is the KL, the test NLL where no density is known, and bits/dim of images.
     """
 
     def measure(study: Study) -> list[Contrast]:
         if metric is not None:
             return [mean_of(metric, study.gap(a, b, metric))]
-        has_kl = any(runs["kl"].notna().any() for runs in study.cells.values())
-        if has_kl:
-            return [mean_of("", study.gap(a, b))]
-        return [mean_of("test NLL", study.gap(a, b, "test_nll"))]
+        usual = measure_of(pd.concat(study.cells.values())) if study.cells else "kl"
+        return [mean_of(NAMES[usual], study.gap(a, b, usual))]
 
     return measure

@@ -158,7 +158,7 @@ def _row(cells: Mapping[str, str]) -> dict[str, Any]:
 
 def _draws(cells: Mapping[str, str]) -> dict[str, Any]:
     """The columns that fix the draws of a line, in the ranges of :class:`nfexp.spec.Data`."""
-    is_table = bool(cells.get("data.digest"))
+    has_digest = bool(cells.get("data.digest"))  # a table, or a target of the user's own
     parameters = {}
     for column, cell in cells.items():
         if is_parameter_key(column) and cell:
@@ -166,22 +166,24 @@ def _draws(cells: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {
         "name": cells["data.name"],
         "n_samples": int(cells["data.n_samples"]),
-        "noise": None if is_table else float(cells["data.noise"]),
+        "noise": None if has_digest and not cells["data.noise"] else float(cells["data.noise"]),
         "n_test": int(cells["data.n_test"]),
         "n_val": 2,  # is not in the file of a target: of a model that uses them, n_used counts them
         **parameters,
         "text": live(cells["data.text"]) if cells["data.text"] else None,
     }
-    if is_table:
-        jitter = cells["data.jitter"]
-        values |= {
-            "kind": "table",
-            "path": "-",  # says nothing of the rows
-            "digest": cells["data.digest"],
-            "n_val": int(cells["data.n_val"]),
-            "split": int(cells["data.split"]) if cells["data.split"] else None,
-            "jitter": jitter if jitter == "gap" else float(jitter or 0),
-        }
+    if has_digest:
+        values |= {"digest": cells["data.digest"], "n_val": int(cells["data.n_val"])}
+        if parameters or values["noise"] is not None:  # no table has these
+            values |= {"kind": "own", "target": "-:_"}  # says nothing of the draws
+        else:
+            jitter = cells["data.jitter"]
+            values |= {
+                "kind": "table",
+                "path": "-",  # says nothing of the rows
+                "split": int(cells["data.split"]) if cells["data.split"] else None,
+                "jitter": jitter if jitter == "gap" else float(jitter or 0),
+            }
     data = from_mapping(values, Data, "data.")
     return draws_of(data)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
+import math
 import os
 import shutil
 import stat
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from nfexp.flows.kernels.lanes import OPTIONS
 from nfexp.flows.kernels.member import DENSITY, GRADIENT, STEPS, TO_BASE, TO_DATA, Results, Steps, work
-from nfexp.flows.kernels.plan import make_plan, make_tile, make_weights
+from nfexp.flows.kernels.plan import Tiles, make_plan, make_tiles, make_transposed, make_weights
 from nfexp.flows.stack import Course, FlowStack, Made, Rows
 
 log = logging.getLogger(__name__)
@@ -90,6 +92,18 @@ def _numba_caches_in(folder: Path) -> Iterator[None]:
         config.CACHE_DIR = before  # type: ignore[attr-defined]
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Numba makes millions of objects, among which the collector looks in vain: a sixth of the time to compile."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _compiled(functions: Sequence[Typed], folder: Path | None) -> list[Any]:
     """The machine code of functions: from a folder, compiled into it where it is not there."""
     if folder is None:
@@ -108,7 +122,7 @@ def machine_code(functions: tuple[Typed, ...]) -> list[Function]:
     One process compiles; others that want the same wait, and read what it left.
     """
     folder = cache_folder()
-    with FileLock(folder / ".lock") if folder is not None else nullcontext():
+    with FileLock(folder / ".lock") if folder is not None else nullcontext(), _without_garbage_collection():
         begun = time.perf_counter()
         if folder is None or not any(folder.rglob("*.nbi")):  # numba's index files: none, nothing is kept
             log.info("compiling the fused kernel: some 10 to 20 s, at its first use only")
@@ -164,19 +178,28 @@ class Fused:
     def __init__(self, flow: FlowStack, *, tile: int = TILE) -> None:
         self.plan = make_plan(flow)
         self.weights = make_weights(self.plan)
-        self.back = make_weights(self.plan)
+        self.transposed = make_transposed(self.weights)
         self.grads = make_weights(self.plan)
-        self.kept = make_tile(self.plan, tile, kept=self.plan.n_couplings)
-        self.passing = make_tile(self.plan, tile, kept=1)
-        own = self.plan, self.weights, self.back, self.grads, self.kept
+        self.kept = make_tiles(self.plan, tile, kept=self.plan.n_couplings)
+        self.passing = make_tiles(self.plan, tile, kept=1)
+        self.waits = len(self.plan.stops) > 2  # where tiles wait for one another, all of a batch are kept
+        own = self.plan, self.weights, self.transposed, self.grads, self.kept
         none = np.empty((0, 0), dtype=np.float32)
         types = *own, none, none, _numbers(0, 0, 0), _steps(), _results(0, 0, 0), DENSITY
         (self.work,) = machine_code(((work, tuple(map(numba.typeof, types))),))  # the same for every architecture
 
     def _run(self, theta: Tensor, fixed: Tensor, x: Tensor, steps: Steps, results: Results, task: int) -> None:
-        own = self.plan, self.weights, self.back, self.grads
-        tile = self.kept if task in (GRADIENT, STEPS) else self.passing
-        self.work(*own, tile, _array(theta), _array(fixed), _array(x), steps, results, task)
+        own = self.plan, self.weights, self.transposed, self.grads
+        tiles = self._room_for(steps.order.shape[2]) if task in (GRADIENT, STEPS) else self.passing
+        self.work(*own, tiles, _array(theta), _array(fixed), _array(x), steps, results, task)
+
+    def _room_for(self, n_points: int) -> Tiles:
+        """Tiles to learn from so many points with."""
+        points = self.kept.z.shape[-1]
+        tiles = math.ceil(n_points / points) if self.waits else 1
+        if tiles > len(self.kept.z):
+            self.kept = make_tiles(self.plan, points, kept=self.plan.n_couplings, tiles=tiles)
+        return self.kept
 
     def _evaluate(self, theta: Tensor, fixed: Tensor, x: Tensor, task: int) -> tuple[Tensor, Tensor]:
         """Each member's points at the other end (E, N, D), empty for densities, and log-det or log q (E, N)."""

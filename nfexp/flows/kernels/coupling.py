@@ -192,17 +192,19 @@ def to_data(z, log_det, x, raw, code, bound, d, n_points):
 
 
 @njit(inline="always")
-def coupling(plan, weights, mask, tile, c, slot, n_points, drawing):
-    """Data → base through coupling c, in place on `tile.z`; its log-det is added to `tile.log_det`.
+def coupling(plan, weights, mask, tiles, q, c, slot, n_points, drawing):
+    """Data → base through coupling c, in place on `z` of tile q; its log-det is added to `log_det`.
 
-    Its hidden layers stay in `tile.hidden[slot]`. With `drawing` base → data.
+    Its hidden layers stay in `hidden[q, slot]`. With `drawing` base → data.
     """
-    x = tile.x[slot]
-    copy(x, tile.z)
-    clamp(tile.seen[slot], x, plan.bound, n_points)
+    z = tiles.z[q]
+    log_det = tiles.log_det[q]
+    x = tiles.x[q, slot]
+    copy(x, z)
+    clamp(tiles.seen[q, slot], x, plan.bound, n_points)
     of_hidden = weights.bias[c], weights.hidden[c]
     of_last = weights.last[c], weights.last_bias[c]
-    kept = tile.hidden[slot], tile.slope[slot]
+    kept = tiles.hidden[q, slot], tiles.slope[q, slot]
     networks(
         plan.activation,
         plan.width,
@@ -210,9 +212,9 @@ def coupling(plan, weights, mask, tile, c, slot, n_points, drawing):
         *of_hidden,
         *of_last,
         mask,
-        tile.seen[slot],
+        tiles.seen[q, slot],
         *kept,
-        tile.raw,
+        tiles.raw,
         n_points,
     )
     for d in range(plan.dim):
@@ -220,12 +222,12 @@ def coupling(plan, weights, mask, tile, c, slot, n_points, drawing):
             continue
         bound = bound_of(weights.log_scale[c], d)
         if plan.heads == 1:
-            shift_only(tile.z, x, tile.raw[0], d, n_points, drawing)
+            shift_only(z, x, tiles.raw[0], d, n_points, drawing)
         elif drawing:
-            to_data(tile.z, tile.log_det, x, tile.raw, plan.scale, bound, d, n_points)
+            to_data(z, log_det, x, tiles.raw, plan.scale, bound, d, n_points)
         else:
-            of_gradient = tile.squashed[slot], tile.gain[slot]
-            scale_and_shift(tile.z, tile.log_det, x, tile.raw, *of_gradient, plan.scale, bound, d, n_points)
+            of_gradient = tiles.squashed[q, slot], tiles.gain[q, slot]
+            scale_and_shift(z, log_det, x, tiles.raw, *of_gradient, plan.scale, bound, d, n_points)
 
 
 @inner
@@ -257,30 +259,31 @@ def scale_back(z_grad, raw_grad, scale_grad, x, squashed, gain, det_grad, code, 
 
 
 @njit(inline="always")
-def coupling_back(plan, weights, back, grads, mask, tile, c, n_points):
-    """The gradient through coupling c: `tile.z_grad` from ∂L/∂z to ∂L/∂x, and what the tile adds to `grads`.
+def coupling_back(plan, weights, transposed, grads, mask, tiles, q, c, n_points):
+    """The gradient through coupling c: `z_grad` of tile q from ∂L/∂z to ∂L/∂x, and what the tile adds to `grads`.
 
-    `back` holds the weights between hidden layers transposed.
+    `transposed` (C, G, K - 1, P, P L, L) are the weights between hidden layers.
     """
-    of_shift = tile.raw_grad[plan.heads - 1]
-    of_scale = tile.raw_grad[0]
-    copy(of_shift, tile.z_grad)
+    z_grad = tiles.z_grad[q]
+    of_shift = tiles.raw_grad[plan.heads - 1]
+    of_scale = tiles.raw_grad[0]
+    copy(of_shift, z_grad)
     for d in range(plan.dim):
         if mask[d] == ONE:
             continue
         sum_up(grads.last_bias[c, plan.heads - 1], of_shift, d, n_points)
         if plan.heads == 2:
-            kept = tile.x[c], tile.squashed[c], tile.gain[c], tile.det_grad
+            kept = tiles.x[q, c], tiles.squashed[q, c], tiles.gain[q, c], tiles.det_grad[q]
             bound = bound_of(weights.log_scale[c], d)
-            scale_back(tile.z_grad, of_scale, grads.log_scale[c], *kept, plan.scale, bound, d, n_points)
+            scale_back(z_grad, of_scale, grads.log_scale[c], *kept, plan.scale, bound, d, n_points)
             sum_up(grads.last_bias[c, 0], of_scale, d, n_points)
     for g in range(plan.nets):
         begin = g if plan.nets == plan.heads else 0  # the heads of this network: one, or all
         end = g + 1 if plan.nets == plan.heads else plan.heads
-        room = tile.upper, tile.lower
+        room = tiles.upper, tiles.lower
         own = grads.bias[c, g], grads.hidden[c, g], grads.last[c]
-        kept = tile.hidden[c, g], tile.slope[c, g]
-        upside_down = back.bias[c, g, 0], back.hidden[c, g]
+        kept = tiles.hidden[q, c, g], tiles.slope[q, c, g]
+        upside_down = tiles.nothing, transposed[c, g]
         network_back(
             plan.activation,
             plan.width,
@@ -288,22 +291,22 @@ def coupling_back(plan, weights, back, grads, mask, tile, c, n_points):
             *upside_down,
             *own,
             mask,
-            tile.raw_grad,
+            tiles.raw_grad,
             *kept,
             *room,
             begin,
             end,
             n_points,
         )
-        first_grad = tile.upper if plan.depth % 2 == 1 else tile.lower
+        first_grad = tiles.upper if plan.depth % 2 == 1 else tiles.lower
         for d in range(plan.dim):
             if mask[d] == ONE:
-                add_weighted_rows(grads.first[c, g, d], tile.seen[c, d], first_grad, n_points)
+                add_weighted_rows(grads.first[c, g, d], tiles.seen[q, c, d], first_grad, n_points)
                 if c > 0:  # nothing is learned before the first coupling
-                    fill(tile.seen_grad[0], ZERO, 0)
-                    add_dots(tile.seen_grad[0], first_grad, weights.first[c, g, d], n_points)
-                    fill(tile.seen_grad[0], ZERO, n_points)
-                    add_within(tile.z_grad, tile.seen_grad, tile.x[c], plan.bound, d, n_points)
+                    fill(tiles.seen_grad[0], ZERO, 0)
+                    add_dots(tiles.seen_grad[0], first_grad, weights.first[c, g, d], n_points)
+                    fill(tiles.seen_grad[0], ZERO, n_points)
+                    add_within(z_grad, tiles.seen_grad, tiles.x[q, c], plan.bound, d, n_points)
 
 
 @inner

@@ -10,7 +10,17 @@ from numba import njit
 
 from nfexp.flows.kernels.bases import log_law
 from nfexp.flows.kernels.coupling import coupling, coupling_back
-from nfexp.flows.kernels.elementwise import affine, affine_back, affine_to_data, tail, tail_back
+from nfexp.flows.kernels.elementwise import (
+    affine,
+    affine_back,
+    batch_norm_back,
+    batch_norm_sums,
+    divide_by_sd,
+    keep_moments,
+    moments_of,
+    tail,
+    tail_back,
+)
 from nfexp.flows.kernels.lanes import inner
 from nfexp.flows.kernels.moments import move, norm_of
 from nfexp.flows.kernels.plan import ABSENT
@@ -99,30 +109,17 @@ def write_out(z, log_det, mean, var, points, log_dets, begin, n_points, drawing)
         log_dets[begin + j] = log_det[0, j] + F(total)
 
 
-@njit(inline="always")
-def through(plan, weights, fixed, n_points, tile, keep, drawing):
-    """Carry a tile from data to base or, `drawing`, back; with `keep` what the gradient needs of each layer stays."""
-    n = plan.n_couplings
-    if drawing:
-        if plan.tail_at != ABSENT:
-            tail(tile.z, tile.log_det, tile.straight, weights.log_power, n_points, drawing)
-        if plan.gain_at[n] != ABSENT:
-            affine_to_data(tile.z, tile.log_det, weights.log_gain[n], weights.shift[n], n_points)
-    for i in range(n):
-        c = n - 1 - i if drawing else i
-        slot = c if keep else 0
-        mask = fixed[plan.mask_at[c] : plan.mask_at[c] + plan.dim]
-        if drawing and plan.gain_at[c] != ABSENT:
-            affine_to_data(tile.z, tile.log_det, weights.log_gain[c], weights.shift[c], n_points)
-        coupling(plan, weights, mask, tile, c, slot, n_points, drawing)
-        if not drawing and plan.gain_at[c] != ABSENT:
-            affine(tile.z, tile.log_det, tile.before[slot], weights.log_gain[c], weights.shift[c], n_points)
-    if not drawing:
-        if plan.gain_at[n] != ABSENT:
-            last = tile.before[tile.before.shape[0] - 1]
-            affine(tile.z, tile.log_det, last, weights.log_gain[n], weights.shift[n], n_points)
-        if plan.tail_at != ABSENT:
-            tail(tile.z, tile.log_det, tile.straight, weights.log_power, n_points, drawing)
+@inner
+def behind_couplings(
+    z, log_det, tail_power, before_tail, has_tail, before, mean, log_gain, shift, has_diagonal, n_points, drawing
+):
+    """Carry a tile through what lies between the couplings and the base: the diagonal layer, then the tail."""
+    if drawing and has_tail:
+        tail(z, log_det, before_tail, tail_power, n_points, drawing)
+    if has_diagonal:
+        affine(z, log_det, before, mean, log_gain, shift, n_points, drawing)
+    if has_tail and not drawing:
+        tail(z, log_det, before_tail, tail_power, n_points, drawing)
 
 
 @inner
@@ -149,26 +146,10 @@ def start_back(z_grad, det_grad, per_point, n_points):
 
 
 @njit(inline="always")
-def way_back(plan, weights, back, grads, fixed, tile, n_points, per_point):
-    """From ∂(log q)/∂z in `tile.z_grad` to what a tile adds to the gradient of the mean −log q."""
-    start_back(tile.z_grad, tile.det_grad, per_point, n_points)
-    if plan.tail_at != ABSENT:
-        tail_back(tile.z_grad, tile.det_grad, tile.straight, weights.log_power, grads.log_power, n_points)
-    for k in range(plan.n_couplings, -1, -1):
-        if plan.gain_at[k] != ABSENT:
-            before = tile.before[k]
-            gain_grad = grads.log_gain[k]
-            affine_back(tile.z_grad, tile.det_grad, before, weights.log_gain[k], gain_grad, grads.shift[k], n_points)
-        if k < plan.n_couplings:
-            mask = fixed[plan.mask_at[k] : plan.mask_at[k] + plan.dim]
-            coupling_back(plan, weights, back, grads, mask, tile, k, n_points)
-
-
-@njit(inline="always")
-def learn(plan, theta, e, steps, results, i, n_points, task):
+def learn(plan, theta, fixed, e, moments, steps, results, i, n_points, task):
     """End a step of member e: its loss and the norm of its gradient; the optimiser moves it if both are finite.
 
-    Says whether they are.
+    Its batch norms then keep the moments of the batch. Says whether they are finite.
     """
     row = e if task == GRADIENT else 0
     summed = 0.0
@@ -184,41 +165,147 @@ def learn(plan, theta, e, steps, results, i, n_points, task):
         law = steps.of_grad[i], steps.of_first[i], steps.beta1, steps.beta2, steps.epsilon
         number = steps.begun + i + 1
         move(theta, steps.first, steps.second, e, steps.grad, row, clip, rate, steps.decay[e], law, number)
+        for k in range(plan.n_couplings):
+            if plan.stations[k].running_mean != ABSENT:
+                keep_moments(fixed, e, plan.stations[k].running_mean, plan.stations[k].running_var, moments[k])
     return True
 
 
-def work(plan, weights, back, grads, tile, theta, fixed, x, steps, results, task):
+@inner
+def normalise_by_running(plan, weights, fixed, e, moments):
+    """Let the batch norms of member e normalise by their running averages."""
+    for k in range(plan.n_couplings):
+        if plan.stations[k].running_mean != ABSENT:
+            for d in range(plan.dim):
+                moments[k, 0, d] = fixed[e, plan.stations[k].running_mean + d]
+                moments[k, 1, d] = fixed[e, plan.stations[k].running_var + d]
+            divide_by_sd(weights.log_gain[k], moments[k, 1])
+
+
+@njit(inline="always")
+def through(plan, weights, fixed, tiles, e, x, order, points, results, task):
+    """Carry `points`, a range of those of a batch, from data to base or, drawing, back: those of one tile, or all.
+
+    They go on together from one stop to the next, a tile at a time; there a batch norm takes their moments.
+    """
+    n = plan.n_couplings
+    stations = plan.stations
+    drawing = task == TO_DATA
+    learning = task in (GRADIENT, STEPS)
+    mean = fixed[e, plan.mean_at : plan.mean_at + plan.dim]
+    var = fixed[e, plan.var_at : plan.var_at + plan.dim]
+    log_gain = weights.log_gain
+    shift = weights.shift
+    moments = tiles.moments
+    before = tiles.before
+    tile_points = before.shape[3]
+    n_legs = plan.stops.shape[0] - 1 if learning else 1
+    for leg in range(n_legs):
+        begin = plan.stops[leg]
+        end = plan.stops[leg + 1] if learning else n + 1
+        if leg > 0:
+            moments_of(tiles.z, len(points), moments[begin - 1])
+            divide_by_sd(log_gain[begin - 1], moments[begin - 1, 1])
+        for first in range(points.start, points.stop, tile_points):  # tile by tile
+            q = (first - points.start) // tile_points
+            n_here = min(tile_points, points.stop - first)
+            z = tiles.z[q]
+            log_det = tiles.log_det[q]
+            if leg == 0:
+                read_in(z, log_det, mean, var, x, order, first, n_here, drawing)
+            for i in range(begin, end):  # station by station, from data or, drawing, from the base
+                k = n - i if drawing else i
+                slot = k if learning else 0
+                has_norm = k > 0 and stations[k - 1].gain != ABSENT
+                if has_norm and not drawing:
+                    of_norm = before[q, max(slot - 1, 0)], moments[k - 1, 0], log_gain[k - 1], shift[k - 1]
+                    affine(z, log_det, *of_norm, n_here, drawing)
+                if k < n:
+                    mask = fixed[e, stations[k].mask : stations[k].mask + plan.dim]
+                    coupling(plan, weights, mask, tiles, q, k, slot, n_here, drawing)
+                else:
+                    of_tail = weights.log_power, tiles.straight[q], plan.tail_at != ABSENT
+                    diagonal = before[q, before.shape[1] - 1], moments[n, 0], log_gain[n], shift[n]
+                    behind_couplings(z, log_det, *of_tail, *diagonal, stations[n].gain != ABSENT, n_here, drawing)
+                if has_norm and drawing:
+                    of_norm = before[q, 0], moments[k - 1, 0], log_gain[k - 1], shift[k - 1]
+                    affine(z, log_det, *of_norm, n_here, drawing)
+            if leg == n_legs - 1:
+                if task in (TO_BASE, TO_DATA):
+                    found = results.points[e], results.log_det[e]
+                    write_out(z, log_det, mean, var, *found, first, n_here, drawing)
+                else:
+                    log_densities(plan.base, z, log_det, tiles.z_grad[q], results.log_det[e], first, n_here)
+
+
+@njit(inline="always")
+def way_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points):
+    """Carry the gradient of the mean −log q of `n_points` from the base to the first coupling, for `points` of them.
+
+    From ∂(log q)/∂z in `z_grad` to what these points add to `grads`. They wait for one another at a batch norm, too.
+    """
+    n = plan.n_couplings
+    stations = plan.stations
+    per_point = F(1.0 / n_points)
+    log_gain = weights.log_gain
+    gain_grad = grads.log_gain
+    shift_grad = grads.shift
+    before = tiles.before
+    tile_points = before.shape[3]
+    n_legs = plan.stops.shape[0] - 1
+    for leg in range(n_legs - 1, -1, -1):
+        begin = plan.stops[leg]
+        end = plan.stops[leg + 1]
+        for first in range(points.start, points.stop, tile_points):  # tile by tile
+            q = (first - points.start) // tile_points
+            n_here = min(tile_points, points.stop - first)
+            z_grad = tiles.z_grad[q]
+            det_grad = tiles.det_grad[q]
+            if leg == n_legs - 1:
+                start_back(z_grad, det_grad, per_point, n_here)
+            else:  # through the batch norm that this leg ends at
+                of_norm = before[q, end - 1], log_gain[end - 1], tiles.moments[end - 1, 1]
+                batch_norm_back(z_grad, *of_norm, gain_grad[end - 1], shift_grad[end - 1], n_here, n_points)
+            for k in range(end - 1, begin - 1, -1):  # station by station
+                if k < n:
+                    mask = fixed[e, stations[k].mask : stations[k].mask + plan.dim]
+                    coupling_back(plan, weights, transposed, grads, mask, tiles, q, k, n_here)
+                elif plan.tail_at != ABSENT:
+                    tail_back(z_grad, det_grad, tiles.straight[q], weights.log_power, grads.log_power, n_here)
+                if k == n and stations[n].gain != ABSENT:
+                    affine_back(z_grad, det_grad, before[q, n], log_gain[n], gain_grad[n], shift_grad[n], n_here)
+                if k > 0 and stations[k - 1].gain != ABSENT and stations[k - 1].running_mean == ABSENT:
+                    of_norm = before[q, k - 1], log_gain[k - 1], gain_grad[k - 1], shift_grad[k - 1]
+                    affine_back(z_grad, det_grad, *of_norm, n_here)
+        if leg > 0:
+            of_norm = log_gain[begin - 1], gain_grad[begin - 1], shift_grad[begin - 1]
+            batch_norm_sums(tiles.z_grad, before, begin - 1, *of_norm, n_points)
+
+
+def work(plan, weights, transposed, grads, tiles, theta, fixed, x, steps, results, task):
     """For each member all that is asked for (`task`), a tile of points at a time.
 
     Shapes: theta (E, P), fixed (E, S), x (E, N, D).
     """
-    tile_points = tile.z.shape[1]
     n_points = steps.order.shape[2]
-    per_point = F(1.0 / n_points)
     learning = task in (GRADIENT, STEPS)
-    drawing = task == TO_DATA
+    waiting = learning and plan.stops.shape[0] > 2  # all tiles, for one another; otherwise each goes its way alone
+    together = n_points if waiting else tiles.z.shape[2]
     for e in steps.members:
-        mean = fixed[e, plan.mean_at : plan.mean_at + plan.dim]
-        var = fixed[e, plan.var_at : plan.var_at + plan.dim]
         for i in range(steps.order.shape[0]):
             order = steps.order[i, min(e, steps.order.shape[1] - 1)]
-            unpack(plan, theta, fixed, e, weights, back, learning)
+            unpack(plan, theta, fixed, e, weights, transposed, learning)
             if learning:
                 clear(grads)
-            for begin in range(0, n_points, tile_points):
-                n_here = min(tile_points, n_points - begin)
-                read_in(tile.z, tile.log_det, mean, var, x[e], order, begin, n_here, drawing)
-                through(plan, weights, fixed[e], n_here, tile, learning, drawing)
-                if task in (TO_BASE, TO_DATA):
-                    found = results.points[e], results.log_det[e]
-                    write_out(tile.z, tile.log_det, mean, var, *found, begin, n_here, drawing)
-                else:
-                    log_q = results.log_det[e]
-                    log_densities(plan.base, tile.z, tile.log_det, tile.z_grad, log_q, begin, n_here)
+            else:
+                normalise_by_running(plan, weights, fixed, e, tiles.moments)
+            for first in range(0, n_points, together):
+                points = range(first, min(first + together, n_points))
+                through(plan, weights, fixed, tiles, e, x[e], order, points, results, task)
                 if learning:
-                    way_back(plan, weights, back, grads, fixed[e], tile, n_here, per_point)
+                    way_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points)
             if learning:
                 pack(plan, grads, fixed, steps.grad, e, e if task == GRADIENT else 0)
-                if not learn(plan, theta, e, steps, results, i, n_points, task):
+                if not learn(plan, theta, fixed, e, tiles.moments, steps, results, i, n_points, task):
                     break
                 results.made[e] = i + 1

@@ -17,19 +17,29 @@ SCALES = {"tanh": 0, "learned": 0, "soft": 1, "exp": 2}  # how a network's outpu
 ABSENT = -1  # the place of what an architecture does not have
 
 
+# A station on the way from data to base: at station k points pass the affine layer behind coupling k - 1, if there is
+# one, then coupling k. The last one has no coupling but what lies behind them all: a diagonal layer, the tail.
+# `inputs`, `outputs` are the coordinates that a network of coupling k reads, and that it has an output for each head
+# for. The others say in which column of its matrix a tensor begins: `net`, `scale`, `mask` of coupling k; `gain`,
+# `shift` of the affine layer behind it, at the last station of the diagonal one; `running_mean`, `running_var` of a
+# batch norm.
+FIELDS = ("inputs", "outputs", "net", "scale", "mask", "gain", "shift", "running_mean", "running_var")
+STATION = np.dtype([(name, np.int64) for name in FIELDS])
+
+
 class Plan(NamedTuple):
     """Sizes and choices of an architecture; `…_at` says in which column of its matrix a tensor begins.
 
-    `inputs`, `outputs` (coordinates that a network reads, and that it has an output for each head for), `net_at`,
-    `scale_at`, `mask_at` have one entry per coupling; `gain_at`, `shift_at` those of the affine layers: one behind
-    each coupling, and one behind them all.
+    `stations` (C + 1,) says so of each station, in one array of records: every array more in a tuple is work for the
+    compiler. `stops` cuts them into legs, the first begins at stops[0] = 0; before each other one a batch norm waits
+    for all points.
     """
 
     n_couplings: int
     dim: int
     compact: bool
-    inputs: np.ndarray
-    outputs: np.ndarray
+    stations: np.ndarray
+    stops: np.ndarray
     depth: int
     width: int
     nets: int
@@ -38,13 +48,8 @@ class Plan(NamedTuple):
     scale: int
     bound: np.float32
     base: int
-    net_at: np.ndarray
-    scale_at: np.ndarray
-    mask_at: np.ndarray
     mean_at: int
     var_at: int
-    gain_at: np.ndarray
-    shift_at: np.ndarray
     tail_at: int
 
 
@@ -69,14 +74,17 @@ class Weights(NamedTuple):
     log_power: np.ndarray
 
 
-class Tile(NamedTuple):
+class Tiles(NamedTuple):
     """What is kept of a tile of T points on its way through the couplings, for the way back.
 
     Per coupling: `x` (C, D, T) what came in, `seen` (C, D, T) what of it the networks see, `squashed`, `gain`
     (C, D, T), `hidden` (C, G, K, P, T, L) the outputs of the hidden layers and, for silu, their `slope`. `before`
-    (C + 1, D, T) what came into the affine layers, `straight` (D, T) into the tail. `z` (D, T) where the points
-    stand, `log_det` (1, T), `raw` (heads, D, T) what the networks say. On the way back `raw_grad`, `z_grad`,
-    `det_grad` their gradients, `seen_grad` (1, T), and `upper`, `lower` (P, T, L) those of two layers.
+    (C + 1, D, T) what came into the affine layers, less the mean, `straight` (D, T) into the tail. `z` (D, T) where
+    the points stand, `log_det` (1, T). On the way back `z_grad`, `det_grad` their gradients.
+
+    Of one tile at a time: `raw` (heads, D, T) what the networks say and `raw_grad`, `seen_grad` (1, T), and `upper`,
+    `lower` (P, T, L), the gradients of two layers; `nothing` (P, L), zeros. Of the whole batch: `moments`
+    (C + 1, 2, D), the mean and the variance that each batch norm normalises by; the mean of other affine layers is 0.
     """
 
     x: np.ndarray
@@ -89,13 +97,15 @@ class Tile(NamedTuple):
     straight: np.ndarray
     z: np.ndarray
     log_det: np.ndarray
-    raw: np.ndarray
-    raw_grad: np.ndarray
     z_grad: np.ndarray
     det_grad: np.ndarray
+    raw: np.ndarray
+    raw_grad: np.ndarray
     seen_grad: np.ndarray
     upper: np.ndarray
     lower: np.ndarray
+    nothing: np.ndarray
+    moments: np.ndarray
 
 
 def _columns(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
@@ -114,14 +124,28 @@ def make_plan(flow: FlowStack) -> Plan:
     learned = _columns(flow.learned_layout.shapes)
     fixed = _columns(flow.fixed_layout.shapes)
     couplings = [layer for layer in flow.layers if isinstance(layer, Coupling)]
-    names = [coupling.name for coupling in couplings]
-    affine = [f"norm.{i}" for i in range(len(names))] + ["diagonal"]
+    stations = np.full(len(couplings) + 1, ABSENT, dtype=STATION)
+    stops = [0]
+    for k, coupling in enumerate(couplings):
+        station = stations[k]
+        station["inputs"] = coupling.n_inputs
+        station["outputs"] = coupling.n_outputs
+        station["net"] = learned[f"{coupling.name}.net.0.weight"]
+        station["scale"] = learned.get(f"{coupling.name}.log_scale", ABSENT)
+        station["mask"] = fixed[f"{coupling.name}.mask"]
+        station["gain"] = learned.get(f"norm.{k}.log_gain", ABSENT)
+        station["shift"] = learned.get(f"norm.{k}.shift", ABSENT)
+        station["running_mean"] = fixed.get(f"norm.{k}.mean", ABSENT)
+        station["running_var"] = fixed.get(f"norm.{k}.var", ABSENT)
+        if station["running_mean"] != ABSENT:
+            stops.append(k + 1)
+    stations[-1]["gain"] = learned.get("diagonal.log_gain", ABSENT)
     return Plan(
-        n_couplings=len(names),
+        n_couplings=len(couplings),
         dim=flow.dim,
         compact=spec.conditioner_input == "passed",
-        inputs=np.array([coupling.n_inputs for coupling in couplings]),
-        outputs=np.array([coupling.n_outputs for coupling in couplings]),
+        stations=stations,
+        stops=np.array([*stops, len(stations)]),
         depth=spec.hidden_depth,
         width=spec.hidden_width,
         nets=spec.nets,
@@ -130,13 +154,8 @@ def make_plan(flow: FlowStack) -> Plan:
         scale=SCALES[spec.scale],
         bound=np.float32(np.inf if spec.tail_bound is None else spec.tail_bound),
         base=BASES[spec.base],
-        net_at=np.array([learned[f"{name}.net.0.weight"] for name in names]),
-        scale_at=np.array([learned.get(f"{name}.log_scale", ABSENT) for name in names]),
-        mask_at=np.array([fixed[f"{name}.mask"] for name in names]),
         mean_at=fixed["standardise.mean"],
         var_at=fixed["standardise.var"],
-        gain_at=np.array([learned.get(f"{name}.log_gain", ABSENT) for name in affine]),
-        shift_at=np.array([learned.get(f"{name}.shift", ABSENT) for name in affine]),
         tail_at=learned.get("tail.log_power", ABSENT),
     )
 
@@ -162,8 +181,16 @@ def make_weights(plan: Plan) -> Weights:
     )
 
 
-def make_tile(plan: Plan, points: int, *, kept: int) -> Tile:
-    """Room for a tile that keeps what `kept` couplings need: all for the way back, one without."""
+def make_transposed(weights: Weights) -> np.ndarray:
+    """Room for the weights between hidden layers, transposed: the gradient goes back by them."""
+    return np.zeros_like(weights.hidden)
+
+
+def make_tiles(plan: Plan, points: int, *, kept: int, tiles: int = 1) -> Tiles:
+    """Room for so many tiles that keep what `kept` couplings need: all for the way back, one without.
+
+    What each of them has for itself gets a first axis more than :class:`Tile` says.
+    """
     g, d, k = plan.nets, plan.dim, plan.depth
     p = rounded_up(plan.width, LANES) // LANES
 
@@ -171,22 +198,24 @@ def make_tile(plan: Plan, points: int, *, kept: int) -> Tile:
         return np.zeros(shape, dtype=np.float32)
 
     silu = kept if plan.activation == SILU else 0
-    return Tile(
-        x=room(kept, d, points),
-        seen=room(kept, d, points),
-        squashed=room(kept, d, points),
-        gain=room(kept, d, points),
-        hidden=room(kept, g, k, p, points, LANES),
-        slope=room(silu, g, k, p, points, LANES),
-        before=room(kept + 1, d, points),
-        straight=room(d, points),
-        z=room(d, points),
-        log_det=room(1, points),
+    return Tiles(
+        x=room(tiles, kept, d, points),
+        seen=room(tiles, kept, d, points),
+        squashed=room(tiles, kept, d, points),
+        gain=room(tiles, kept, d, points),
+        hidden=room(tiles, kept, g, k, p, points, LANES),
+        slope=room(tiles, silu, g, k, p, points, LANES),
+        before=room(tiles, kept + 1, d, points),
+        straight=room(tiles, d, points),
+        z=room(tiles, d, points),
+        log_det=room(tiles, 1, points),
+        z_grad=room(tiles, d, points),
+        det_grad=room(tiles, 1, points),
         raw=room(plan.heads, d, points),
         raw_grad=room(plan.heads, d, points),
-        z_grad=room(d, points),
-        det_grad=room(1, points),
         seen_grad=room(1, points),
         upper=room(p, points, LANES),
         lower=room(p, points, LANES),
+        nothing=room(p, LANES),
+        moments=np.zeros((plan.n_couplings + 1, 2, d)),
     )

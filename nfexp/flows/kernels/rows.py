@@ -90,26 +90,26 @@ def place_of(compact, mask, d):
 def parts_of(plan, c):
     """Columns of a network's last layer in coupling c; where in a row hidden layers, last layer and its bias begin."""
     width = plan.width
-    columns = plan.outputs[c] * plan.heads // plan.nets
-    hidden_at = plan.net_at[c] + plan.nets * plan.inputs[c] * width
+    columns = plan.stations[c].outputs * plan.heads // plan.nets
+    hidden_at = plan.stations[c].net + plan.nets * plan.stations[c].inputs * width
     last_at = hidden_at + plan.nets * (plan.depth * width + (plan.depth - 1) * width * width)
     return columns, hidden_at, last_at, last_at + plan.nets * width * columns
 
 
 @njit(inline="always")
-def unpack(plan, theta, fixed, e, weights, back, learning):
-    """The weights of member e from its row of theta into panels; to `back` those between hidden layers, transposed."""
+def unpack(plan, theta, fixed, e, weights, transposed, learning):
+    """The weights of member e from its row of theta into panels; those between hidden layers transposed, too."""
     width = plan.width
     for c in range(plan.n_couplings):
-        mask = fixed[e, plan.mask_at[c] : plan.mask_at[c] + plan.dim]
-        n_in = plan.inputs[c]
-        n_out = plan.outputs[c]
+        mask = fixed[e, plan.stations[c].mask : plan.stations[c].mask + plan.dim]
+        n_in = plan.stations[c].inputs
+        n_out = plan.stations[c].outputs
         columns, hidden_at, last_at, last_bias_at = parts_of(plan, c)
         for d in range(plan.dim):
             place = place_of(plan.compact, mask, d)
             if mask[d] == ONE or not plan.compact:
                 for g in range(plan.nets):
-                    row_in(theta, e, plan.net_at[c] + (g * n_in + place) * width, width, weights.first[c, g, d])
+                    row_in(theta, e, plan.stations[c].net + (g * n_in + place) * width, width, weights.first[c, g, d])
             if mask[d] != ONE or not plan.compact:
                 for head in range(plan.heads):
                     g = min(head, plan.nets - 1)
@@ -118,8 +118,8 @@ def unpack(plan, theta, fixed, e, weights, back, learning):
                         theta, e, last_at + g * width * columns + column, columns, width, weights.last[c, head, d]
                     )
                     weights.last_bias[c, head, d, 0] = theta[e, last_bias_at + g * columns + column]
-                if plan.scale_at[c] != ABSENT:
-                    weights.log_scale[c, d, 0] = theta[e, plan.scale_at[c] + place]
+                if plan.stations[c].scale != ABSENT:
+                    weights.log_scale[c, d, 0] = theta[e, plan.stations[c].scale + place]
         at = hidden_at
         for i in range(plan.depth):
             for g in range(plan.nets):
@@ -129,11 +129,11 @@ def unpack(plan, theta, fixed, e, weights, back, learning):
                 for g in range(plan.nets):
                     matrix_in(theta, e, at + g * width * width, width, weights.hidden[c, g, i])
                     if learning:
-                        transpose(back.hidden[c, g, i], weights.hidden[c, g, i])
+                        transpose(transposed[c, g, i], weights.hidden[c, g, i])
                 at += plan.nets * width * width
     for k in range(plan.n_couplings + 1):
-        numbers_in(theta, e, plan.gain_at[k], weights.log_gain[k])
-        numbers_in(theta, e, plan.shift_at[k], weights.shift[k])
+        numbers_in(theta, e, plan.stations[k].gain, weights.log_gain[k])
+        numbers_in(theta, e, plan.stations[k].shift, weights.shift[k])
     numbers_in(theta, e, plan.tail_at, weights.log_power)
 
 
@@ -145,15 +145,15 @@ def pack(plan, grads, fixed, grad, e, row):
     """
     width = plan.width
     for c in range(plan.n_couplings):
-        mask = fixed[e, plan.mask_at[c] : plan.mask_at[c] + plan.dim]
-        n_in = plan.inputs[c]
-        n_out = plan.outputs[c]
+        mask = fixed[e, plan.stations[c].mask : plan.stations[c].mask + plan.dim]
+        n_in = plan.stations[c].inputs
+        n_out = plan.stations[c].outputs
         columns, hidden_at, last_at, last_bias_at = parts_of(plan, c)
         for d in range(plan.dim):
             place = place_of(plan.compact, mask, d)
             if mask[d] == ONE or not plan.compact:
                 for g in range(plan.nets):
-                    row_out(grad, row, plan.net_at[c] + (g * n_in + place) * width, width, grads.first[c, g, d])
+                    row_out(grad, row, plan.stations[c].net + (g * n_in + place) * width, width, grads.first[c, g, d])
             if mask[d] != ONE or not plan.compact:
                 for head in range(plan.heads):
                     g = min(head, plan.nets - 1)
@@ -162,8 +162,8 @@ def pack(plan, grads, fixed, grad, e, row):
                         grad, row, last_at + g * width * columns + column, columns, width, grads.last[c, head, d]
                     )
                     grad[row, last_bias_at + g * columns + column] = lane_sum(grads.last_bias[c, head, d])
-                if plan.scale_at[c] != ABSENT:
-                    grad[row, plan.scale_at[c] + place] = lane_sum(grads.log_scale[c, d])
+                if plan.stations[c].scale != ABSENT:
+                    grad[row, plan.stations[c].scale + place] = lane_sum(grads.log_scale[c, d])
         at = hidden_at
         for i in range(plan.depth):
             for g in range(plan.nets):
@@ -174,8 +174,8 @@ def pack(plan, grads, fixed, grad, e, row):
                     matrix_out(grad, row, at + g * width * width, width, grads.hidden[c, g, i])
                 at += plan.nets * width * width
     for k in range(plan.n_couplings + 1):
-        sums_out(grad, row, plan.gain_at[k], grads.log_gain[k])
-        sums_out(grad, row, plan.shift_at[k], grads.shift[k])
+        sums_out(grad, row, plan.stations[k].gain, grads.log_gain[k])
+        sums_out(grad, row, plan.stations[k].shift, grads.shift[k])
     sums_out(grad, row, plan.tail_at, grads.log_power)
 
 

@@ -37,6 +37,8 @@ DRAWN = {
     "seconds": "Seconds a run",
 }
 FIRST = ("job", "status", "data.name", "seed")  # columns of the run table
+# of its metrics: what one looks for, at once in sight
+FIRST_METRICS = ("kl", "kl_se", "test_bpd", "test_nll", "test_nll_se", "true_nll")
 DIGITS = 6  # of a number on the page
 
 
@@ -75,7 +77,8 @@ def _varied(runs: pd.DataFrame) -> list[str]:
 
 
 def _shown(runs: pd.DataFrame) -> list[str]:
-    metrics = [name for name in table.METRICS if name in runs and runs[name].notna().any()]
+    ordered = dict.fromkeys([*FIRST_METRICS, *table.METRICS])
+    metrics = [name for name in ordered if name in runs and runs[name].notna().any()]
     return [*FIRST, *_varied(runs), *metrics]
 
 

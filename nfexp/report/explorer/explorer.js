@@ -86,7 +86,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 
 function embed(place, spec, fresh) {
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const text = { labelColor: colour("--ink"), titleColor: colour("--ink") };
+  const text = { labelColor: colour("--ink"), titleColor: colour("--ink"), labelFontSize: 12, titleFontSize: 13 };
   const config = {
     background: null, view: { stroke: colour("--line") }, legend: text, font: "system-ui, sans-serif",
     axis: { ...text, gridColor: colour("--line"), domainColor: colour("--soft"), tickColor: colour("--soft") },
@@ -438,6 +438,6 @@ fillClaims();
 showClaim();
 fillControls();
 const table = makeTable();
-drawTable(state.group !== "");
+if (state.scope || state.group) drawTable(state.group !== ""); // it was drawn when it was made
 await Promise.all([drawAblation(), drawClouds()]);
 document.documentElement.dataset.ready = "yes";
