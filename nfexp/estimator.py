@@ -37,13 +37,17 @@ CHUNK = 4096  # points at a time: what bounds the memory of score_samples
 
 @cache
 def _values(group: str, option: str) -> dict[str, Any]:
-    """The values of a file of the configuration, where each stands once."""
+    """The values of an option of the configuration, with those of the options that it rests on."""
     text = (Path(conf_dir()) / group / f"{option}.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
+    own = dict(yaml.safe_load(text))
+    values: dict[str, Any] = {}
+    for other in own.pop("defaults", ["_self_"]):
+        values |= own if other == "_self_" else _values(group, other)
+    return values
 
 
-_FLOW = _values("flow", "realnvp")
-_TRAIN = _values("train", "default")
+_FLOW = _values("flow", "classic")
+_TRAIN = _values("train", "classic")
 _TABLE = _values("data", "table")
 
 
@@ -53,7 +57,7 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
     Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017.
 
     The parameters are the keys ``flow.*`` and ``train.*`` of the command line by their last names,
-    with the same defaults; those below are the estimator's own.
+    with the defaults of ``flow=classic train=classic``; those below are the estimator's own.
 
     Parameters
     ----------

@@ -136,7 +136,7 @@ def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
         fixed = runs["data.n_samples"] == n
         text = text or f"{n:,.0f} fixed points"
         parts[f"nfexp, flow=tuned, {text}"] = runs[tuned & fixed]
-        parts[f"nfexp, flow=realnvp, {text}"] = runs[~tuned & fixed]
+        parts[f"nfexp, flow=classic, {text}"] = runs[~tuned & fixed]
     first = frames["peers_first"]
     parts["nfexp, the first choice, fresh draws"] = first
     parts["of these the first five seeds"] = first[first["seed"] < 5]
@@ -166,7 +166,7 @@ def aims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres
         rows.append([f"{target} {noise:g}", mean(ours), mean(plain_flow), best,
                      *(f"{number(aim)} {'✓' if ours.mean() <= aim else '✗'}" for aim in (half, spline)),
                      number(nsf)])  # fmt: skip
-    head = ["target", "flow=tuned", "flow=realnvp", "best RealNVP elsewhere, measured here",
+    head = ["target", "flow=tuned", "flow=classic", "best RealNVP elsewhere, measured here",
             "aim: half the best peer's", "zuko NSF when the aim was set", "best zuko NSF, measured here"]  # fmt: skip
     return markdown(head, rows)
 

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from nfexp.configuration import conf_dir, plain_of, spec_of
+from nfexp.spec import run_id
 
 HEAD = b"# @package _global_\n"
 FILES = {  # what an experiment file holds → what is said of it
@@ -115,11 +116,27 @@ def test_a_seed_of_the_environment(nfexp, monkeypatch, arguments):
 
 WARMUPS = {
     "the default of few steps": (["train.steps=20"], 20),
-    "the default of many": ([], 50),
+    "the default of many": ([], 200),
     "the quick default": (["train=quick", "train.steps=3"], 3),
     "asked for": (["train.steps=20", "train.warmup=7"], 7),
     "asked for, up to": (["train.steps=20", "train.warmup=up_to_9"], 9),
 }
+
+
+KEPT = {  # an option that records of old runs rest on, and the identity of its run
+    ("classic", "classic"): "b26a60ba845b71c9",
+    ("classic", "classic_quick"): "6238aeb36d92a647",
+    ("tuned", "classic"): "15203990eeacf6a2",
+    ("paper", "paper"): "202739591bdd2829",
+    ("blog", "blog"): "43443c8f196d996c",
+}
+
+
+@pytest.mark.parametrize(("flow", "train"), KEPT, ids="-".join)
+def test_an_older_recipe_stays_as_it_is(flow, train):
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        spec = spec_of(compose("config", [f"flow={flow}", f"train={train}"]))
+    assert run_id(spec) == KEPT[flow, train]
 
 
 @pytest.mark.parametrize(("overrides", "steps"), WARMUPS.values(), ids=WARMUPS)

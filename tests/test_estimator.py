@@ -18,6 +18,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from nfexp import RealNVP, fit_many
 from nfexp.record import load_flow
 from nfexp.spec import Flow, Train
+from tests.helpers.specs import values_of
 
 QUICK = {"n_flows": 2, "hidden_width": 8, "steps": 20, "n_evals": 3, "device": "cpu"}
 X = np.random.default_rng(0).normal(size=(120, 3)) * [1, 2, 3] + 5
@@ -34,14 +35,7 @@ def test_scikit_learns_checks(estimator, check):
 
 
 def test_every_parameter_is_a_key_with_its_default():
-    import yaml
-
-    from nfexp.configuration import conf_dir
-
-    values = {}
-    for group, option in (("flow", "realnvp"), ("train", "default")):
-        with open(f"{conf_dir()}/{group}/{option}.yaml", encoding="utf-8") as file:
-            values |= yaml.safe_load(file)
+    values = values_of("flow", "classic") | values_of("train", "classic")
     parameters = RealNVP().get_params()
     own = {"validation_fraction", "n_members", "random_state", "device", "verbose"}
     assert parameters.keys() - own <= {

@@ -54,6 +54,7 @@ VARIANTS = {
     "scale soft": {"scale": "soft"},
     "scale exp, random start": {"scale": "exp", "init": "random"},
     "spread start": {"init": "spread"},
+    "kaiming start, passed": {"init": "kaiming", "conditioner_input": "passed"},
     "not standardised": {"standardise": "none"},
     "actnorm every layer": {"norm": "actnorm", "norm_every": 1},
     "three dimensions": {"dim": 3},
@@ -296,6 +297,22 @@ def test_a_random_start_draws_the_last_layer_as_the_others():
         if ".net." in name:
             fan_in = {"0": 2}.get(name.split(".")[3], PLAIN.hidden_width)
             assert 0.5 / math.sqrt(fan_in) < value.abs().max() <= 1 / math.sqrt(fan_in), name
+
+
+def test_a_kaiming_start_keeps_the_size_of_what_passes_through_hidden_layers():
+    arch = dataclasses.replace(PLAIN, init="kaiming", n_flows=1, hidden_depth=4, hidden_width=400)
+    p = build(arch, masks=["fixed"], seeds=[0], data=torch.randn(1, 50, 2, dtype=torch.float64)).tensors()
+    x = torch.randn(200, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).relu()
+    squares = [x.square().mean().item()]
+    for i in (1, 2, 3):
+        x = (x @ p[f"coupling.0.net.{i}.weight"][0, 0]).relu()
+        squares.append(x.square().mean().item())
+    assert all(0.7 < square / squares[0] < 1.4 for square in squares), squares
+    random = build(
+        dataclasses.replace(arch, init="random"), masks=["fixed"], seeds=[0], data=torch.randn(1, 50, 2).double()
+    ).tensors()
+    for name in ("coupling.0.net.0.weight", "coupling.0.net.4.weight", "coupling.0.net.2.bias"):
+        torch.testing.assert_close(p[name], random[name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dim, activation, slope", [(2, "relu", 1), (2, "silu", 3), (6, "relu", 1)])

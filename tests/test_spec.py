@@ -35,7 +35,7 @@ BAD = {
     "unknown activation": ({"flow.activation": "bent"}, "flow.activation: expected one of relu, .*; got 'bent'"),
     "unknown mask": ({"flow.mask": "checker"}, "flow.mask: expected one of alternating, .*; got 'checker'"),
     "unknown scale": ({"flow.scale": "sigmoid"}, "flow.scale: expected one of learned, tanh, soft, exp; got 'sigmoid'"),
-    "unknown init": ({"flow.init": "zero"}, "flow.init: expected one of spread, identity, random; got 'zero'"),
+    "unknown init": ({"flow.init": "zero"}, "flow.init: expected one of spread, identity, random, kaiming; got 'zero'"),
     "unknown standardise": ({"flow.standardise": True}, "flow.standardise: expected one of moments, none; got True"),
     "unknown coupling": ({"flow.coupling": "spline"}, "flow.coupling: expected one of affine, additive; got 'spline'"),
     "unknown base": ({"flow.base": "uniform"}, "flow.base: expected one of normal, .*; got 'uniform'"),

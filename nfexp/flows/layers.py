@@ -82,6 +82,8 @@ class Layer:
 
 SOFT_BOUND = math.log(1000.0)  # of |s| where the scale is "soft": zuko's slope of 1e-3
 INITIAL_SCALE = 2.0  # exp(c): the largest |s| a fresh coupling with a learned scale can reach
+FULL_STARTS = ("random", "kaiming")  # of `init`: those whose last layers do not start at zero
+KAIMING_GAIN = math.sqrt(6)  # of weights that are uniform in ±1/√fan_in, for ReLU
 FIRST_REACH = 2.5  # of `init` "spread": how far from the centre units of the first layer bend, standard deviations
 FIRST_SLOPE = {"relu": 1.0, "leaky_relu": 1.0}  # the largest slope of such a unit; where σ bends smoothly:
 SMOOTH_SLOPE = 3.0  # the bend is as wide as the slope is gentle, and a gentle one blurs a sharp target
@@ -247,18 +249,22 @@ class Coupling(Layer):
         return self._per_coordinate("mask")
 
     def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
-        """Weights and biases uniform in ±1/√fan_in; the last layer zero unless `init` is "random".
+        """Weights and biases uniform in ±1/√fan_in; the last layer zero unless `init` is "random" or "kaiming".
 
-        A zero last layer makes every coupling start as the identity. The mask is set before.
+        A zero last layer makes every coupling start as the identity. With "kaiming" the weights between hidden layers
+        are uniform in ±√(6/fan_in): half of the units of a ReLU are off, and what is left keeps its size from layer to
+        layer (He et al. 2015). The mask is set before.
         """
         depth = self.flow.hidden_depth
-        layers = depth + 1 if self.flow.init == "random" else depth
+        layers = depth + 1 if self.flow.init in FULL_STARTS else depth
         for i in range(layers):
             weight = own[f"{self.name}.net.{i}.weight"]
             bias = own[f"{self.name}.net.{i}.bias"]
             largest = math.sqrt(max(weight.shape[1], 1))  # in one dimension a coupling may pass nothing
             weight.copy_(_uniform(weight.shape, draws) / largest)
             bias.copy_(_uniform(bias.shape, draws) / largest)
+            if self.flow.init == "kaiming" and 0 < i < depth:
+                weight.mul_(KAIMING_GAIN)
         if self.learned_scale:
             own[f"{self.name}.log_scale"].fill_(math.log(INITIAL_SCALE))
 

@@ -116,7 +116,7 @@ def _check_kinds(spec: Spec) -> None:
         value = getattr(flow, key)
         if value != only:
             raise SpecError(f"flow.{key}", f"{only!r} where flow.kind is 'image'", value)
-    if flow.init == "spread":
+    if flow.init in ("spread", "kaiming"):
         raise SpecError("flow.init", "identity or random where flow.kind is 'image'", flow.init)
     for key in ("noise", "noise_end"):
         noise = getattr(spec.train, key)

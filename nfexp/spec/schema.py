@@ -111,7 +111,7 @@ class Flow:
     conditioner: str = choice("separate", "shared")
     conditioner_input: str = choice("masked", "passed")
     scale: str = choice("learned", "tanh", "soft", "exp")
-    init: str = choice("spread", "identity", "random")
+    init: str = choice("spread", "identity", "random", "kaiming")
     standardise: str = choice("moments", "none")
     norm: str = choice("none", "batchnorm", "actnorm")
     norm_every: int = within(1, 1000)

@@ -12,28 +12,28 @@ SMALL = {"flow.n_flows": 3, "flow.hidden_width": 16, "train.steps": 40, "train.b
          "train.n_evals": 13, "device": "cpu"}  # fmt: skip
 
 
-def _option(group, name):
+def values_of(group, name):
     """An option of a group with those that it rests on."""
     own = yaml.safe_load((Path(conf_dir()) / group / f"{name}.yaml").read_text())
     values = {}
     for other in own.pop("defaults", []):
         if isinstance(other, dict):  # an override of another group
             continue
-        values |= own if other == "_self_" else _option(group, other)
+        values |= own if other == "_self_" else values_of(group, other)
     return values | own
 
 
-def _composed(data, flow="realnvp", train="default"):
+def _composed(data, flow="classic", train="classic"):
     config = yaml.safe_load((Path(conf_dir()) / "config.yaml").read_text())
     nested = {k: config[k] for k in ("name", "seed", "device", "data")}
     for group, option in {"data": data, "flow": flow, "train": train, "record": "none"}.items():
-        nested[group] = nested.get(group, {}) | _option(group, option)
+        nested[group] = nested.get(group, {}) | values_of(group, option)
     return nested
 
 
 def table_spec(data="table", **flat):
     """As `small_spec`, of a table or of images that are not read yet."""
-    is_image = _option("data", data).get("kind") == "image"
+    is_image = values_of("data", data).get("kind") == "image"
     nested = _composed(data, "image", "image") if is_image else _composed(data)
     for key, value in (SMALL | {k.replace("__", "."): v for k, v in flat.items()}).items():
         group, _, leaf = key.rpartition(".")
