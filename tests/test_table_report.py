@@ -1,5 +1,6 @@
 """The report of a sweep over tables: NLL, paired differences and baselines; no KL, no claims, no empty panels."""
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,3 +115,17 @@ def test_a_sweep_over_tables_is_resumed(sweep, nfexp):
     assert code == 0, err
     assert (sweep / "0003" / "result.json").exists()
     assert (sweep / "0000" / "result.json").read_text() == before
+
+
+def test_each_context_has_its_centre(nfexp, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    pd.DataFrame(rng.normal(size=(40, 3)), columns=["x", "y", "z"]).to_csv("a.csv", index=False)
+    code, _, err = nfexp(
+        "-m", "data=table", "data.path=a.csv", "data.context=[z],null", "train.steps=2", "train.warmup=0",
+        "flow.hidden_width=4", "flow.n_flows=1", "record=none", "seed=0", "hydra.sweep.dir=d",
+    )  # fmt: skip
+    assert code == 0, err
+    centres = json.loads(Path("d/sweep.json").read_text())["centres"]
+    found = {name: (centre["data.name"], centre.get("data.context")) for name, centre in centres.items()}
+    assert found == {"a": ("a", None), "a_given_z": ("a_given_z", "z")}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nfexp.analysis.contrasts import OwnContrast
     from nfexp.analysis.sequential import Rounds
 
-NAMING = ("data", "data.name", "data.path")  # what a target or a table is
+NAMING = ("data", "data.name", "data.path", "data.context")  # what a target or a table is; p(x | c) is one by itself
 
 
 @dataclass(frozen=True, kw_only=True)
