@@ -37,7 +37,7 @@ lint: .venv/installed
 	touch $@
 
 # The lowest versions that pyproject.toml declares, in an environment of their own, on tests that use all of them.
-LOWEST := tests/test_spec.py tests/test_planning.py tests/test_cli.py tests/test_record.py tests/test_table.py
+LOWEST := tests/test_spec.py tests/test_planning.py tests/test_cli.py tests/test_record.py tests/test_table.py tests/test_report.py
 lowest:
 	rm -rf .venv-lowest
 	$(PYTHON) -m venv .venv-lowest
@@ -57,6 +57,6 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks all $(ARGS)
 
 clean:
-	rm -rf .venv .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .cache build dist .mypy_cache .pytest_cache .ruff_cache
 
 .PHONY: reproduce reproduction-docs docs test test-all lint lowest dist bench clean

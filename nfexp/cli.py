@@ -38,6 +38,7 @@ from nfexp.surroundings import command, environment
 from nfexp.sweep.claim import Refused, check_fresh, claims
 from nfexp.sweep.conclusion import Interrupted
 from nfexp.sweep.folder import locked, read_plan
+from nfexp.sweep.planning import check_room, machine
 from nfexp.sweep.views import alone, is_terminal
 from nfexp.sweep.worker import check_all, keep, train
 from nfexp.tables import tell
@@ -63,6 +64,8 @@ def single_spec(config: DictConfig) -> Spec:
         expected = "nfexp -m with the grids sweeper, which alone can plan"
         raise SpecError("dry_run", expected, Words("a single run"))
     check_all([spec])
+    if spec.flow.kind == "image":
+        check_room([spec], machine([spec.device]).free_bytes)
     return spec
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 from sklearn.base import BaseEstimator, DensityMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from nfexp.configuration import conf_dir
 from nfexp.data import Context, Dataset
@@ -27,7 +28,7 @@ from nfexp.run import train_stack
 from nfexp.spec import Spec, SpecError, unflatten
 from nfexp.streams import stream
 from nfexp.sweep.planning import plan_stacks
-from nfexp.tables import split_rows
+from nfexp.tables import DISTINCT, lost_in_float32, split_rows
 from nfexp.train import State, Training
 
 FEWEST_ROWS = 4
@@ -83,6 +84,8 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         "step", "train_nll" and "val_nll" at each evaluation, nats per point, of the first member.
     best_step_ : list
         The step whose weights are kept, by member.
+    context_names_in_ : tuple or None
+        The names of the columns of the context, where that was a table of pandas; others are refused later.
 
     Examples
     --------
@@ -199,15 +202,21 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         flows = self._flows()
         found = np.empty(len(X))
         for begin in range(0, len(X), CHUNK):
-            points = torch.from_numpy(X[begin : begin + CHUNK]).unsqueeze(0)
+            points = torch.tensor(X[begin : begin + CHUNK]).unsqueeze(0)  # a copy: pandas gives rows not to be written
             of_points = torch.from_numpy(given[begin : begin + CHUNK]).unsqueeze(0)
             with torch.no_grad():
                 found[begin : begin + CHUNK] = flows.log_density(points, of_points)[0].numpy()
         return found
 
-    def score(self, X: Any, y: Any = None, *, context: Any = None) -> float:
-        """The mean log-density of the rows of X, nats per point: the higher the better."""
-        return float(self.score_samples(X, context=context).mean())
+    def score(self, X: Any, y: Any = None, *, context: Any = None, sample_weight: Any = None) -> float:
+        """The mean log-density of the rows of X, nats per point: the higher the better.
+
+        The mean can be weighted. A pipeline's `score` hands on weights, if only None, once metadata is routed.
+        """
+        log_q = self.score_samples(X, context=context)
+        if sample_weight is None:
+            return float(log_q.mean())
+        return float(np.average(log_q, weights=_check_sample_weight(sample_weight, log_q)))
 
     def sample(self, n_samples: int | None = None, random_state: Any = None, *, context: Any = None) -> np.ndarray:
         """Draw rows, (n_samples, D); of an ensemble each from a member drawn at random.
@@ -218,7 +227,7 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         if n_samples is None:
             n_samples = 1 if context is None else len(_context(context))
-        if n_samples < 1:
+        if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples: expected an integer >= 1; got {n_samples!r}")
         given = self._given(context, n_samples, one_for_all=True)
         seed = _seed(self.random_state if random_state is None else random_state)
@@ -233,8 +242,11 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if width == 0 and context is None:
             return np.empty((n, 0))
         if width == 0 or context is None:
-            fitted = "no context, as in fit" if width == 0 else f"rows of {width} numbers, as in fit"
+            fitted = "no context, as in fit(X)" if width == 0 else f"rows of {width} numbers, as in fit(X, context=…)"
             raise ValueError(f"context: expected {fitted}; got {'one' if width == 0 else 'none'}")
+        names, known = _names(context), self.context_names_in_
+        if names is not None and known is not None and names != known:
+            raise ValueError(f"context: expected the columns {', '.join(known)}, as in fit; got {', '.join(names)}")
         given = _context(context)
         if one_for_all and len(given) == 1:
             given = np.repeat(given, n, axis=0)
@@ -281,6 +293,10 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"context: expected columns that vary where they are trained on; got a constant one, {constant[0]}"
             )
+        for name, values in {"X": train, "context": given_train}.items():
+            lost = lost_in_float32(values)
+            if lost is not None and (name == "context" or self.standardise == "moments"):
+                raise ValueError(f"{name}: expected {DISTINCT}; got {lost[1]} in column {lost[0]}")
         of_rows = Context(
             train=torch.from_numpy(given_train),
             val=torch.from_numpy(given[rows.val]),
@@ -293,7 +309,7 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
             test=torch.empty(0, X.shape[1], dtype=torch.float64),
             context=of_rows,
         )
-        return _Task(spec=spec, dataset=dataset)
+        return _Task(spec=spec, dataset=dataset, context_names=_names(context))
 
     def _spec(self, X: np.ndarray, seed: int, given: np.ndarray | None = None) -> Spec:
         given = X[:, :0] if given is None else given
@@ -328,6 +344,7 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 warnings.warn(f"{what}: {hint}", ConvergenceWarning, stacklevel=3)
         members = whole or members
         self.spec_ = task.spec
+        self.context_names_in_ = task.context_names
         self.weights_ = np.stack([member.theta for member in members])
         self.fixed_ = np.stack([member.fixed for member in members])
         self.best_step_ = [member.best_step for member in members]
@@ -341,6 +358,7 @@ class _Task:
 
     spec: Spec
     dataset: Dataset
+    context_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,7 +444,13 @@ def _seed(random_state: Any) -> int:
 
 def _context(context: Any) -> np.ndarray:
     """A context as rows of finite numbers, (N, C)."""
-    return check_array(context, dtype=np.float64, input_name="context")
+    return check_array(context, dtype=np.float64, input_name="context", copy=True)  # which can be written, for torch
+
+
+def _names(context: Any) -> tuple[str, ...] | None:
+    """The names of the columns of a table; None of an array, or where some are no strings."""
+    columns = tuple(getattr(context, "columns", ()))
+    return columns if columns and all(isinstance(name, str) for name in columns) else None
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,9 @@ CIFAR_CLASSES = 10
 MOST_BYTES = 2**32  # that are read of a file, unpacked
 MOST_CHANNELS = 4  # an axis so short holds channels
 SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".webp")
+NPY_BEGINS, ZIP_BEGINS = b"\x93NUMPY", b"PK"
+# What numpy and zipfile raise of a file that is damaged, asks for a password, or claims more than the memory holds
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 # In how many levels a mode of Pillow's counts: these alone have 256, others would be rounded
 GREY_MODES, COLOUR_MODES = ("L", "1"), ("RGB", "P", "RGBA", "LA")
 
@@ -192,7 +195,8 @@ def _cifar_batch(path: Path, raw: bytes) -> np.ndarray:
     record = 1 + int(np.prod(CIFAR_SHAPE))  # a label, then the red, green and blue planes
     if not raw or len(raw) % record:
         expected = f"records of {record:,} bytes (a label and 3 × 32 × 32 pixels) in {path}"
-        raise SpecError("data.path", expected, Words(f"{len(raw):,} bytes, {len(raw) / record:.2f} records"))
+        whole, rest = divmod(len(raw), record)
+        raise SpecError("data.path", expected, Words(f"{len(raw):,} bytes, {whole} records and {rest:,} bytes"))
     records = np.frombuffer(raw, np.uint8).reshape(-1, record)
     highest = int(records[:, 0].max())
     if highest >= CIFAR_CLASSES:
@@ -214,9 +218,11 @@ def read_array(key: str, path: str) -> np.ndarray:
     place = Path(path).expanduser()
     try:
         with place.open("rb") as file:
+            if not file.peek(len(NPY_BEGINS)).startswith((NPY_BEGINS, ZIP_BEGINS)):
+                raise ValueError("a file of another kind")  # numpy would take it for pickled objects
             loaded = np.load(file, allow_pickle=False)
             values = _only_array(loaded) if hasattr(loaded, "files") else loaded
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
         raise SpecError(key, "an NPZ or NPY file of images", Words(f"{path}: {said}")) from None
     return _whole(key, path, _channels_first(key, path, values))
@@ -252,7 +258,7 @@ def _whole(key: str, path: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f":
         strange = ~np.isfinite(values) | (values != np.floor(values))
         if strange.any():
-            got = f"{values[strange][0]:g} ({int(strange.sum()):,} pixels are no whole numbers)"
+            got = f"{values[strange][0]:g} (no whole number in {int(strange.sum()):,} of {values.size:,} pixels)"
             raise SpecError(key, f"whole levels 0, 1, … in {path}", Words(got))
     lowest, highest = values.min(), values.max()
     if lowest < 0 or highest >= 65_536:
@@ -264,7 +270,7 @@ def _whole(key: str, path: str, values: np.ndarray) -> np.ndarray:
 def read_folder(key: str, folder: str, *, channels: int | None) -> np.ndarray:
     """The pictures of a folder in the order of their names, (N, C, H, W) bytes; sub-folders are left out.
 
-    `channels` 1 makes them grey, 3 coloured; None leaves grey ones grey where all are.
+    `channels` 1 makes them grey, 3 coloured; None leaves grey ones grey where all are. Transparency is left out.
     """
     from PIL import Image
 

@@ -19,6 +19,8 @@ from nfexp.mesh import Mesh, mesh_of
 from nfexp.spec import Data, SpecError, Words
 
 FEWEST_IMAGES = 10
+FEWEST_HELD_OUT = 2  # in a file of its own for validation or test
+MOST_DRAWN = 2**30  # pixels of all images of a law, 8 GB
 BYTE = 256  # levels of 8 bits
 DIGITS_LEVELS = 17
 TRAINING, VALIDATION = 0.7, 0.8  # of a photograph's width: where its strips for training and validation end
@@ -132,10 +134,14 @@ def strips(picture: np.ndarray) -> dict[str, np.ndarray]:
 
 def patches_of(strip: np.ndarray, data: Data, *, overlapping: bool) -> np.ndarray:
     """The patches (N, 3, h, w) of a strip (H, W, 3), row by row; `overlapping` ones are half a side apart."""
-    height, width = int(data.height or 0), int(data.width or 0)
+    if data.height is None or data.width is None:
+        missing = "height" if data.height is None else "width"
+        raise SpecError(f"data.{missing}", "the side of the patches to cut, in pixels", None)
+    height, width = data.height, data.width
     if height > strip.shape[0] or width > strip.shape[1]:
+        key = "data.height" if height > strip.shape[0] else "data.width"
         expected = f"patches that fit into strips of {strip.shape[0]} × {strip.shape[1]} pixels"
-        raise SpecError("data.height", expected, Words(f"{height} × {width}"))
+        raise SpecError(key, expected, Words(f"{height} × {width}"))
     steps = (max(1, height // 2), max(1, width // 2)) if overlapping else (height, width)
     found = []
     for top in range(0, strip.shape[0] - height + 1, steps[0]):
@@ -164,6 +170,9 @@ def _own(read: Callable[[str, str], np.ndarray], data: Data) -> Album:
         if parts[key].shape[1:] != parts["path"].shape[1:]:
             sizes = [" × ".join(map(str, parts[part].shape[1:])) for part in ("path", key)]
             raise SpecError(f"data.{key}", f"images of {sizes[0]}, as those of {data.path}", Words(sizes[1]))
+        if len(parts[key]) < FEWEST_HELD_OUT:
+            expected = f"at least {FEWEST_HELD_OUT} images, for the sake of a standard error"
+            raise SpecError(f"data.{key}", expected, Words(f"{len(parts[key])} in {path}"))
     levels = int(data.levels or BYTE)
     for key, images in parts.items():
         highest = int(images.max())
@@ -278,7 +287,10 @@ def settled_images(data: Data) -> Data:
     n_val = _part("val", data, album.val, len(main))
     left = _left(album, n_val, n_test)
     if left < 2:
-        raise SpecError("data.n_val", f"at least 2 of the {len(main)} images left for training", Words(f"{left}"))
+        parts = [f"{n_val} for validation"] if album.val is None else []
+        parts += [f"{n_test} for the test"] if album.test is None else []
+        expected = f"at least 2 of the {len(main)} images left for training"
+        raise SpecError("data.n_val", expected, Words(" and ".join(parts)))
     if data.n_samples is not None and data.n_samples > left:
         asks = f"at most {left}, the images for training of {album.place}, or null for all of them"
         raise SpecError("data.n_samples", asks, data.n_samples)
@@ -293,6 +305,9 @@ def _settled_mesh(data: Data) -> Data:
     for key in ("n_samples", "n_val", "n_test"):
         if getattr(data, key) is None:
             raise SpecError(f"data.{key}", "a number of images to draw", None)
+    n_drawn = sum(data.points) * mesh.dim
+    if n_drawn > MOST_DRAWN:
+        raise SpecError("data", f"at most {MOST_DRAWN:,} pixels in all images that are drawn", Words(f"{n_drawn:,}"))
     return replace(data, val_share=None, test_share=None, dim=mesh.dim, digest=mesh.digest)
 
 

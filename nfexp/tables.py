@@ -30,6 +30,12 @@ FEW_VALUES, FEW_SHARE = (
     20,
     0.05,
 )  # a column with so few distinct values, or so few for its rows, is not continuous
+LEAST_SD, MOST_SD = 1e-18, 1e18  # of a column: flows train in float32, and it is the variance that they hold
+LEAST_SHARE = 4e-6  # of a standard deviation in the largest value: about 32 steps of float32
+DISTINCT = (
+    f"columns that float32 holds: a standard deviation from {LEAST_SD:g} to {MOST_SD:g} and above {LEAST_SHARE:g} of "
+    "the largest value (change the unit, or subtract a constant)"
+)
 GIVEN = "_given_"  # in the name of a table, before the columns of its context
 LONGEST_GIVEN = 40  # letters of the columns of a context that stand in the name of a table
 BUNDLED = ("wine", "breast_cancer", "diabetes", "iris", "digits")  # of scikit-learn
@@ -190,18 +196,32 @@ def check_rows(table: Table) -> None:
     if d > n:
         what = f"{d} columns, {n} rows in {table.place}"
         raise SpecError("data.path", "no more columns than rows (data.columns picks some)", Words(what))
-    check_vary(table.names, table.values, table.place)
+    check_vary(table.names, table.values, table.place, n_context=table.n_context)
 
 
-def check_vary(names: Sequence[str], values: np.ndarray, place: str) -> None:
+def check_vary(names: Sequence[str], values: np.ndarray, place: str, *, n_context: int = 0) -> None:
+    """Raise for columns of one value; the last `n_context` are those of the context."""
     constant = [name for name, column in zip(names, values.T, strict=True) if column.min() == column.max()]
     if constant:
-        asks = f"columns that vary (data.drop={constant[0]} leaves one out)"
-        raise SpecError(
-            "data.columns",
-            asks,
-            Words(f"the same value in every row of {place}: {_shortened(constant)}"),
-        )
+        is_given = constant[0] in names[len(names) - n_context :]
+        key = "data.context" if is_given else "data.columns"
+        asks = "columns that vary" if is_given else f"columns that vary (data.drop={constant[0]} leaves one out)"
+        raise SpecError(key, asks, Words(f"the same value in every row of {place}: {_shortened(constant)}"))
+    lost = lost_in_float32(values)
+    if lost is not None:
+        position, what = lost
+        key = "data.context" if position >= len(names) - n_context else "data.path"
+        raise SpecError(key, DISTINCT, Words(f"{what} in column {names[position]!r} of {place}"))
+
+
+def lost_in_float32(values: np.ndarray) -> tuple[int, str] | None:
+    """The first column (N, D) of no use in float32, in which flows train, and what is wrong with it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        sds = values.std(axis=0)
+    for position, (sd, largest) in enumerate(zip(sds, np.abs(values).max(axis=0), strict=True)):
+        if not LEAST_SD <= sd <= MOST_SD or sd < LEAST_SHARE * largest:
+            return position, f"{sd:.3g} with values up to {largest:.6g}"
+    return None
 
 
 # --- What a spec asks for --------------------------------------------------------------------------------------------

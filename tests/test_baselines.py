@@ -61,16 +61,16 @@ def gaussian(monkeypatch):
 
 
 def test_all_find_a_gaussian_in_any_units(gaussian):
-    rows = {r["model"]: r for r in fits.fit_draws(data(n_samples=2000, n_test=4000), 0, list(MODELS))}
-    x = Gaussian().sample(4000, stream(0, "test"))
-    train = Gaussian().sample(2000, stream(0, "train"))
+    rows = {r["model"]: r for r in fits.fit_draws(data(n_samples=500, n_test=1000), 0, list(MODELS))}
+    x = Gaussian().sample(1000, stream(0, "test"))
+    train = Gaussian().sample(500, stream(0, "train"))
     shift, cov = train.mean(0), train.T.cov(correction=0)
     best = torch.distributions.MultivariateNormal(shift, cov).log_prob(x)  # the closed form: the sample's own moments
     assert rows["gaussian"]["test_nll"] == pytest.approx(-best.mean().item(), abs=1e-4)
-    assert abs(rows["gaussian"]["kl"]) < 5 / 2000  # five parameters cost 5 / 2n on average
+    assert abs(rows["gaussian"]["kl"]) < 5 / 500  # five parameters cost 5 / 2n on average
     assert rows["mixture"]["n_components"] == 1 and rows["mixture"]["kl"] == rows["gaussian"]["kl"]
-    assert rows["gaussian"]["n_parameters"] == 5 and 0.2 < rows["kde"]["bandwidth"] / 2000 ** (-1 / 6) < 2
-    assert 0 < rows["kde"]["kl"] < 0.05
+    assert rows["gaussian"]["n_parameters"] == 5 and 0.2 < rows["kde"]["bandwidth"] / 500 ** (-1 / 6) < 2
+    assert 0 < rows["kde"]["kl"] < 0.1
     for row in rows.values():
         assert row["kl"] == pytest.approx(row["test_nll"] - row["true_nll"], abs=1e-9)
 
@@ -193,7 +193,7 @@ def small_sweep(folder, seeds=2):
 
 def test_each_draw_is_fitted_once_and_the_table_says_what_was_fitted(tmp_path, capsys):
     folder = small_sweep(tmp_path / "sweep")
-    assert baselines.main([str(folder)]) == 0
+    assert baselines.main([str(folder), "workers=1"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 5 + 1 and out[-1] == str(folder / "baselines.csv")
     found = load_baselines(folder)

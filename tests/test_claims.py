@@ -107,7 +107,7 @@ def test_few_runs_leave_a_true_share_open(claim, side):
 
 
 def test_false_positives_over_all_claims():
-    tables, false = 100, {}
+    tables, false = 60, {}
     for claim in CLAIM:
         verdicts = [verdict(*f.p()) for f in findings(claim, 0, tables)]
         false[claim] = [verdicts.count("supported"), verdicts.count("contradicted")]

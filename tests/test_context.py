@@ -395,6 +395,17 @@ def test_few_values_of_a_context_are_no_trouble(table):
     assert "whose mean and width follow the context" in warning
 
 
+def test_a_context_that_does_not_vary(table):
+    frame = pd.read_csv(table).assign(one=1.0, late=lambda rows: 1.7e9 + rows["u"])
+    frame.to_csv("given.csv", index=False)
+    with pytest.raises(SpecError, match=r"data.context: expected columns that vary; got the same value in .*: one"):
+        settled(table_spec(data__path="given.csv", data__drop=["late"], data__context=["one"]))
+    with pytest.raises(SpecError, match=r"data.context: expected columns that float32 holds: .* in column 'late'"):
+        settled(table_spec(data__path="given.csv", data__drop=["one"], data__context=["late"]))
+    with pytest.raises(SpecError, match=r"data.path: expected columns that float32 holds: .* in column 'late'"):
+        settled(table_spec(data__path="given.csv", data__drop=["one"]))
+
+
 REFUSED = {
     "near": (["u", "vv"], {}, r"data.context: expected columns of linear.csv: x, y, u, v; got 'vv' \(near: 'v'\)"),
     "twice": (["u", 2], {}, "data.context: expected columns of their own, .*; got 'u' again"),

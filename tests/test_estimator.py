@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import warnings
 
 import joblib
 import numpy as np
@@ -284,6 +285,29 @@ def test_a_context_goes_through_scikit_learns_tools():
         assert search.best_params_["n_flows"] in (1, 2)
         piped = make_pipeline(StandardScaler(), model).fit(x, context=c)
         assert piped[-1].spec_.data.context_dim == 1
+        of_scaled = piped[-1].score(piped[0].transform(x), context=c)
+        assert piped.score(x, context=c) == of_scaled
+
+
+def test_a_score_takes_weights():
+    model = quick().fit(X)
+    of_first = model.score_samples(X[:2]) @ [3, 1] / 4
+    assert model.score(X[:2], sample_weight=[3, 1]) == pytest.approx(of_first)
+    with pytest.raises(ValueError, match="sample_weight"):
+        model.score(X[:2], sample_weight=[1, 2, 3])
+
+
+def test_a_context_of_pandas_has_names():
+    x, c = conditional(120)
+    frame = pd.DataFrame({"a": c[:, 0], "b": x[:, 0]})
+    model = quick().fit(x[:, 1:], context=frame)
+    with pytest.raises(ValueError, match="context: expected the columns a, b, as in fit; got b, a"):
+        model.score(x[:, 1:], context=frame[["b", "a"]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # pandas gives arrays that cannot be written, which torch warns of
+        of_frame = model.score(x[:, 1:], context=frame)
+    assert of_frame == model.score(x[:, 1:], context=frame.to_numpy())
+    assert model.fit(x, context=c).context_names_in_ is None
 
 
 GIVEN = {
@@ -291,6 +315,14 @@ GIVEN = {
     "a column": (lambda x, c: quick().fit(x, context=c[:, 0]), "Expected 2D array, got 1D array"),
     "missing": (lambda x, c: quick().fit(x, context=c * np.nan), "Input context contains NaN"),
     "constant": (lambda x, c: quick().fit(x, context=0 * c), "context: expected columns that vary .*; got .* one, 0"),
+    "units": (
+        lambda x, c: quick().fit(x, context=c * 1e-30),
+        "context: expected columns that float32 holds: .* column 0",
+    ),
+    "offset": (
+        lambda x, c: quick().fit(x, context=c + 1e9),
+        "context: expected columns that float32 holds: .* column 0",
+    ),
     "forgotten": (lambda x, c: quick().fit(x, context=c).score(x), "context: expected rows of 1 numbers.*; got none"),
     "superfluous": (lambda x, c: quick().fit(x).score(x, context=c), "context: expected no context.*; got one"),
     "width": (
@@ -300,6 +332,10 @@ GIVEN = {
     "draws": (
         lambda x, c: quick().fit(x, context=c).sample(3, context=c[:2]),
         r"context: expected shape \(3, 1\); got \(2, 1\)",
+    ),
+    "part of a draw": (
+        lambda x, c: quick().fit(x, context=c).sample(2.5, context=c[:1]),
+        "n_samples: expected an integer >= 1; got 2.5",
     ),
 }
 

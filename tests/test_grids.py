@@ -56,7 +56,7 @@ def expanded(sweeper_of):
 
     def expand(*arguments):
         sweeper, rest = sweeper_of(*arguments)
-        points, excluded = sweeper.points(rest)
+        points, excluded = sweeper.command(rest).points()
         return [sweeper.composer.spec(point) for point in points], excluded
 
     return expand
@@ -238,7 +238,7 @@ def model(sweep):
     return {tuple(p.values()) for p in points if not any(hit(e, p) for e in sweep["exclude"])}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(sweep=sweeps())
 def test_points_are_those_of_a_plain_model(plain_sweeper, sweep):
     base = plain_sweeper
@@ -248,14 +248,14 @@ def test_points_are_those_of_a_plain_model(plain_sweeper, sweep):
     expected = model(sweep)
     if isinstance(expected, str):
         with pytest.raises(SpecError) as caught:
-            sweeper.points(arguments)
+            sweeper.command(arguments).points()
         assert caught.value.key == expected
         return
-    points, excluded = sweeper.points(arguments)
+    points, excluded = sweeper.command(arguments).points()
     specs = [sweeper.composer.spec(point) for point in points]
     assert {(s.flow.n_flows, s.train.lr, s.data.name, s.seed) for s in specs} == expected
     sweeper.options = replace(sweeper.options, exclude=[])
-    assert len(sweeper.points(arguments)[0]) == len(points) + excluded
+    assert len(sweeper.command(arguments).points()[0]) == len(points) + excluded
 
 
 SPELLINGS = {  # arguments → runs: a key is the same key however it is spelled
@@ -330,7 +330,7 @@ def same_value(a, b):
 def arrives(sweeper, values):
     """What the configurations of a grid with a list of values hold."""
     sweeper.options = replace(sweeper.options, grids={"all": {"data.text": values}})
-    points, _ = sweeper.points([])
+    points, _ = sweeper.command([]).points()
     assert len(points) == len(values)
     return [sweeper.composer.plain(point)["data"]["text"] for point in points]
 
@@ -344,7 +344,7 @@ def test_a_list_entry_arrives_as_the_text_it_is(free_sweeper):
     assert arrives(free_sweeper, TEXTS) == TEXTS
     for text in TEXTS[:8]:
         free_sweeper.options = replace(free_sweeper.options, exclude=[{"data.text": [text]}])
-        kept, excluded = free_sweeper.points([])
+        kept, excluded = free_sweeper.command([]).points()
         free_sweeper.options = replace(free_sweeper.options, exclude=[])
         assert excluded == 1 and len(kept) == len(TEXTS) - 1, text
 
@@ -353,7 +353,7 @@ HARD = st.text(alphabet=st.sampled_from("ab1 \\'\"${}[](),:=\n\t~+-_.%#é"), max
 SCALARS = HARD | st.text(max_size=20) | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(values=st.lists(SCALARS, min_size=1, max_size=3))
 def test_a_list_entry_arrives_as_exactly_that_value(free_sweeper, values):
     found = arrives(free_sweeper, values)

@@ -371,6 +371,14 @@ def test_samples_are_whole_levels():
     assert torch.equal(samples, samples.round()) and samples.min() >= 0 and samples.max() <= 16
 
 
+@pytest.mark.parametrize("changes", [{}, {"mixing": "conv", "net_norm": "weight", "dequantisation": "net"}])
+def test_no_images_have_no_density(changes):
+    flow = random_flow(1, **changes)
+    none = points(flow, 2)[:, :0]
+    assert flow.log_prob(none).shape == (1, 0)
+    assert flow.sample(0, [torch.Generator()]).shape == none.shape
+
+
 def test_the_dequantised_never_reach_the_next_level():
     places = within_cells((100_000,), 65_536, torch.Generator().manual_seed(0))
     points = (65_535 + places).float()

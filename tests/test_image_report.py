@@ -12,6 +12,7 @@ from nfexp.analysis.claims.images import IMAGE_CLAIMS
 from nfexp.analysis.table import load_arrays, load_runs
 from nfexp.report.figures.pictures import in_rows, shaded, sheet
 from nfexp.scripting import train_sweep
+from tests.conftest import no_pictures
 
 TINY = [
     "data=digits", "flow=image", "train=images_quick", "train.steps=4", "train.n_evals=2", "train.batch_size=8",
@@ -24,7 +25,7 @@ TINY = [
 def sweep(tmp_path_factory):
     """Two cells of two seeds, and the report that the command makes of them."""
     folder = tmp_path_factory.mktemp("images") / "s"
-    keys = dict(key.split("=") for key in TINY) | {"flow.scales": [1, 2], "seed": [0, 1]}
+    keys = dict(key.split("=") for key in TINY) | {"flow.scales": [1, 2], "seed": [0, 1], "hydra.launcher.workers": 1}
     train_sweep(keys, verbose=False, folder=folder)
     return folder
 
@@ -101,7 +102,8 @@ def test_shades_and_sheets():
     assert in_rows(np.zeros((7, 1, 2, 2)), 10).shape == (1, 7, 1, 2, 2)
 
 
-def test_the_report_can_be_made_again(sweep, tmp_path):
+def test_the_report_can_be_made_again(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(report.figures, "draw_all", no_pictures)  # they are drawn once, above
     assert report.build(sweep, out=tmp_path / "again").exists()
 
 

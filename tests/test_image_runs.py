@@ -12,6 +12,7 @@ from nfexp.flows.cost import member_bytes, training_cost, training_flop
 from nfexp.record import load_flow, write_run
 from nfexp.run import Interrupted, prepare_runs, run_stack
 from nfexp.spec import SpecError, check_shape, flatten, from_mapping, run_id, stack_key, unflatten
+from nfexp.sweep.planning import check_room
 from nfexp.train import advance, begin, dequantised, finish
 from tests.helpers.specs import image_spec, small_spec
 
@@ -153,6 +154,15 @@ def test_a_larger_flow_of_images_costs_more():
     small, large = image_spec(), image_spec(flow__hidden_width=32, flow__hidden_depth=2)
     assert 0 < training_flop(small) < training_flop(large)
     assert 0 < member_bytes(small) < member_bytes(large) < 1e9
+
+
+def test_a_run_that_no_memory_holds_is_refused():
+    spec = shaped(1, 1024, 1024)
+    needed = member_bytes(spec)
+    check_room([image_spec(), spec], needed)
+    with pytest.raises(SpecError, match=r"^train.batch_size: .* fits into 1 GB of .* of 1 × 1024 × 1024$"):
+        check_room([image_spec(), spec], 1e9)
+    check_room([small_spec()], 0.0)  # vectors are left to the planner
 
 
 def shaped(channels, height, width, **flat):

@@ -247,6 +247,20 @@ def with_a_negative():
     return values
 
 
+def damaged_archive():
+    np.savez_compressed("a.npz", images=GREY % 4)
+    raw = bytearray(Path("a.npz").read_bytes())
+    for k in range(150, 250):
+        raw[k] ^= 0x5A
+    Path("a.npz").write_bytes(bytes(raw))
+
+
+def array_that_claims_too_much():
+    with Path("a.npy").open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**15, 8, 8)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+
 BAD = {
     "a level that is not stated": (
         lambda: write_npz(images=GREY % 17), "images", {"path": "a.npz", "levels": 16},
@@ -258,7 +272,7 @@ BAD = {
     ),
     "levels scaled to one": (
         lambda: write_npz(images=GREY / 255), "images", {"path": "a.npz"},
-        r"data.path: expected whole levels 0, 1, … in a.npz; got 0\.\d+ \(.* pixels are no whole numbers\)",
+        r"data.path: expected whole levels 0, 1, … in a.npz; got 0\.\d+ \(no whole number in .* of 720 pixels\)",
     ),
     "an array that is no set of images": (
         lambda: write_npz(images=GREY.reshape(20, 36)), "images", {"path": "a.npz"},
@@ -275,6 +289,39 @@ BAD = {
     "a file of pickles": (
         lambda: np.save("a.npy", np.array([{}] * 20), allow_pickle=True), "images", {"path": "a.npy"},
         "data.path: expected an NPZ or NPY file of images; got a.npy: .*pickle.*",
+    ),
+    "a file of another kind": (
+        lambda: Path("a.npz").write_bytes(b"MATLAB 5.0"), "images", {"path": "a.npz"},
+        "data.path: expected an NPZ or NPY file of images; got a.npz: a file of another kind",
+    ),
+    "a damaged archive": (
+        damaged_archive, "images", {"path": "a.npz"},
+        "data.path: expected an NPZ or NPY file of images; got a.npz: .+",
+    ),
+    "an array that claims more than the memory holds": (
+        array_that_claims_too_much, "images", {"path": "a.npy"},
+        "data.path: expected an NPZ or NPY file of images; got a.npy: Unable to allocate .+",
+    ),
+    "a test set of one image": (
+        lambda: (write_npz(images=GREY), np.save("b.npy", GREY[:1])), "images",
+        {"path": "a.npz", "test_path": "b.npy"},
+        "data.test_path: expected at least 2 images, for the sake of a standard error; got 1 in b.npy",
+    ),
+    "a path of a set without files": (
+        lambda: write_npz(images=GREY), "digits", {"path": "a.npz"},
+        "data.path: expected null where data.images is 'digits' .*; got 'a.npz'",
+    ),
+    "a test file of a standard set": (
+        mnist_files, "mnist", {"path": ".", "test_path": "b.npy"},
+        "data.test_path: expected null where data.images is 'mnist' .*; got 'b.npy'",
+    ),
+    "patches without a side": (
+        lambda: None, "photographs", {"height": None},
+        "data.height: expected the side of the patches to cut, in pixels; got None",
+    ),
+    "more drawn images than memory": (
+        lambda: None, "mesh", {"height": 1000, "width": 1000},
+        "data: expected at most 1,073,741,824 pixels in all images that are drawn; got 27,000,000,000",
     ),
     "no file": (
         lambda: None, "images", {"path": "a.npz"},
@@ -303,7 +350,7 @@ BAD = {
     ),
     "no image left for training": (
         lambda: None, "digits", {"n_val": 1600},
-        "data.n_val: expected at least 2 of the 1797 images left for training; got -73",
+        "data.n_val: expected at least 2 of the 1797 images left for .*; got 1600 for validation and 270 for the test",
     ),
     "another shape than there is": (
         lambda: None, "digits", {"height": 28},
@@ -311,7 +358,7 @@ BAD = {
     ),
     "patches larger than a strip": (
         lambda: None, "photographs", {"height": 16, "width": 200},
-        "data.height: expected patches that fit into strips of 427 × 64 pixels; got 16 × 200",
+        "data.width: expected patches that fit into strips of 427 × 64 pixels; got 16 × 200",
     ),
     "noise": (lambda: None, "digits", {"noise": 0.1}, "data.noise: expected null for images .*; got 0.1"),
     "jitter": (lambda: None, "digits", {"jitter": "gap"}, "data.jitter: expected 0 for images .*; got 'gap'"),
@@ -371,7 +418,7 @@ BAD = {
     ),
     "a truncated CIFAR batch": (
         lambda: cifar_files(cut=100), "cifar10", {"path": "."},
-        "data.path: expected records of 3,073 bytes .* in data_batch_1.bin; got 12,192 bytes, 3.97 records",
+        "data.path: expected records of 3,073 bytes .* in data_batch_1.bin; got 12,192 .*, 3 records and 2,973 bytes",
     ),
     "a batch of another set": (
         lambda: cifar_files(label=77), "cifar10", {"path": "."},

@@ -40,7 +40,7 @@ ROOMS = """
     sweep.stopping sweep.standing sweep.worker sweep.planning sweep.progress sweep.display sweep.views
     sweep.executors sweep.pool sweep.slurm sweep.joblib
     sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
-    sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion
+    sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion sweep.intent sweep.running
     export estimator image_baselines baseline_fits baselines scripting doctor cli __main__
 """
 ORDER = ROOMS.split()

@@ -188,7 +188,7 @@ def test_cells_without_a_seed_of_the_rounds_are_not_in_the_study():
 def test_false_verdicts_of_whole_studies():
     """K1a where the effect is at its margin on one target and clear on the others, under the real stopping rule."""
     rng = np.random.default_rng(0)
-    n_studies = 200
+    n_studies = 100
     (claim,) = [claim for claim in CLAIMS if claim.id == "K1a"]
     verdicts = []
     for _ in range(n_studies):

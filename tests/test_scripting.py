@@ -4,6 +4,7 @@ import pytest
 
 from nfexp import train_run, train_sweep
 from nfexp.scripting import _lines
+from tests.helpers.sabotage import NO_REPORT, site
 
 QUICK = {
     "data.n_samples": 100,
@@ -16,6 +17,7 @@ QUICK = {
 
 def test_a_run_and_a_sweep(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(site(tmp_path / "site", NO_REPORT)))
     flow = train_run(QUICK | {"data": "circles", "seed": 3, "record": "none", "device": "cpu"})
     assert flow.spec.data.name == "circles" and flow.spec.seed == 3
     assert flow.metrics["test_nll"] > 0

@@ -1,6 +1,8 @@
 """The report of a sweep over tables: NLL, paired differences and baselines; no KL, no claims, no empty panels."""
 
+import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +20,35 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def sweep(nfexp):
+def sweep(nfexp, kept):
+    """The folder `s` of a sweep over two tables, trained once for all tests and copied."""
+    if list(kept.iterdir()):
+        shutil.copytree(kept, ".", dirs_exist_ok=True)
+        return Path("s")
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         frame = pd.DataFrame(rng.normal(size=(120, 3)), columns=["x", "y", "z"])
         frame.assign(z=frame["z"].round()).to_csv(f"{name}.csv", index=False)
     code, _, err = nfexp(*ARGUMENTS)
     assert code == 0, err
+    shutil.copytree(".", kept, dirs_exist_ok=True)
     return Path("s")
 
 
 @pytest.mark.pictures
-def test_the_report_of_tables(sweep, capsys):
+def test_the_report_of_tables(sweep, capsys, monkeypatch):
     runs = load_runs(sweep)
     assert len(runs) == 8 and set(runs["data.name"]) == {"a", "b"}
     assert runs["kl"].isna().all() and runs["true_nll"].isna().all()
-    assert baselines.main(["s", "workers=1"]) == 0
+    with monkeypatch.context() as here:  # a process of its own would import torch and scikit-learn
+        here.setattr(baselines, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+        assert baselines.main(["s", "workers=1"]) == 0
     assert "a, 84 points, seed 0: test NLL gaussian " in capsys.readouterr().out
     assert report.main(["s"]) == 0
     page = (sweep / "report.md").read_text()
@@ -101,3 +115,17 @@ def test_a_sweep_over_tables_is_resumed(sweep, nfexp):
     assert code == 0, err
     assert (sweep / "0003" / "result.json").exists()
     assert (sweep / "0000" / "result.json").read_text() == before
+
+
+def test_each_context_has_its_centre(nfexp, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    pd.DataFrame(rng.normal(size=(40, 3)), columns=["x", "y", "z"]).to_csv("a.csv", index=False)
+    code, _, err = nfexp(
+        "-m", "data=table", "data.path=a.csv", "data.context=[z],null", "train.steps=2", "train.warmup=0",
+        "flow.hidden_width=4", "flow.n_flows=1", "record=none", "seed=0", "hydra.sweep.dir=d",
+    )  # fmt: skip
+    assert code == 0, err
+    centres = json.loads(Path("d/sweep.json").read_text())["centres"]
+    found = {name: (centre["data.name"], centre.get("data.context")) for name, centre in centres.items()}
+    assert found == {"a": ("a", None), "a_given_z": ("a_given_z", "z")}

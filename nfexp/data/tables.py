@@ -36,7 +36,7 @@ def load_parts(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     main = found.main
     rows = split_rows(data, seed, len(main.values), own_val=found.val is not None, own_test=found.test is not None)
     train = main.values[rows.train]
-    check_vary(main.names, train, f"the rows of {main.place} to train on")
+    check_vary(main.names, train, f"the rows of {main.place} to train on", n_context=main.n_context)
     _, n_val, n_test = data.points
     val = main.values[rows.val] if found.val is None else found.val.values[:n_val]
     test = main.values[rows.test] if found.test is None else found.test.values[:n_test]

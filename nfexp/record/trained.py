@@ -215,7 +215,7 @@ class TrainedFlow:
 
         Many points are evaluated a part at a time. It is −inf where the density is too small for
         the precision of the weights, also where a scale overflows on the way (``flow.scale=exp``).
-        It is NaN only where `x` is NaN.
+        It is NaN only where `x` or the context is NaN.
 
         Parameters
         ----------

@@ -118,7 +118,8 @@ def ablation_lines(own: AblationTable) -> list[str]:
             values[-1] += " *"
         rows.append([*values, *map(_cell_text, line.cells)])
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = [f"{own.measure}, nats, mean [95% interval over seeds], by {own.axis}:"]
+    unit = own.measure if own.measure == "bits/dim" else f"{own.measure}, nats"
+    lines = [f"{unit}, mean [95% interval over seeds], by {own.axis}:"]
     for row in rows:
         cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
         lines.append(("  " + "  ".join(cells)).rstrip())

@@ -71,6 +71,13 @@ def _check_images(data: Data) -> None:
     if data.images in IN_FILES and data.path is None:
         what = "an .npz or .npy file of images" if data.images == "npz" else "the folder that holds the images"
         raise SpecError("data.path", f"the path of {what}", None)
+    has_no_use_for = [] if data.images in IN_FILES else ["path"]
+    if data.images not in ("npz", "folder"):
+        has_no_use_for += ["val_path", "test_path"]
+    for key in has_no_use_for:
+        if getattr(data, key) is not None:
+            expected = f"null where data.images is '{data.images}' (data=images reads images of your own)"
+            raise SpecError(f"data.{key}", expected, getattr(data, key))
 
 
 OF_IMAGES = {

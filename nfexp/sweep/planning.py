@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nfexp.flows.cost import member_bytes, scoring_cost, training_cost
-from nfexp.spec import Spec, stack_key
+from nfexp.spec import Spec, SpecError, Words, event_shape, stack_key
 from nfexp.surroundings import users_threads
 
 SHARE = 0.8  # of the free memory, which sweeps take unless a budget is given
@@ -95,6 +95,20 @@ def budget(on: Machine, workers: int, memory: float | None) -> float:
         return 1e9 * memory
     sharing = workers if on.device == "cpu" else math.ceil(workers / on.places)
     return SHARE * on.free_bytes / sharing
+
+
+def check_room(specs: Sequence[Spec], room: float) -> None:
+    """Raise for the first run of images that alone takes more than `room` bytes: no stack is small enough for it.
+
+    Flows of vectors are small beside any memory.
+    """
+    for spec in specs:
+        needed = member_bytes(spec)
+        if spec.flow.kind == "image" and needed > room:
+            shape = " × ".join(map(str, event_shape(spec.data)))
+            got = f"about {needed / 1e9:.3g} GB for batches of {spec.train.batch_size} images of {shape}"
+            expected = f"a run that fits into {room / 1e9:.3g} GB of free memory"
+            raise SpecError("train.batch_size", expected, Words(got))
 
 
 def training_rate(spec: Spec, members: int, workers: int) -> float:

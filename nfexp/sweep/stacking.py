@@ -15,7 +15,7 @@ from nfexp.sweep import executors
 from nfexp.sweep.dry_run import Stacks
 from nfexp.sweep.folder import locked
 from nfexp.sweep.joblib import Joblib
-from nfexp.sweep.planning import Machine, budget, machine, pick, plan_stacks
+from nfexp.sweep.planning import Machine, budget, check_room, machine, pick, plan_stacks
 from nfexp.sweep.pool import Pool
 from nfexp.sweep.progress import Progress, plain_line
 from nfexp.sweep.slurm import Resources, Slurm, resources
@@ -188,6 +188,7 @@ class Stacking:
         on = self.executor.machine(look)
         workers = options.workers or min(on.places, len(specs))
         room = budget(on, workers, options.memory)
+        check_room(specs, max(room, on.free_bytes))
         positions = plan_stacks(
             specs,
             workers=workers,

@@ -76,7 +76,15 @@ class Study:
         return pd.Series(values[known], index=seeds[known])
 
     def gap(self, a: Mapping[str, Any], b: Mapping[str, Any], metric: str = "kl") -> pd.Series:
-        """metric(a) − metric(b), paired by seed."""
+        """metric(a) − metric(b), paired by seed.
+
+        Raises
+        ------
+        Absent
+            Where the study lacks one of the cells, or both are the same one.
+        """
+        if self.key(a) == self.key(b):
+            raise Absent(f"no other cell than the centre's: {named({**a, **b})}")
         # Series subtract by index, here the seed; NaN without a pair.
         difference = self.values(metric, a) - self.values(metric, b)
         return difference.dropna()

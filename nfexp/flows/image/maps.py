@@ -114,18 +114,18 @@ def conv1x1(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Shapes: weight (E, out, ≤ in), bias (E, out).
     """
-    n_members, _, n_in = weight.shape
+    n_members, n_out, n_in = weight.shape
     n_points, _, height, width = h.shape
     own = h.unflatten(1, (n_members, -1))[:, :, :n_in]  # (N, E, in, H, W)
     rows = own.permute(1, 2, 0, 3, 4).reshape(n_members, n_in, n_points * height * width)
-    out = products(weight, rows).view(n_members, -1, n_points, height, width).transpose(1, 2)
+    out = products(weight, rows).view(n_members, n_out, n_points, height, width).transpose(1, 2)
     return out + spread(bias, out)
 
 
 def mixed(x: Tensor, weight: Tensor) -> Tensor:
     """Each pixel's channels times a matrix: x (E, N, C, H, W), weight (E, C, C), y = W x."""
     n_members, n_points, channels, height, width = x.shape
-    rows = x.transpose(1, 2).reshape(n_members, channels, -1)
+    rows = x.transpose(1, 2).reshape(n_members, channels, n_points * height * width)
     return products(weight, rows).view(n_members, channels, n_points, height, width).transpose(1, 2)
 
 

@@ -9,107 +9,107 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#7F7F7F")
 
 
+# What the layers of the chart of an axis share
+X = {
+    "field": "x",
+    "type": "ordinal",
+    "sort": {"field": "order"},
+    "axis": {"title": None, "labelAngle": 0, "labelLimit": 110, "labelOverlap": False},
+}
+BESIDE = {"field": "series", "type": "nominal", "sort": None}
+LEGEND = {
+    "orient": "top",
+    "title": None,
+    "columns": 4,
+    "labelLimit": 220,
+    "symbolOpacity": 1,
+    "symbolType": "diamond",
+}
+COLOUR = BESIDE | {"scale": {"range": SERIES}, "legend": LEGEND}
+PLACE = {"x": X, "xOffset": BESIDE, "color": COLOUR}
+# What a pointer is told of a cell, and of a run
+OF_CELL = [
+    {"field": "x", "type": "nominal", "title": "value"},
+    {"field": "series", "type": "nominal", "title": "series"},
+    {"field": "said", "type": "nominal", "title": "mean [95% interval]"},
+    {"field": "n", "type": "quantitative", "title": "completed runs"},
+    {"field": "troubles", "type": "nominal", "title": "not completed"},
+]
+OF_RUN = [
+    {"field": "job", "type": "nominal", "title": "run"},
+    {"field": "x", "type": "nominal", "title": "value"},
+    {"field": "series", "type": "nominal", "title": "series"},
+    {"field": "seed", "type": "nominal", "title": "seed"},
+    {"field": "y", "type": "quantitative", "title": "measured", "format": ".4~g"},
+]
+
+
 def ablation() -> dict[str, Any]:
     """Means with their intervals and the single runs along one axis.
 
     Data `cells`: x, order, series, mean, low, high, n, troubles, centre, decided, number. Data
     `runs`: x, order, series, y, run, job, seed, status, side. All of them are filled in by the page.
     """
-    x = {
-        "field": "x",
-        "type": "ordinal",
-        "sort": {"field": "order"},
-        "axis": {"title": None, "labelAngle": 0, "labelLimit": 110, "labelOverlap": False},
+    layers = [_halos(), _intervals(), _means(), _runs()]
+    return _chart({"datasets": {"cells": [], "runs": []}, "layer": layers})
+
+
+def _halos() -> dict[str, Any]:
+    """A square behind each cell that a verdict was decided by."""
+    mark = {"type": "point", "size": 420, "filled": True, "opacity": 0.35, "aria": False}
+    return {
+        "data": {"name": "cells"},
+        "transform": [{"filter": "datum.decided"}],
+        "mark": mark | {"color": "#F0C000", "shape": "square"},
+        "encoding": {"x": X, "xOffset": BESIDE, "y": _y("mean")},
     }
-    beside = {"field": "series", "type": "nominal", "sort": None}
-    colour = {
-        "field": "series",
-        "type": "nominal",
-        "sort": None,
-        "scale": {"range": SERIES},
-        "legend": {
-            "orient": "top",
-            "title": None,
-            "columns": 4,
-            "labelLimit": 220,
-            "symbolOpacity": 1,
-            "symbolType": "diamond",
-        },
+
+
+def _intervals() -> dict[str, Any]:
+    return {
+        "data": {"name": "cells"},
+        "mark": {"type": "rule", "strokeWidth": 2, "aria": False},
+        "encoding": PLACE | {"y": _y("low"), "y2": {"field": "high"}},
     }
-    place = {"x": x, "xOffset": beside, "color": colour}
-    mean = _y("mean")
-    of_cell = [
-        {"field": "x", "type": "nominal", "title": "value"},
-        {"field": "series", "type": "nominal", "title": "series"},
-        {"field": "said", "type": "nominal", "title": "mean [95% interval]"},
-        {"field": "n", "type": "quantitative", "title": "completed runs"},
-        {"field": "troubles", "type": "nominal", "title": "not completed"},
-    ]
-    of_run = [
-        {"field": "job", "type": "nominal", "title": "run"},
-        {"field": "x", "type": "nominal", "title": "value"},
-        {"field": "series", "type": "nominal", "title": "series"},
-        {"field": "seed", "type": "nominal", "title": "seed"},
-        {"field": "y", "type": "quantitative", "title": "measured", "format": ".4~g"},
-    ]
-    halo = {"type": "point", "size": 420, "filled": True, "opacity": 0.35, "aria": False}
-    return _chart(
-        {
-            "datasets": {"cells": [], "runs": []},
-            "layer": [
-                {
-                    "data": {"name": "cells"},
-                    "transform": [{"filter": "datum.decided"}],
-                    "mark": halo | {"color": "#F0C000", "shape": "square"},
-                    "encoding": {"x": x, "xOffset": beside, "y": mean},
-                },
-                {
-                    "data": {"name": "cells"},
-                    "mark": {"type": "rule", "strokeWidth": 2, "aria": False},
-                    "encoding": place | {"y": _y("low"), "y2": {"field": "high"}},
-                },
-                {
-                    "data": {"name": "cells"},
-                    "mark": {"type": "point", "filled": True, "shape": "diamond", "size": 110},
-                    "encoding": place
-                    | {
-                        "y": mean,
-                        "stroke": {
-                            "condition": {"test": "datum.centre", "value": "#888888"},
-                            "value": None,
-                        },
-                        "strokeWidth": {"value": 3},
-                        "tooltip": of_cell,
-                        "description": {"field": "description"},
-                    },
-                },
-                {
-                    "data": {"name": "runs"},
-                    "mark": {"type": "point", "filled": True, "size": 34, "cursor": "pointer"},
-                    "encoding": place
-                    | {
-                        "y": _y("y"),
-                        "opacity": {"value": 0.5},
-                        "shape": {
-                            "field": "side",
-                            "type": "nominal",
-                            "scale": {
-                                "domain": ["", "left", "right"],
-                                "range": ["circle", "triangle-left", "triangle-right"],
-                            },
-                            "legend": None,
-                        },
-                        "size": {
-                            "condition": {"test": "datum.side != ''", "value": 220},
-                            "value": 34,
-                        },
-                        "tooltip": of_run,
-                        "description": {"field": "description"},
-                    },
-                },
-            ],
-        }
-    )
+
+
+def _means() -> dict[str, Any]:
+    """A diamond at the mean of each cell; that of the centre has a grey edge."""
+    is_centre = {"test": "datum.centre", "value": "#888888"}
+    own = {
+        "y": _y("mean"),
+        "stroke": {"condition": is_centre, "value": None},
+        "strokeWidth": {"value": 3},
+        "tooltip": OF_CELL,
+        "description": {"field": "description"},
+    }
+    return {
+        "data": {"name": "cells"},
+        "mark": {"type": "point", "filled": True, "shape": "diamond", "size": 110},
+        "encoding": PLACE | own,
+    }
+
+
+def _runs() -> dict[str, Any]:
+    """A point for each run; those chosen for the clouds left and right are triangles that point there."""
+    shapes = {
+        "domain": ["", "left", "right"],
+        "range": ["circle", "triangle-left", "triangle-right"],
+    }
+    is_chosen = {"test": "datum.side != ''", "value": 220}
+    own = {
+        "y": _y("y"),
+        "opacity": {"value": 0.5},
+        "shape": {"field": "side", "type": "nominal", "scale": shapes, "legend": None},
+        "size": {"condition": is_chosen, "value": 34},
+        "tooltip": OF_RUN,
+        "description": {"field": "description"},
+    }
+    return {
+        "data": {"name": "runs"},
+        "mark": {"type": "point", "filled": True, "size": 34, "cursor": "pointer"},
+        "encoding": PLACE | own,
+    }
 
 
 def _y(field: str) -> dict[str, Any]:
