@@ -75,7 +75,7 @@ def test_resume_needs_only_the_folder(run, monkeypatch):
 OTHERS = {
     "another grid": (["seed=0,2"], "seed 0, 2 instead of 0, 1"),
     "a part of the grid": (["seed=0"], "1 runs instead of 2; seed 0 instead of 0, 1"),
-    "another value": (["seed=0,1", "train.lr=0.1"], r"train.lr 0.1 instead of 0.005"),
+    "another value": (["seed=0,1", "train.lr=0.1"], r"train.lr 0.1 instead of 0.01"),
 }
 
 

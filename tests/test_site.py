@@ -44,8 +44,8 @@ def test_the_page_has_every_key_of_the_schema():
 
 def test_the_page_says_type_range_and_default():
     rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*) \|$", keys.page(), re.M))
-    assert rows["train.lr"].startswith("number above 0 to 1000 | `0.005` |")
-    assert rows["train.batch_size"].startswith("whole number from 2 to 1e7, or `full` | `256` |")
+    assert rows["train.lr"].startswith("number above 0 to 1000 | `0.01` |")
+    assert rows["train.batch_size"].startswith("whole number from 2 to 1e7, or `full` | `64` |")
     assert rows["flow.coupling"].startswith("`affine`, `additive` | `affine` |")
     assert rows["data.val_share"].startswith("number above 0 to 0.9, or `null` | `null (0.1 of a table)` |")
 
