@@ -134,7 +134,7 @@ def test_training_is_dequantised_anew_at_each_step(monkeypatch):
     seen = []
     flow_type = type(training.fresh)
     log_prob = flow_type.log_prob
-    monkeypatch.setattr(flow_type, "log_prob", lambda self, x, **k: (seen.append(x), log_prob(self, x, **k))[1])
+    monkeypatch.setattr(flow_type, "log_prob", lambda self, x, *a, **k: (seen.append(x), log_prob(self, x, *a, **k))[1])
     state = begin(training)
     advance(training, state, until=2)
     first, second = (x for x in seen if x.shape[1] == 60)
