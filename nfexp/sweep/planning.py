@@ -106,7 +106,7 @@ def check_room(specs: Sequence[Spec], room: float) -> None:
         needed = member_bytes(spec)
         if spec.flow.kind == "image" and needed > room:
             shape = " × ".join(map(str, event_shape(spec.data)))
-            got = f"about {needed / 1e9:,.0f} GB for batches of {batch_points(spec)} images of {shape}"
+            got = f"about {needed / 1e9:,.1f} GB for batches of {batch_points(spec)} images of {shape}"
             got += f" and flow.hidden_width={spec.flow.hidden_width}"
             expected = f"a run that fits into {room / 1e9:.3g} GB of free memory"
             raise SpecError("train.batch_size", expected, Words(got))
