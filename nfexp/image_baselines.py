@@ -24,6 +24,7 @@ CATEGORIES = (8, 16, 32, 64)  # components of a mixture of categoricals
 COMPONENTS = (1, 2, 4, 8, 16)  # of a Gaussian mixture
 FLOORS = (0.03, 0.1, 0.3)  # that are added to its variances
 ROUNDS = 60  # of EM
+TRAINED, HELD_OUT, SCORED = 0, 1, 9  # what places in the cells are drawn for: each has a stream of its own
 LARGEST_GAUSSIAN = 256  # pixels: above, covariances have more numbers than there are images
 LARGEST_TABLE = 20_000  # pixels × levels of a mixture of categoricals
 
@@ -169,7 +170,7 @@ def _bound(density: Callable[[np.ndarray], np.ndarray], levels: int, seed: int) 
     """The single-sample bound of log P by a density of logits: the mean over DRAWS places in the cells."""
 
     def log_prob(x: np.ndarray) -> np.ndarray:
-        logits, log_det = to_logits(_placed(x, seed, 9, DRAWS), levels)
+        logits, log_det = to_logits(_placed(x, seed, SCORED, DRAWS), levels)
         found: np.ndarray = (density(logits) + log_det).reshape(DRAWS, len(x)).mean(axis=0)
         return found
 
@@ -180,8 +181,8 @@ def _gaussian_mixture(components: Sequence[int]) -> Callable[[np.ndarray, np.nda
     """Gaussians of full covariance over logits; components and the floor of variances by the validation images."""
 
     def fit(train: np.ndarray, val: np.ndarray, levels: int, seed: int) -> Fitted:
-        logits, _ = to_logits(_placed(train, seed, 0, 4), levels)
-        held_out, _ = to_logits(_placed(val, seed, 1, 4), levels)
+        logits, _ = to_logits(_placed(train, seed, TRAINED, 4), levels)
+        held_out, _ = to_logits(_placed(val, seed, HELD_OUT, 4), levels)
         best: tuple[float, GaussianMixture] | None = None
         for k in components:
             for floor in FLOORS if k > 1 else (1e-4, *FLOORS):
@@ -202,8 +203,8 @@ def _gaussian_mixture(components: Sequence[int]) -> Callable[[np.ndarray, np.nda
 
 def _flat(train: np.ndarray, val: np.ndarray, levels: int, seed: int) -> Fitted:
     """RealNVP on the pixels as a vector: the default flow for tables, its weights by the validation images."""
-    logits, _ = to_logits(_placed(train, seed, 0, COPIES), levels)
-    held_out, _ = to_logits(_placed(val, seed, 1, 4), levels)
+    logits, _ = to_logits(_placed(train, seed, TRAINED, COPIES), levels)
+    held_out, _ = to_logits(_placed(val, seed, HELD_OUT, 4), levels)
     model = RealNVP(conditioner="shared", scale="soft", steps=1000, weight_decay=0.1, noise=0.0, device="cpu")
     both = np.concatenate([logits, held_out])
     model.set_params(validation_fraction=len(held_out) / len(both))

@@ -111,7 +111,14 @@ def test_a_run_is_scored_in_bits_and_comes_back(tmp_path):
     assert z.shape == (20, 64)
     torch.testing.assert_close(flow.forward(z), (images + 0.5).float(), rtol=0, atol=1e-3)
     assert "bits/dim" in repr(flow)
-    assert flow.distribution().log_prob(z).shape == (20,)
+    law = flow.distribution()
+    middles = (images + 0.5).float().flatten(1)
+    torch.testing.assert_close(law.log_prob(middles), flow.stack.log_prob(middles[None])[0])
+    with pytest.raises(ValueError, match=r"value: expected shape \(…, 64\); got \(20, 1, 8, 8\)"):
+        law.log_prob(images + 0.5)
+    with pytest.raises(ValueError, match="export: expected a flow of vectors; got one of images"):
+        flow.export("torch")
+    assert flow.sample(0).shape == (0, 1, 8, 8) and flow.log_prob(images[:0]).shape == (0,)
     with pytest.raises(ValueError, match=r"x: expected whole levels from 0 to 16; got 0\.5"):
         flow.log_prob(images + 0.5)
     with pytest.raises(ValueError, match=r"x: expected whole levels from 0 to 16; got 17"):
@@ -157,10 +164,12 @@ def test_a_larger_flow_of_images_costs_more():
 
 
 def test_a_run_that_no_memory_holds_is_refused():
-    spec = shaped(1, 1024, 1024)
+    spec = shaped(1, 1024, 1024, train__batch_size="full")
     needed = member_bytes(spec)
     check_room([image_spec(), spec], needed)
-    with pytest.raises(SpecError, match=r"^train.batch_size: .* fits into 1 GB of .* of 1 × 1024 × 1024$"):
+    with pytest.raises(
+        SpecError, match=r"^train.batch_size: .* fits into 1 GB of .* of \d+ images of 1 × 1024 × 1024 and .*$"
+    ):
         check_room([image_spec(), spec], 1e9)
     check_room([small_spec()], 0.0)  # vectors are left to the planner
 

@@ -39,6 +39,8 @@ class FlowDistribution(Distribution):
         return self.stack.theta
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if value.shape[-1:] != self.event_shape:
+            raise ValueError(f"value: expected shape (…, {self.stack.dim}); got {tuple(value.shape)}")
         points = value.to(self.stack.theta).reshape(1, -1, self.stack.dim)
         return self.stack.log_prob(points, self._given(points))[0].reshape(value.shape[:-1])
 

@@ -117,7 +117,8 @@ class TrainedFlow:
     def distribution(self, context: object = None) -> FlowDistribution:
         """The flow as a distribution of PyTorch, with weights of its own; of an ensemble a member's.
 
-        With a context it is p(x | c) at the one row c, (1, C): gradients reach a tensor c.
+        With a context it is p(x | c) at the one row c, (1, C): gradients reach a tensor c. Of images it is the law of
+        points in the cells of their levels, as rows of D numbers: ``(images + u).flatten(1)`` with u in [0, 1).
         """
         from nfexp.flows.distribution import FlowDistribution
 
@@ -132,12 +133,14 @@ class TrainedFlow:
 
         ``"torch"`` gives an ``nn.Module`` of ``nn.Linear`` layers with `log_prob`, `sample`, `forward` and `inverse`
         (:class:`nfexp.flows.export.PlainFlow`), ``"zuko"`` a ``zuko.lazy.Flow``, where zuko is installed and has the
-        parts. Both take a context, in data units.
+        parts. Both take a context, in data units. Flows of images stay here.
         """
         from nfexp.flows.export import EXPORTS
 
         if to not in EXPORTS:
             raise ValueError(f"to: expected one of {', '.join(EXPORTS)}; got {to!r}")
+        if self.stack.image is not None:
+            raise ValueError("export: expected a flow of vectors; got one of images")
         return EXPORTS[to](self.stack)
 
     def _points(self, x: object, name: str) -> Tensor:

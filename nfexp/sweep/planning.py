@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nfexp.flows.cost import member_bytes, scoring_cost, training_cost
-from nfexp.spec import Spec, SpecError, Words, event_shape, stack_key
+from nfexp.spec import Spec, SpecError, Words, batch_points, event_shape, stack_key
 from nfexp.surroundings import users_threads
 
 SHARE = 0.8  # of the free memory, which sweeps take unless a budget is given
@@ -106,7 +106,8 @@ def check_room(specs: Sequence[Spec], room: float) -> None:
         needed = member_bytes(spec)
         if spec.flow.kind == "image" and needed > room:
             shape = " × ".join(map(str, event_shape(spec.data)))
-            got = f"about {needed / 1e9:.3g} GB for batches of {spec.train.batch_size} images of {shape}"
+            got = f"about {needed / 1e9:,.1f} GB for batches of {batch_points(spec)} images of {shape}"
+            got += f" and flow.hidden_width={spec.flow.hidden_width}"
             expected = f"a run that fits into {room / 1e9:.3g} GB of free memory"
             raise SpecError("train.batch_size", expected, Words(got))
 

@@ -92,9 +92,9 @@ def _log_slope_of_sigmoid(a: Tensor) -> Tensor:
 class Dequantise(Layer):
     """Where in its cell a level is put: k + ε ↦ k + u with logit u = exp(a) logit ε + b, and outside all cells nothing.
 
-    For uniform dequantisation u = ε. Otherwise a and b are learned: a pair for each level ("table"), or besides, for
-    each pixel, what a small network says of the levels of the whole image ("net"). With ε uniform in the cell, the
-    flow's log-density at k + ε is the single-sample bound on log P(k) (Ho et al. 2019, eq. 12).
+    For uniform dequantisation u = ε. Otherwise a and b are learned. "table": a pair for each level; "net": to this pair
+    a small network adds, for each pixel, what it makes of the levels of the whole image. With ε uniform in the cell,
+    the flow's log-density at k + ε is the single-sample bound on log P(k) (Ho et al. 2019, eq. 12).
     """
 
     maps = 16
@@ -295,7 +295,7 @@ class ImageCoupling(ActiveLayer):
         self.net = ResidualNet(f"{self.name}.net", flow, n_in, self.heads * self.n_moved)
 
     def _channels(self) -> tuple[int, int]:
-        """How many channels the network sees, and of how many it says s and t."""
+        """How many channels the network sees, and for how many it gives s and t."""
         raise NotImplementedError
 
     def _conditioned(self, p: Tensors, x: Tensor, batch: Batch | None) -> tuple[Tensor | None, Tensor]:
@@ -355,7 +355,7 @@ def checkerboard(height: int, width: int, parity: int) -> Tensor:
 
 
 class CheckerboardCoupling(ImageCoupling):
-    """Every second pixel moves, by what its neighbours say."""
+    """Every second pixel moves, by s and t that a network makes of the others."""
 
     def _channels(self) -> tuple[int, int]:
         return self.shape[0], self.shape[0]
@@ -375,7 +375,7 @@ class CheckerboardCoupling(ImageCoupling):
 
 
 class ChannelCoupling(ImageCoupling):
-    """Half of the channels move, by what the other half says."""
+    """Half of the channels move, by s and t that a network makes of the other half."""
 
     def _channels(self) -> tuple[int, int]:
         half = self.shape[0] // 2
@@ -406,7 +406,7 @@ class ChannelCoupling(ImageCoupling):
 
 
 class ChannelNorm(ActiveLayer):
-    """z = (x − m) exp(l) + h, channel by channel; what m, l and h are, each subclass says, as (E, C)."""
+    """z = (x − m) exp(l) + h, channel by channel; subclasses say what m, l and h are, (E, C) each."""
 
     def _coefficients(self, p: Tensors) -> tuple[Tensor | None, Tensor, Tensor]:
         raise NotImplementedError
@@ -432,7 +432,7 @@ class ChannelNorm(ActiveLayer):
 
 
 class ChannelActNorm(ChannelNorm):
-    """Both are learned, and set so that the first batch comes out standardised (Kingma, Dhariwal 2018)."""
+    """l and h are learned, m is 0; the first batch sets them and comes out standardised (Kingma, Dhariwal 2018)."""
 
     def learned_shapes(self) -> Shapes:
         return self._per_channel("log_gain", "shift")

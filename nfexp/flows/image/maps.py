@@ -6,6 +6,7 @@ Points of a layer are (E, N, C, H, W). Within a network the members stand side b
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -135,9 +136,7 @@ def kept(p_drop: float, shape: tuple[int, ...], generators: list[Generator]) -> 
     Eight decisions come from one draw of 64 bits, so that the share is a multiple of 1/256.
     """
     n_dropped = round(256 * p_drop)
-    size = 1
-    for length in shape:
-        size *= length
+    size = math.prod(shape)
     parts = []
     for generator in generators:
         words = torch.empty(-(-size // 8), dtype=torch.int64)

@@ -27,8 +27,8 @@ MOMENTUM = 0.1  # share of a batch in the running averages
 class MapNorm:
     """h ← (h − m) exp(g) + b for every map of a network, and the numbers it needs.
 
-    "batch": m and exp(−g) are mean and standard deviation of the batch while training and running averages otherwise,
-    with a learned gain and shift besides; "act": both are learned, set by the first batch.
+    "batch": m and the variance are those of the batch while training and running averages otherwise; a gain and a shift
+    are learned besides. "act": m is 0, and g and b are learned, from what the first batch sets.
     """
 
     def __init__(self, name: str, kind: str, maps: int) -> None:
@@ -63,7 +63,7 @@ class MapNorm:
 
 
 def _blocks(name: str, tensors: dict[str, tuple[int, ...]]) -> Shapes:
-    """One block for each tensor of a thing of this name."""
+    """One block of its own for each of these tensors, under this name."""
     shapes: Shapes = {}
     for key, shape in tensors.items():
         full = f"{name}.{key}"
@@ -117,10 +117,10 @@ class Conv:
 
     def initialise(self, own: Tensors, draws: Generator) -> None:
         weight = own[f"{self.name}.weight"]
-        largest = math.sqrt(9 * self.n_in)
-        weight.copy_(uniform(weight.shape, draws) / largest)
+        root_of_inputs = math.sqrt(9 * self.n_in)
+        weight.copy_(uniform(weight.shape, draws) / root_of_inputs)
         bias = own[f"{self.name}.bias"]
-        bias.copy_(uniform(bias.shape, draws) / largest)
+        bias.copy_(uniform(bias.shape, draws) / root_of_inputs)
         if self.weight_norm:
             own[f"{self.name}.gain"].copy_(weight.flatten(1).square().sum(-1).sqrt())
 
@@ -150,13 +150,12 @@ class ResidualNet:
         weight_norm = flow.net_norm == "weight"
         self.first = Conv(f"{name}.in", n_in + 1, self.maps, weight_norm=weight_norm)
         self.convs: list[Conv] = []
-        self.norms: list[MapNorm] = []
-        kind = {"batch": "batch", "act": "act"}.get(flow.net_norm or "none")
         for i in range(2 * self.n_blocks):
             self.convs.append(Conv(f"{name}.{i}", self.maps, self.maps, weight_norm=weight_norm))
-        if kind is not None:
+        self.norms: list[MapNorm] = []  # none without a norm, else one before each σ
+        if flow.net_norm in ("batch", "act"):
             for i in range(2 * self.n_blocks + 1):
-                self.norms.append(MapNorm(f"{name}.norm.{i}", kind, self.maps))
+                self.norms.append(MapNorm(f"{name}.norm.{i}", flow.net_norm, self.maps))
 
     def learned_shapes(self) -> Shapes:
         shapes = self.first.learned_shapes()

@@ -2,7 +2,8 @@
 
 At every scale but the last there are `n_flows` couplings with checkerboard masks, a squeeze that turns 2 x 2 pixels
 into four channels, `n_flows` couplings with masks of channels, and half of what is there is factored out: it goes to
-the base as it is. The last scale has `n_flows` + 1 couplings with checkerboards (Dinh et al. 2017, sec. 3.6 and 4.1).
+the base as it is. The last scale has `n_flows` + 1 couplings with checkerboards (Dinh et al. 2017, sec. 3.6 and 4.1):
+with one scale, masks of both kinds are therefore checkerboards alone.
 """
 
 from __future__ import annotations
