@@ -43,7 +43,10 @@ def _values(group: str, option: str) -> dict[str, Any]:
     own = dict(yaml.safe_load(text))
     values: dict[str, Any] = {}
     for other in own.pop("defaults", ["_self_"]):
-        values |= own if other == "_self_" else _values(group, other)
+        if other == "_self_":
+            values |= own
+        elif isinstance(other, str):  # not a choice for another group, {"override …": …}
+            values |= _values(group, other)
     return values
 
 

@@ -118,7 +118,7 @@ def test_a_first_interrupt_ends_in_good_order_a_second_at_once(sweep, tmp_path):
 
 @linux
 def test_an_interrupted_sweep_goes_on_to_the_same_numbers(sweep, tmp_path):
-    how = ["seed=0,1", "flow.n_flows=2", "train.steps=20000", "train.n_evals=2"]
+    how = ["seed=0,1", "flow.n_flows=2", "train.steps=100000", "train.n_evals=2"]
     (tmp_path / "whole").mkdir()
     whole = sweep(*how, cwd=tmp_path / "whole")
     assert whole.wait() == 0

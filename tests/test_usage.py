@@ -67,5 +67,5 @@ def test_nfexp_itself(nfexp):
     assert code == 0 and out.startswith(f"nfexp {importlib.metadata.version('nfexp')}")
     code, out, err = nfexp("--help")
     assert code == 0 and not err and "usage: nfexp [-m]" in out
-    assert "flow: blog, compact, image, paper, realnvp, tuned" in out
+    assert "flow: blog, classic, image, paper, realnvp, tuned" in out
     assert sum(line.startswith("  nfexp ") for line in out.splitlines()) == 6
