@@ -83,8 +83,10 @@ def command(*arguments: str, folder: Path, **env: str) -> Usage:
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{said[-2000:]}")
     cpu = max(used.ru_utime + used.ru_stime, sum(seen.values()))
-    largest = used.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    return Usage(wall=wall, cpu=cpu, peak_mb=max(*peak, largest), said=said)
+    largest = max(peak)
+    if not largest:  # without /proc; a child begins with what this process has, so that it is no less than that
+        largest = used.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return Usage(wall=wall, cpu=cpu, peak_mb=largest, said=said)
 
 
 def listed(values: Sequence[object]) -> str:
