@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -76,6 +76,7 @@ def argument(line: str) -> Argument:
     return described(_parser().parse_override(line))
 
 
+@lru_cache(maxsize=2**16)  # the jobs of a sweep repeat a few overrides thousands of times
 def key_of(text: str) -> str:
     """What an argument of a command is about: the key of an override, the name of a flag.
 
