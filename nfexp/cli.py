@@ -10,6 +10,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,7 +34,7 @@ from nfexp.commands import CommandLine, command_line, resumed
 from nfexp.configuration import CONTROLS, conf_dir, own_folders, spec_of
 from nfexp.files import trouble
 from nfexp.record import RunFailed, objective, outcome
-from nfexp.spec import Spec, SpecError, Words, run_id
+from nfexp.spec import Data, Flow, Spec, SpecError, Train, Words, near, run_id
 from nfexp.surroundings import command, environment
 from nfexp.sweep.claim import Refused, check_fresh, claims
 from nfexp.sweep.conclusion import Interrupted
@@ -177,7 +178,11 @@ def explain_override(error: BaseException) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         expected = "a key of the configuration (see nfexp --cfg job)"
-        return f"{unknown[1]}: expected {expected}; got an unknown one"
+        known: list[str] = []
+        for group, cls in (("data", Data), ("flow", Flow), ("train", Train)):
+            known += [f"{group}.{field.name}" for field in fields(cls)]
+        hint = "" if unknown[1] in known else near(unknown[1], known)  # known, but no key of these data
+        return f"{unknown[1]}: expected {expected}; got an unknown one{hint}"
     unfit = re.search(r"Error merging override \+*([\w.]+)=(.*)", text)
     if unfit:
         key, value = unfit.groups()

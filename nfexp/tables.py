@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import os
@@ -18,7 +17,7 @@ import numpy as np
 from nfexp.images import facts_of_images, settled_images, warnings_of_images
 from nfexp.published import read_published
 from nfexp.readers import read_file
-from nfexp.spec import Data, Spec, SpecError, Words, names_of
+from nfexp.spec import Data, Spec, SpecError, Words, names_of, near
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,9 +108,7 @@ def _position(key: str, asked: str, names: Sequence[str], place: str) -> int:
         return list(names).index(asked)
     if asked.isdecimal() and int(asked) < len(names):
         return int(asked)
-    near = difflib.get_close_matches(asked, names, n=1)
-    hint = f" (near: {near[0]!r})" if near else ""
-    raise SpecError(key, f"columns of {place}: {_shortened(names)}", Words(f"{asked!r}{hint}"))
+    raise SpecError(key, f"columns of {place}: {_shortened(names)}", Words(f"{asked!r}{near(asked, names)}"))
 
 
 def _shortened(names: Sequence[str], most: int = 12) -> str:

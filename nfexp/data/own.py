@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import math
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nfexp.data.densities import TARGET_NAMES
-from nfexp.spec import Data, SpecError, Words
+from nfexp.spec import Data, SpecError, Words, near
 from nfexp.streams import stream
 from nfexp.targets import KEY, TargetSource, find_source
 
@@ -178,9 +177,7 @@ def _member(module: ModuleType, source: TargetSource) -> Any:
     if hasattr(module, source.name):
         return getattr(module, source.name)
     names = [name for name in vars(module) if not name.startswith("_")]
-    near = difflib.get_close_matches(source.name, names, n=1)
-    hint = f" (near: {near[0]!r})" if near else ""
-    _refuse(f"a name that {source.place} has", f"{source.name!r}{hint}")
+    _refuse(f"a name that {source.place} has", f"{source.name!r}{near(source.name, names)}")
 
 
 def _made(found: Any, source: TargetSource, given: Mapping[str, Any]) -> Any:

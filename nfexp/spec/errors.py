@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SpecError(ValueError):
     """A value that nfexp cannot run with; its message names the key, what was expected and what came."""
@@ -19,3 +22,13 @@ class SpecError(ValueError):
 
 class Words(str):
     """Text that :class:`SpecError` shows as it is, without quotes."""
+
+
+def near(asked: str, names: Iterable[str]) -> str:
+    """The name that was probably meant, as the end of a message; empty if none is near.
+
+    >>> near("flow.n_flow", ["flow.n_flows", "flow.mask"]), near("seed", ["flow.mask"])
+    (" (near: 'flow.n_flows')", '')
+    """
+    found = difflib.get_close_matches(asked, list(names), n=1)
+    return f" (near: {found[0]!r})" if found else ""
