@@ -184,7 +184,7 @@ class Tracking:
         self._trackers: dict[str, Tracker] = {}
         self._noted: dict[str, int] = {}  # evaluations
 
-    def told(self, training: Training, state: State) -> None:
+    def observe(self, training: Training, state: State) -> None:
         """Note the evaluations since the last call; what :func:`nfexp.run.run_stack` calls."""
         if self.kind is None:
             return

@@ -104,10 +104,13 @@ class Ensembles:
         """
         return self.forward(self.stack.base_draws(n, base), self.choose(n, members), context)
 
+    def rows(self, r: int) -> range:
+        """Where the members of ensemble `r` stand in the stack."""
+        return range(r * self.n_members, (r + 1) * self.n_members)
+
     def one(self, r: int) -> Ensembles:
         """Ensemble `r` by itself."""
-        rows = range(r * self.n_members, (r + 1) * self.n_members)
-        return Ensembles(self.stack.pick(rows), self.n_members, self.counted[r].tolist())
+        return Ensembles(self.stack.pick(self.rows(r)), self.n_members, self.counted[r].tolist())
 
     def state(self, r: int) -> dict[str, Tensor]:
         """The named tensors of ensemble `r`, ready to be stored: of members that count, as "members.3.coupling.0…"."""

@@ -18,7 +18,8 @@ from nfexp.analysis.statistics import Absent, Study, studies
 from nfexp.analysis.statistics.ablations import Centres
 from nfexp.analysis.table import collect
 from nfexp.analysis.table.cells import config_row
-from nfexp.analysis.table.gather import tabulate, with_usual
+from nfexp.analysis.table.gather import with_usual
+from nfexp.analysis.table.reading import tabulate
 from nfexp.arguments import key_of
 from nfexp.record import outcome
 from nfexp.record.metrics import METRICS

@@ -125,7 +125,7 @@ class Teller:
         self._clock = Clock()
         self._written = time.perf_counter()
 
-    def told(self, training: Training, state: State) -> None:
+    def observe(self, training: Training, state: State) -> None:
         """What :func:`nfexp.run.run_stack` calls about twice a second."""
         now = time.perf_counter()
         is_last = state.step >= training.lead.train.steps and self.path.exists()

@@ -12,6 +12,7 @@ from nfexp.data import Dataset
 from nfexp.flows.image.layers import Reorder, Squeeze
 from nfexp.flows.image.plan import Image, factored_out
 from nfexp.flows.stack import FlowStack
+from nfexp.score.results import Arrays
 from nfexp.spec import Spec
 from nfexp.streams import stream
 
@@ -20,8 +21,6 @@ COLUMNS = 10  # images of a row of the other figures
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0)  # Parmar et al. 2018, Kingma and Dhariwal 2018
 PAIRS, BETWEEN = 5, 9  # rows of an interpolation, and images in each
 WALKED = 6  # samples that are followed through the layers
-
-Arrays = dict[str, list[np.ndarray]]  # key → one array per member
 
 
 def image_arrays(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, shown: int) -> Arrays:
