@@ -122,8 +122,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         return explain_missing(error)
     if isinstance(error, OSError):
-        place, expected, got = trouble(error, "a folder nfexp can write to")
-        return f"{place}: expected {expected}; got {got}"
+        path, expected, got = trouble(error, "a folder nfexp can write to")
+        return f"{path}: expected {expected}; got {got}"
     if isinstance(error, OverrideParseException):
         if "=" not in str(error.override).strip("~"):
             return f"{error.override}: expected KEY=VALUE; got no '='"

@@ -75,12 +75,12 @@ def _libraries() -> list[str]:
     """The BLAS and OpenMP libraries that are loaded."""
     from threadpoolctl import threadpool_info
 
-    found = []
+    lines = []
     for library in threadpool_info():
         words = f"{library['internal_api']} {library.get('version') or ''}".strip()
-        if words not in found:
-            found.append(words)
-    return found
+        if words not in lines:
+            lines.append(words)
+    return lines
 
 
 def _kernel() -> list[Row]:

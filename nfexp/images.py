@@ -41,12 +41,12 @@ class Album:
     @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits of a hash of all pixels and the number of levels."""
-        found = hashlib.sha256(f"{self.levels}".encode())
+        digest = hashlib.sha256(f"{self.levels}".encode())
         for images in (self.main, self.val, self.test):
             if images is not None:
-                found.update(f"{images.shape}{images.dtype.itemsize}".encode())
-                found.update(np.ascontiguousarray(images).tobytes())
-        return found.hexdigest()[:16]
+                digest.update(f"{images.shape}{images.dtype.itemsize}".encode())
+                digest.update(np.ascontiguousarray(images).tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,21 +78,32 @@ def _photographs(data: Data) -> Album:
     for photograph in load_sample_images().images:
         for name, strip in strips(photograph).items():
             parts[name].append(patches_of(strip, data, overlapping=name == "train"))
-    train, val, test = (np.concatenate(own) for own in parts.values())
-    return Album(place="scikit-learn's photographs", levels=BYTE, main=train, val=val, test=test)
+    return Album(
+        place="scikit-learn's photographs",
+        levels=BYTE,
+        main=np.concatenate(parts["train"]),
+        val=np.concatenate(parts["val"]),
+        test=np.concatenate(parts["test"]),
+    )
 
 
 def _pictures(data: Data) -> Album:
     """Patches of scikit-image's pictures: three for training and validation, one held out for the test."""
-    pictures = _of_scikit_image()
-    train, val = [], []
-    for picture in pictures[:-1]:
-        own = strips(picture)
-        train.append(patches_of(np.concatenate([own["train"], own["val"]], axis=1), data, overlapping=True))
-        val.append(patches_of(own["test"], data, overlapping=False))
-    test = patches_of(pictures[-1], data, overlapping=False)
-    place = "scikit-image's pictures"
-    return Album(place=place, levels=BYTE, main=np.concatenate(train), val=np.concatenate(val), test=test)
+    *others, held_out = _of_scikit_image()
+    train = []
+    val = []
+    for picture in others:
+        parts = strips(picture)
+        to_train_on = np.concatenate([parts["train"], parts["val"]], axis=1)
+        train.append(patches_of(to_train_on, data, overlapping=True))
+        val.append(patches_of(parts["test"], data, overlapping=False))
+    return Album(
+        place="scikit-image's pictures",
+        levels=BYTE,
+        main=np.concatenate(train),
+        val=np.concatenate(val),
+        test=patches_of(held_out, data, overlapping=False),
+    )
 
 
 def _of_scikit_image() -> list[np.ndarray]:
@@ -143,11 +154,11 @@ def patches_of(strip: np.ndarray, data: Data, *, overlapping: bool) -> np.ndarra
         expected = f"patches that fit into strips of {strip.shape[0]} × {strip.shape[1]} pixels"
         raise SpecError(key, expected, Words(f"{height} × {width}"))
     steps = (max(1, height // 2), max(1, width // 2)) if overlapping else (height, width)
-    found = []
+    patches = []
     for top in range(0, strip.shape[0] - height + 1, steps[0]):
         for left in range(0, strip.shape[1] - width + 1, steps[1]):
-            found.append(strip[top : top + height, left : left + width])
-    return np.moveaxis(np.stack(found), 3, 1)
+            patches.append(strip[top : top + height, left : left + width])
+    return np.moveaxis(np.stack(patches), 3, 1)
 
 
 # --- Sets in files ---------------------------------------------------------------------------------------------------
@@ -210,17 +221,20 @@ SETS: dict[str, Callable[[Data], Album]] = {
 
 def _signature(path: str | None) -> tuple[object, ...]:
     """What tells that a file, or a file of a folder, was changed since it was last read."""
-    place = os.path.expanduser(path or "")
+    full_path = os.path.expanduser(path or "")
     try:
-        status = os.stat(place)
+        status = os.stat(full_path)
         signature: tuple[object, ...] = (status.st_mtime_ns, status.st_size)
-        if not os.path.isdir(place):
+        if not os.path.isdir(full_path):
             return signature
-        with os.scandir(place) as entries:
-            own = [(entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in entries]
+        with os.scandir(full_path) as entries:
+            entries_seen = []
+            for entry in entries:
+                status = entry.stat()
+                entries_seen.append((entry.name, status.st_mtime_ns, status.st_size))
     except OSError:
         return ()
-    return signature + tuple(sorted(own))
+    return signature + tuple(sorted(entries_seen))
 
 
 def album_of(data: Data) -> Album:

@@ -146,10 +146,10 @@ def members_from_state(
         return from_state(flow, dim, state, image, n_context), [0]
     parts: dict[int, dict[str, Tensor]] = {}
     for name, value in state.items():
-        found = re.fullmatch(r"members\.(\d{1,4})\.(.+)", name)
-        if found is None or int(found[1]) >= flow.members:
+        match = re.fullmatch(r"members\.(\d{1,4})\.(.+)", name)
+        if match is None or int(match[1]) >= flow.members:
             raise ValueError(f"weights: expected those of {flow.members} members; got an unknown one, {name}")
-        parts.setdefault(int(found[1]), {})[found[2]] = value
+        parts.setdefault(int(match[1]), {})[match[2]] = value
     if not parts:
         raise ValueError(f"weights: expected those of {flow.members} members; got nothing")
     positions = sorted(parts)

@@ -43,11 +43,11 @@ def flatten(spec: Spec) -> dict[str, Any]:
         value = getattr(spec, f.name)
         if is_dataclass(value):
             for g in fields(value):
-                own = getattr(value, g.name)
+                part = getattr(value, g.name)
                 if g.name == "parameters":
-                    flat |= {f"{f.name}.{key}": parameter for key, parameter in own}
-                elif own != g.default:
-                    flat[f"{f.name}.{g.name}"] = own
+                    flat |= {f"{f.name}.{key}": parameter for key, parameter in part}
+                elif part != g.default:
+                    flat[f"{f.name}.{g.name}"] = part
         else:
             flat[f.name] = value
     return flat

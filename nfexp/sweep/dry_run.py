@@ -72,20 +72,20 @@ def to_measure(specs: Sequence[Spec], stacks: Stacks) -> list[list[int]]:
 
 def measured_pace(specs: Sequence[Spec], stacks: Stacks, measure: Callable[[Spec, int], float]) -> Pace:
     """The pace of this machine; `measure` trains a stack like a run's, of so many members."""
-    found = []
+    rates = []
     for positions in to_measure(specs, stacks):
         lead = specs[positions[0]]
-        found.append((lead, measure(lead, min(len(positions), ENOUGH))))
-    return Pace(found)
+        rates.append((lead, measure(lead, min(len(positions), ENOUGH))))
+    return Pace(rates)
 
 
 def seconds_to_train(specs: Sequence[Spec], stacks: Stacks, pace: Pace) -> float:
     """How long the last worker takes, each with one stack at a time, in their order."""
     busy_until = [0.0] * max(1, stacks.at_once)
     for positions in stacks.positions:
-        own = pick(specs, positions)
+        of_stack = pick(specs, positions)
         begins = heapq.heappop(busy_until)
-        heapq.heappush(busy_until, begins + total_cost(own) / pace.of(own[0]))
+        heapq.heappush(busy_until, begins + total_cost(of_stack) / pace.of(of_stack[0]))
     return max(busy_until)
 
 

@@ -43,9 +43,9 @@ def locked(folder: Path, what: str = "a sweep") -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     # An absolute name, for filelock gives one lock for one name within this process, and a run may
     # change the working folder meanwhile.
-    place = Path(os.path.abspath(folder))
-    holder = place / HOLDER
-    lock = FileLock(place / ".lock", is_singleton=True)
+    full_path = Path(os.path.abspath(folder))
+    holder = full_path / HOLDER
+    lock = FileLock(full_path / ".lock", is_singleton=True)
     held_already = lock.is_locked  # by this process, further out
     try:
         lock.acquire(blocking=False)
@@ -59,7 +59,7 @@ def locked(folder: Path, what: str = "a sweep") -> Iterator[None]:
         if not held_already:
             with suppress(OSError):
                 holder.unlink()
-            if (place / "result.json").exists():
+            if (full_path / "result.json").exists():
                 # A finished run is never written again, so its lock file is not needed either. Any
                 # other must stay: who waits for a removed file and who makes a new one would both
                 # have the lock.

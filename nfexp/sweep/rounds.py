@@ -67,10 +67,10 @@ def cell_of(spec: Spec) -> str:
 
 def seeds_by_cell(specs: Sequence[Spec]) -> dict[str, set[int]]:
     """The seeds of each cell."""
-    found: dict[str, set[int]] = {}
+    seeds: dict[str, set[int]] = {}
     for spec in specs:
-        found.setdefault(cell_of(spec), set()).add(spec.seed)
-    return found
+        seeds.setdefault(cell_of(spec), set()).add(spec.seed)
+    return seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def next_round(
 
 def judged_round(
     folder: Path,
-    places: Mapping[int, str],
+    run_folders: Mapping[int, str],
     specs: Mapping[int, Spec],
     overrides: Mapping[int, Sequence[str]],
     rounds: Rounds,
@@ -134,17 +134,17 @@ def judged_round(
 ) -> NextRound | None:
     """Judge a sweep after a round and say what comes next; None if the round is not finished.
 
-    `places` holds the folder of each job, from that of the sweep, by number, as `specs` and
+    `run_folders` holds the folder of each job, from that of the sweep, by number, as `specs` and
     `overrides` do.
     """
-    for place in places.values():
-        end = outcome(folder / place)
+    for run_folder in run_folders.values():
+        end = outcome(folder / run_folder)
         if end is None or (fail_fast and end.status == "failed"):
             return None
-    found = collect(folder)
-    folders = {os.path.abspath(folder / place): number for number, place in places.items()}
-    sweep = found.sweep
-    judged = courses(studies(found.runs, sweep.centres), rounds, sweep.contrasts)
+    collected = collect(folder)
+    folders = {os.path.abspath(folder / run_folder): number for number, run_folder in run_folders.items()}
+    sweep = collected.sweep
+    judged = courses(studies(collected.runs, sweep.centres), rounds, sweep.contrasts)
     following = next_round(judged, folders, specs, overrides, rounds)
     seeds = len({spec.seed for spec in specs.values()})
     n_decided = following.n_claims - following.n_open
@@ -189,8 +189,8 @@ def _looks_wanted(
             look = finding.look + 1
             if look > len(rounds.counts) or is_out_of_reach(finding, rounds):
                 continue
-            for own in finding.cells.values():
-                for runs in own.values():
+            for cell_runs in finding.cells.values():
+                for runs in cell_runs.values():
                     for folder in runs["dir"]:
                         if folder in folders:
                             cell = cell_of(specs[folders[folder]])
@@ -229,7 +229,7 @@ def check_claims(
     """Raise unless there is something to decide: a claim that compares cells of this sweep."""
     for course in courses(planned_studies(specs, centres), rounds, contrasts):
         for finding in course.findings:
-            n_cells = max((len(own) for own in finding.cells.values()), default=0)
+            n_cells = max((len(runs) for runs in finding.cells.values()), default=0)
             if course.counts and finding.applies and n_cells > 1 and finding.rows != EVERY_RUN:
                 return
     if rounds.margin is None:

@@ -138,8 +138,8 @@ def _folders(dirs: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def _cached(folders: Iterable[Path], places: Iterable[Iterable[Place]]) -> dict[str, str]:
     """The records of all places that a cache in one of `folders` holds, by identity."""
     wanted = set()
-    for own in places:
-        for place in own:
+    for of_folder in places:
+        for place in of_folder:
             if place.result:
                 wanted.add(place.result)
     known: dict[str, str] = {}
@@ -150,15 +150,15 @@ def _cached(folders: Iterable[Path], places: Iterable[Iterable[Place]]) -> dict[
 
 def _plans(places: Iterable[Place], skipped: list[ReportError]) -> dict[str, PlannedRuns]:
     """The readable plans of `places`, by folder."""
-    found = {}
+    plans = {}
     for place in places:
         if not place.plan:
             continue
         try:
-            found[place.folder] = planned_runs(place.folder)
+            plans[place.folder] = planned_runs(place.folder)
         except ReportError as error:
             skipped.append(error)
-    return found
+    return plans
 
 
 def _raise_no_runs(top: Path, failures: list[ReportError]) -> None:
@@ -183,8 +183,8 @@ def _sweep(plans: Plans, runs: pd.DataFrame) -> Sweep:
     jobs = set(runs["dir"])
     rounds: Rounds | None = None
     contrasts: dict[str, OwnContrast] = {}
-    for top, own in plans.items():
-        for folder, plan in own.items():
+    for top, of_folder in plans.items():
+        for folder, plan in of_folder.items():
             names.append(plan.name)
             centres = plan.centres | centres  # of two sweeps the first one counts
             rounds = rounds or plan.rounds
@@ -192,7 +192,7 @@ def _sweep(plans: Plans, runs: pd.DataFrame) -> Sweep:
                 contrasts.setdefault(contrast.name, contrast)
             for job in plan.rows:
                 jobs.add(os.path.join(folder, os.path.normpath(job)))
-        if not own:
+        if not of_folder:
             names.append(printable(top.name))
     centres = with_usual(centres, runs)
     unplanned = runs[~runs["data.name"].isin(list(centres))]
@@ -212,14 +212,14 @@ def with_usual(
     runs: pd.DataFrame,
 ) -> dict[str, dict[str, Any]]:
     """Centres with the usual value of each parameter that has a column in the table of runs."""
-    found = {}
+    complete = {}
     for target, centre in centres.items():
         usual = {}
         for column in map(str, runs):
             if is_parameter_key(column) and centre.get(column) is None:
                 usual[column] = usual_value(target, column)
-        found[target] = {**centre, **usual}
-    return found
+        complete[target] = {**centre, **usual}
+    return complete
 
 
 def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:

@@ -105,11 +105,11 @@ class Reading:
 
     def reasons(self) -> dict[str, str]:
         """Why runs did not complete, by directory."""
-        found = {}
+        reasons = {}
         for folder, record in self.records.items():
             if isinstance(record.get("reason"), str):
-                found[folder] = printable(record["reason"], 300)
-        return found | dict.fromkeys(self.refused, "skipped: not a readable record")
+                reasons[folder] = printable(record["reason"], 300)
+        return reasons | dict.fromkeys(self.refused, "skipped: not a readable record")
 
 
 def tabulate(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
