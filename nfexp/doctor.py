@@ -20,9 +20,18 @@ from nfexp.trackers import MODULES as TRACKERS
 from nfexp.usage import Usage, run_without_folders
 
 PACKAGES = (
-    "torch", "numba", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn", "hydra-core", "omegaconf",
-    "safetensors", "rich",
-)  # fmt: skip
+    "torch",
+    "numba",
+    "numpy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "scikit-learn",
+    "hydra-core",
+    "omegaconf",
+    "safetensors",
+    "rich",
+)
 FREE_GIGABYTES = 2.0  # of the disk; below it the doctor warns
 
 USAGE = Usage(

@@ -245,16 +245,27 @@ def album_of(data: Data) -> Album:
     SpecError
         For files that are missing or not what they should be, and for pixels outside the levels.
     """
-    # what a set is read by; all else would read it once more
     is_cut = data.images in ("photographs", "pictures")
+    is_own = data.images in ("npz", "folder")
+    # What a set is read by; all else would read it once more
     reading = replace(
-        data, name="images", n_samples=None, n_val=None, n_test=None, val_share=None, test_share=None, split=None,
-        dim=2, digest=None, height=data.height if is_cut else None, width=data.width if is_cut else None,
+        data,
+        name="images",
+        n_samples=None,
+        n_val=None,
+        n_test=None,
+        val_share=None,
+        test_share=None,
+        split=None,
+        dim=2,
+        digest=None,
+        height=data.height if is_cut else None,
+        width=data.width if is_cut else None,
         channels=data.channels if data.images == "folder" else None,
-        levels=data.levels or BYTE if data.images in ("npz", "folder") else None,
-    )  # fmt: skip
-    signatures = tuple(_signature(path) for path in (data.path, data.val_path, data.test_path))
-    return _album(reading, signatures)
+        levels=data.levels or BYTE if is_own else None,
+    )
+    paths = (data.path, data.val_path, data.test_path)
+    return _album(reading, tuple(_signature(path) for path in paths))
 
 
 @lru_cache(maxsize=4)
@@ -309,9 +320,16 @@ def settled_images(data: Data) -> Data:
         asks = f"at most {left}, the images for training of {album.place}, or null for all of them"
         raise SpecError("data.n_samples", asks, data.n_samples)
     return replace(
-        data, n_samples=data.n_samples or left, n_val=n_val, n_test=n_test, val_share=None, test_share=None,
-        dim=channels * height * width, digest=album.digest, **shape,
-    )  # fmt: skip
+        data,
+        n_samples=data.n_samples or left,
+        n_val=n_val,
+        n_test=n_test,
+        val_share=None,
+        test_share=None,
+        dim=channels * height * width,
+        digest=album.digest,
+        **shape,
+    )
 
 
 def _settled_mesh(data: Data) -> Data:

@@ -81,11 +81,29 @@ def _power(files: list[Path]) -> Parts:
 
 # What a pickled table of numbers is made of; anything else that a pickle names is not called.
 OF_A_FRAME = frozenset(
-    {"DataFrame", "BlockManager", "_unpickle_block", "new_block", "make_block", "FloatBlock",
-     "IntBlock", "Index", "_new_Index", "RangeIndex", "Int64Index", "StringArray", "StringDtype",
-     "__pyx_unpickle_NDArrayBacked", "_reconstruct", "_frombuffer", "ndarray", "dtype", "slice",
-     "encode"}
-)  # fmt: skip
+    {
+        "DataFrame",
+        "BlockManager",
+        "_unpickle_block",
+        "new_block",
+        "make_block",
+        "FloatBlock",
+        "IntBlock",
+        "Index",
+        "_new_Index",
+        "RangeIndex",
+        "Int64Index",
+        "StringArray",
+        "StringDtype",
+        "__pyx_unpickle_NDArrayBacked",
+        "_reconstruct",
+        "_frombuffer",
+        "ndarray",
+        "dtype",
+        "slice",
+        "encode",
+    }
+)
 PACKAGES = ("pandas", "numpy", "builtins", "__builtin__", "_codecs")
 
 

@@ -20,7 +20,7 @@ from nfexp.flows.elementwise import ContextMoments
 from nfexp.flows.image.layers import Logit
 from nfexp.flows.image.plan import Image
 from nfexp.flows.kernel_protocol import Kernel
-from nfexp.flows.layers import CONTEXT, Batch, Coupling, Layer, Points, Tensors, draw_mask, selection
+from nfexp.flows.layers import CONTEXT, Batch, Coupling, Points, Tensors, draw_mask, selection
 from nfexp.spec import Flow
 from nfexp.streams import of_member, stream
 
@@ -40,8 +40,8 @@ class FlowStack:
     fixed
         Masks, standardisation and running statistics, shape (E, S).
     kernel
-        What computes instead of the layers, where there is no `batch`; its results have no derivatives.
-        What computes log-densities instead of the layers, where they are not to be differentiated.
+        What computes instead of the layers, where there is no `batch`; its results have no
+        derivatives.
     image
         Shape and levels of a point that is an image; None for vectors.
     n_context
@@ -113,13 +113,18 @@ class FlowStack:
         """What the layers compute with; the context (E, N, C) as couplings read it."""
         p = self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
         if self.flow.conditioner_input == "passed":
-            names = [layer.name for layer in self.layers if isinstance(layer, Coupling)]
+            names = [coupling.name for coupling in self._couplings()]
             masks = torch.stack([p[f"{name}.mask"] for name in names])
-            for name, chosen in zip(names, selection(masks), strict=True):  # of all at once: each is little work
-                p[f"{name}.selection"] = chosen
+            # Of all couplings at once: each is little work
+            for name, rows in zip(names, selection(masks), strict=True):
+                p[f"{name}.selection"] = rows
         if self.n_context and context is not None:
             p[CONTEXT], _ = ContextMoments(self.n_context).inverse(p, context.mT)
         return p
+
+    def _couplings(self) -> list[Coupling]:
+        """The couplings of vectors; those of images know their masks."""
+        return [layer for layer in self.layers if isinstance(layer, Coupling)]
 
     def _check_context(self, x: Tensor, context: Tensor | None) -> None:
         """Raise unless there is a context for each of the points x (E, N, D), or none where none is asked for."""
@@ -257,11 +262,10 @@ class FlowStack:
         """Learned numbers per member that its mask lets act (a masked input or output has none)."""
         total = [self.learned_layout.width] * self.n_members
         tensors = self.fixed_layout.views(self.fixed)
-        for layer in self.layers:
-            if isinstance(layer, Coupling):
-                passed = tensors[f"{layer.name}.mask"].sum((1, 2)).long().tolist()
-                for e in range(self.n_members):
-                    total[e] -= layer.dead_parameters(passed[e])
+        for coupling in self._couplings():
+            n_passed = tensors[f"{coupling.name}.mask"].sum((1, 2)).long().tolist()
+            for e in range(self.n_members):
+                total[e] -= coupling.dead_parameters(n_passed[e])
         return total
 
     def state(self, e: int) -> dict[str, Tensor]:
@@ -334,10 +338,7 @@ def build(
     positions = positions or [0] * n_members
     context = data[..., :0] if context is None else context
     empty = without_numbers(flow, data.shape[-1], image, context.shape[-1])
-    stack = empty.with_rows(
-        torch.zeros(n_members, empty.learned_layout.width, dtype=torch.float64),
-        torch.zeros(n_members, empty.fixed_layout.width, dtype=torch.float64),
-    )
+    stack = _zeros_like(empty, n_members)
     tensors = stack.tensors()
     given = context.double().cpu()
     points = data.double().cpu()
@@ -351,7 +352,7 @@ def build(
             of_context = _moments(given[e][is_real])
             ContextMoments(stack.n_context).initialise(tensors_of_member, of_context, torch.Generator())
         _initialise_member(
-            stack.layers,
+            stack,
             tensors_of_member,
             moments,
             mask=masks[e],
@@ -361,20 +362,29 @@ def build(
     return stack.to(data.device, data.dtype)
 
 
+def _zeros_like(empty: FlowStack, n_members: int) -> FlowStack:
+    """A stack of so many members whose numbers are all 0, in float64."""
+    theta = torch.zeros(n_members, empty.learned_layout.width, dtype=torch.float64)
+    fixed = torch.zeros(n_members, empty.fixed_layout.width, dtype=torch.float64)
+    return empty.with_rows(theta, fixed)
+
+
 def _moments(points: Tensor) -> Points:
     return Points(mean=points.mean(0), var=points.var(0, correction=0))
 
 
 def _initialise_member(
-    layers: Sequence[Layer], tensors: Tensors, points: Points, *, mask: str, seed: int, position: int
+    stack: FlowStack, tensors: Tensors, points: Points, *, mask: str, seed: int, position: int
 ) -> None:
-    couplings = [layer for layer in layers if isinstance(layer, Coupling)]
-    if couplings:  # those of images know their masks
-        rows = draw_mask(mask, len(couplings), len(points.mean), stream(seed, of_member(position, "mask")))
+    """Set the first values of one member, whose tensors these are, in place."""
+    couplings = stack._couplings()
+    if couplings:
+        draws = stream(seed, of_member(position, "mask"))
+        rows = draw_mask(mask, len(couplings), len(points.mean), draws)
         for coupling, row in zip(couplings, rows, strict=True):
             tensors[f"{coupling.name}.mask"].copy_(row)
     draws = stream(seed, of_member(position, "init"))
-    for layer in layers:
+    for layer in stack.layers:
         layer.initialise(tensors, points, draws)
     # A second round, not part of the first: the order of the draws is part of a run's identity.
     for coupling in couplings:
