@@ -10,17 +10,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from nfexp.batches import Noise, Order, augmented, noise_share, within_cells
 from nfexp.flows.cost import CHUNK
-from nfexp.flows.image.plan import Image
 from nfexp.flows.kernel_protocol import Course, Kernel, Made, Rows
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import FlowStack, initialise_actnorm
 from nfexp.optimisers import OPTIMISERS
-from nfexp.spec import batch_points
-from nfexp.streams import of_member, stream
 from nfexp.training import (
     ALIVE,
     CURVES,
@@ -121,79 +117,13 @@ def advance(training: Training, state: State, *, until: int) -> None:
             stepper.evaluate()
 
 
-class _Batches:
-    """The points that each member learns from at each step, with what is drawn to change them."""
-
-    def __init__(self, training: Training) -> None:
-        self.training = training
-        self.image = training.fresh.image
-        self.rows = torch.arange(len(training.specs), device=training.train.device)[:, None]
-        self.orders = []
-        self.noises: dict[int, Noise] = {}  # by member, of those that have any
-        batch = batch_points(training.lead)
-        for e, spec in enumerate(training.specs):
-            n = training.sizes[e]
-            position = training.positions[e]
-            self.orders.append(Order(n=n, batch=batch, seed=spec.seed, member=position))
-            if spec.train.noise > 0 or spec.train.noise_end > 0:
-                sd = training.train[e, :n].std(0, correction=0)
-                self.noises[e] = Noise(n=n, batch=batch, seed=spec.seed, sd=sd, member=position)
-
-    def positions(self, step: int) -> Tensor:
-        """Which training points each member learns from at a step, (E, N)."""
-        return torch.stack([order.at(step) for order in self.orders])
-
-    def points(self, step: int, positions: Tensor) -> Tensor:
-        """The points at these positions (E, N), with the noise of a step on them: (E, N, D).
-
-        Images are changed and dequantised as the step says.
-        """
-        x = self.training.train[self.rows, positions.to(self.rows.device)]
-        if self.image is not None:
-            x = self._in_cells(x, self.image, step)
-        for e, noise in self.noises.items():
-            x[e].add_(noise.at(step), alpha=noise_share(self.training.specs[e].train, step))
-        return x
-
-    def context(self, positions: Tensor) -> Tensor:
-        """The context of the points at these positions (E, N); the noise of a step is on points alone."""
-        return self.training.contexts.train[self.rows, positions.to(self.rows.device)]
-
-    def mode(self, step: int) -> Batch:
-        """That points are a training batch, with what this step's dropout is drawn from."""
-        dropout = self.training.lead.train.dropout
-        if not dropout:
-            return Batch()
-        members = range(len(self.training.specs))
-        generators = [self._stream(e, f"dropout/{step}") for e in members]
-        return Batch(dropout=dropout, generators=generators)
-
-    def _in_cells(self, x: Tensor, image: Image, step: int) -> Tensor:
-        """The images of a step (E, N, D), changed and dequantised as this step of each member says."""
-        shape = tuple(x.shape[1:])
-        parts = []
-        for e, images in enumerate(x.unflatten(2, image.shape)):
-            recipe = self.training.specs[e].train
-            changes = self._stream(e, f"augment/{step}")
-            changed = augmented(images, recipe, step=step, generator=changes)
-            draws = self._stream(e, f"dequantise/{step}")
-            within = within_cells(shape, image.levels, draws)
-            parts.append(changed.flatten(1) + within.to(x))
-        return torch.stack(parts)
-
-    def _stream(self, e: int, purpose: str) -> Generator:
-        """The stream of row e for one purpose; those of an ensemble differ."""
-        position = self.training.positions[e]
-        return stream(self.training.specs[e].seed, of_member(position, purpose))
-
-
 class _Stepper:
     """The steps of a training, on each member's own mini-batches. Holds what is worth computing once."""
 
     def __init__(self, training: Training, state: State) -> None:
         self.training = training
         self.state = state
-        self.batches = _Batches(training)
+        self.batches = training.batches
         self.theta = state.theta.detach().requires_grad_()  # the same memory
         recipes = [spec.train for spec in training.specs]
         self.peaks = [recipe.lr for recipe in recipes]

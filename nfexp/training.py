@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from nfexp.batches import within_cells
+from nfexp.batches import Batches, within_cells
 from nfexp.data import Dataset
 from nfexp.flows.image.plan import Image
 from nfexp.flows.kernels import kernel_for
@@ -79,6 +80,22 @@ class Training:
     def averaged(self) -> bool:
         """Whether what is evaluated and kept is a running mean of the weights."""
         return self.lead.train.ema > 0
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The points of each step.
+
+        They know the last pass over the points, which is dear to draw, and outlive the slices in
+        which a training goes on.
+        """
+        return Batches(
+            self.specs,
+            self.positions,
+            self.sizes,
+            self.train,
+            self.contexts.train,
+            self.fresh.image,
+        )
 
     def evaluation_steps(self) -> list[int]:
         """The steps after which the stack is evaluated: logarithmically spaced, the last one included."""

@@ -20,7 +20,6 @@ from nfexp.record import load_flow, write_run
 from nfexp.run import check, prepare_runs, run_stack
 from nfexp.spec import SpecError, flatten, run_id, stack_key, unflatten
 from nfexp.tables import settled
-from nfexp.train import _Batches
 from tests.helpers.specs import small_spec, table_spec
 from tests.test_flow import PLAIN
 
@@ -303,7 +302,7 @@ def test_batches_bring_the_context_of_their_rows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     linear(100).to_csv("linear.csv", index=False)
     training = prepare_runs([settled(table_spec(**LEARN, train__noise=0.5))], torch.float64)
-    batches = _Batches(training)
+    batches = training.batches
     positions = batches.positions(1)
     dataset = load(training.lead)
     noisy = batches.points(1, positions)[0]
