@@ -24,7 +24,10 @@ CATEGORIES = (8, 16, 32, 64)  # components of a mixture of categoricals
 COMPONENTS = (1, 2, 4, 8, 16)  # of a Gaussian mixture
 FLOORS = (0.03, 0.1, 0.3)  # that are added to its variances
 ROUNDS = 60  # of EM
-TRAINED, HELD_OUT, SCORED = 0, 1, 9  # what places in the cells are drawn for: each has a stream of its own
+# What places in the cells are drawn for: each has a stream of its own
+TRAINED = 0
+HELD_OUT = 1
+SCORED = 9
 LARGEST_GAUSSIAN = 256  # pixels: above, covariances have more numbers than there are images
 LARGEST_TABLE = 20_000  # pixels × levels of a mixture of categoricals
 

@@ -18,18 +18,22 @@ import numpy as np
 
 from nfexp.spec import SpecError, Words
 
-IDX_IMAGES, IDX_LABELS = 2051, 2049  # the first four bytes: unsigned bytes in three dimensions, or in one
+# The first four bytes: unsigned bytes in three dimensions, or in one
+IDX_IMAGES = 2051
+IDX_LABELS = 2049
 IDX_HEAD = 16  # bytes: magic number, images, rows, columns
 CIFAR_SHAPE = (3, 32, 32)
 CIFAR_CLASSES = 10
 MOST_BYTES = 2**32  # that are read of a file, unpacked
 MOST_CHANNELS = 4  # an axis so short holds channels
 SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".webp")
-NPY_BEGINS, ZIP_BEGINS = b"\x93NUMPY", b"PK"
+NPY_BEGINS = b"\x93NUMPY"
+ZIP_BEGINS = b"PK"
 # What numpy and zipfile raise of a file that is damaged, asks for a password, or claims more than the memory holds
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 # In how many levels a mode of Pillow's counts: these alone have 256, others would be rounded
-GREY_MODES, COLOUR_MODES = ("L", "1"), ("RGB", "P", "RGBA", "LA")
+GREY_MODES = ("L", "1")
+COLOUR_MODES = ("RGB", "P", "RGBA", "LA")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +264,8 @@ def _whole(key: str, path: str, values: np.ndarray) -> np.ndarray:
         if strange.any():
             got = f"{values[strange][0]:g} (no whole number in {int(strange.sum()):,} of {values.size:,} pixels)"
             raise SpecError(key, f"whole levels 0, 1, … in {path}", Words(got))
-    lowest, highest = values.min(), values.max()
+    lowest = values.min()
+    highest = values.max()
     if lowest < 0 or highest >= 65_536:
         got = f"{lowest:g} to {highest:g}"
         raise SpecError(key, f"levels from 0 to at most 65,535 in {path}", Words(got))

@@ -23,7 +23,9 @@ FEWEST_HELD_OUT = 2  # in a file of its own for validation or test
 MOST_DRAWN = 2**30  # pixels of all images of a law, 8 GB
 BYTE = 256  # levels of 8 bits
 DIGITS_LEVELS = 17
-TRAINING, VALIDATION = 0.7, 0.8  # of a photograph's width: where its strips for training and validation end
+# Of a photograph's width: where its strips for training and validation end
+TRAINING = 0.7
+VALIDATION = 0.8
 # Pictures that come with scikit-image; the last is held out for the test
 PICTURES = ("astronaut", "coffee", "rocket", "chelsea")
 
@@ -139,7 +141,8 @@ def strips(picture: np.ndarray) -> dict[str, np.ndarray]:
     [(4, 70, 3), (4, 10, 3), (4, 20, 3)]
     """
     width = picture.shape[1]
-    first, second = int(TRAINING * width), int(VALIDATION * width)
+    first = int(TRAINING * width)
+    second = int(VALIDATION * width)
     return {"train": picture[:, :first], "val": picture[:, first:second], "test": picture[:, second:]}
 
 
@@ -148,7 +151,8 @@ def patches_of(strip: np.ndarray, data: Data, *, overlapping: bool) -> np.ndarra
     if data.height is None or data.width is None:
         missing = "height" if data.height is None else "width"
         raise SpecError(f"data.{missing}", "the side of the patches to cut, in pixels", None)
-    height, width = data.height, data.width
+    height = data.height
+    width = data.width
     if height > strip.shape[0] or width > strip.shape[1]:
         key = "data.height" if height > strip.shape[0] else "data.width"
         expected = f"patches that fit into strips of {strip.shape[0]} × {strip.shape[1]} pixels"

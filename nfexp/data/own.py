@@ -289,7 +289,8 @@ def _check_integral(target: OwnTarget, x: Tensor, log_p: Tensor) -> None:
     ratio_own = log_p[1::2] - known.log_prob(half)  # log p/q at draws of p
     ratio_known = target.log_prob(y) - known.log_prob(y)  # and at draws of q
     # log ∫ p is the c at which Σ_x σ(c − log p/q) over draws of p equals Σ_y σ(log p/q − c) over those of q
-    low, high = -1e3, 1e3
+    low = -1e3
+    high = 1e3
     for _ in range(100):
         c = (low + high) / 2
         from_own = torch.sigmoid(c - ratio_own)

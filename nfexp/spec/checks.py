@@ -129,7 +129,8 @@ def check_shape(spec: Spec) -> None:
 
     Each scale but the last halves both sides, and a checkerboard needs a side of 2.
     """
-    data, flow = spec.data, spec.flow
+    data = spec.data
+    flow = spec.flow
     if flow.kind != "image" or flow.scales is None:
         return
     shape = event_shape(data)

@@ -30,7 +30,10 @@ from nfexp.analysis.statistics.ablations import Centres
 from nfexp.analysis.statistics.studies import Key
 
 OPEN = "inconclusive"
-DECIDED, EXHAUSTED, UNMEASURED, WAITING = "decided", "max_seeds", "not measured", "no further round"
+DECIDED = "decided"
+EXHAUSTED = "max_seeds"
+UNMEASURED = "not measured"
+WAITING = "no further round"
 OUT_OF_REACH = "out of reach"
 
 Cells = Mapping[Key, pd.DataFrame]

@@ -32,7 +32,8 @@ def sheet(shades: np.ndarray) -> np.ndarray:
     whole = np.full((n_rows * (height + GAP) - GAP, n_columns * (width + GAP) - GAP, 3), PAPER)
     for i in range(n_rows):
         for j in range(n_columns):
-            top, left = i * (height + GAP), j * (width + GAP)
+            top = i * (height + GAP)
+            left = j * (width + GAP)
             whole[top : top + height, left : left + width] = shades[i, j]
     return whole
 
