@@ -63,10 +63,10 @@ def to_measure(specs: Sequence[Spec], stacks: Stacks) -> list[list[int]]:
         first.setdefault(key, list(positions))
     dearest = sorted(first, key=lambda key: costs[key], reverse=True)
     chosen = [first[key] for key in dearest[:MEASURED]]
-    for is_path in (True, False):
-        others = [p for p in map(first.get, dearest) if p and is_fused(specs[p[0]]) == is_path]
-        if others and others[0] not in chosen:
-            chosen.append(others[0])
+    for fused in (True, False):
+        of_path = [first[key] for key in dearest if is_fused(specs[first[key][0]]) == fused]
+        if of_path and of_path[0] not in chosen:
+            chosen.append(of_path[0])
     return chosen
 
 

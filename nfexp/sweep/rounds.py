@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nfexp.analysis.claims.findings import EVERY_RUN
-from nfexp.analysis.claims.looks import Course, courses, is_out_of_reach
+from nfexp.analysis.claims.looks import Course, SequentialFinding, courses, is_out_of_reach
 from nfexp.analysis.claims.own import claims_of
 from nfexp.analysis.contrasts import OwnContrast
 from nfexp.analysis.sequential import MOST_LOOKS, Rounds
@@ -142,7 +142,9 @@ def judged_round(
         if end is None or (fail_fast and end.status == "failed"):
             return None
     collected = collect(folder)
-    folders = {os.path.abspath(folder / run_folder): number for number, run_folder in run_folders.items()}
+    folders = {}
+    for number, run_folder in run_folders.items():
+        folders[os.path.abspath(folder / run_folder)] = number
     sweep = collected.sweep
     judged = courses(studies(collected.runs, sweep.centres), rounds, sweep.contrasts)
     following = next_round(judged, folders, specs, overrides, rounds)
@@ -185,17 +187,25 @@ def _looks_wanted(
     for course in courses:
         if not course.counts:
             continue
-        for finding in [course.findings[i] for i in course.open()]:
+        for i in course.open():
+            finding = course.findings[i]
             look = finding.look + 1
             if look > len(rounds.counts) or is_out_of_reach(finding, rounds):
                 continue
-            for cell_runs in finding.cells.values():
-                for runs in cell_runs.values():
-                    for folder in runs["dir"]:
-                        if folder in folders:
-                            cell = cell_of(specs[folders[folder]])
-                            looks[cell] = max(look, looks.get(cell, 0))
+            for cell in _cells_used(finding, folders, specs):
+                looks[cell] = max(look, looks.get(cell, 0))
     return looks
+
+
+def _cells_used(finding: SequentialFinding, folders: Mapping[str, int], specs: Mapping[int, Spec]) -> set[str]:
+    """The cells of this sweep whose runs a finding compares."""
+    cells = set()
+    for cells_of_target in finding.cells.values():
+        for runs in cells_of_target.values():
+            for folder in runs["dir"]:
+                if folder in folders:
+                    cells.add(cell_of(specs[folders[folder]]))
+    return cells
 
 
 def with_seed(overrides: Sequence[str], seed: int) -> list[str]:
@@ -204,7 +214,8 @@ def with_seed(overrides: Sequence[str], seed: int) -> list[str]:
     >>> with_seed(["data=moons", "seed=0"], 5)
     ['data=moons', 'seed=5']
     """
-    return [*(one for one in overrides if key_of(one) != "seed"), f"seed={seed}"]
+    others = [override for override in overrides if key_of(override) != "seed"]
+    return [*others, f"seed={seed}"]
 
 
 def most(specs: Sequence[Spec], rounds: Rounds, rate: float) -> str:
