@@ -16,9 +16,9 @@ ROOMS = """
     flows.fusible flows.image.plan flows.cost flows.nn flows.bases flows.layers flows.elementwise
     flows.image.maps flows.image.networks flows.image.layers flows.image flows.stack flows.distribution
     flows.ensemble flows.export
-    flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.bases flows.kernels.plan
-    flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments flows.kernels.member
-    flows.kernels.compiled flows.kernels
+    flows.kernels.lanes flows.kernels.elementary flows.kernels.blocks flows.kernels.products flows.kernels.bases
+    flows.kernels.plan flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments
+    flows.kernels.member flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.own data.tables data.images data
     optimisers batches train image_arrays score checkpoint run
     record.metrics record.formats record.result record.plan record.trained record usage trackers
