@@ -17,9 +17,9 @@ ROOMS = """
     flows.image.maps flows.image.networks flows.image.layers flows.image
     flows.architecture flows.kernel_protocol flows.stack flows.distribution
     flows.ensemble flows.export
-    flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.bases flows.kernels.plan
-    flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments flows.kernels.member
-    flows.kernels.compiled flows.kernels
+    flows.kernels.lanes flows.kernels.elementary flows.kernels.blocks flows.kernels.products flows.kernels.bases
+    flows.kernels.plan flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments
+    flows.kernels.member flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.own data.tables data.images data
     optimisers batches training train
     score.results score.evaluation score.noted score.likelihood score.samples score.layers score.images
