@@ -12,7 +12,7 @@ PACKAGE = ROOT / "nfexp"
 ROOMS = """
     surroundings files
     spec.errors spec.ranges spec.schema spec.parameters spec.shapes spec.checks spec.mapping spec.identity spec
-    mesh image_files images readers published columns tables targets arguments commands streams
+    mesh image_files image_sets images readers published columns tables targets arguments commands streams
     flows.fusible flows.image.plan flows.cost flows.nn flows.bases flows.layers flows.elementwise
     flows.image.maps flows.image.networks flows.image.layers flows.image
     flows.architecture flows.kernel_protocol flows.stack flows.distribution
