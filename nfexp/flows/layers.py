@@ -19,9 +19,12 @@ SOFT_BOUND = math.log(1000.0)  # of |s| where the scale is "soft": zuko's slope 
 INITIAL_SCALE = 2.0  # exp(c): the largest |s| a fresh coupling with a learned scale can reach
 FULL_STARTS = ("random", "kaiming")  # of `init`: those whose last layers do not start at zero
 KAIMING_GAIN = math.sqrt(6)  # of weights that are uniform in ±1/√fan_in, for ReLU
-FIRST_REACH = 2.5  # of `init` "spread": how far from the centre units of the first layer bend, standard deviations
-FIRST_SLOPE = {"relu": 1.0, "leaky_relu": 1.0}  # the largest slope of such a unit; where σ bends smoothly:
-SMOOTH_SLOPE = 3.0  # the bend is as wide as the slope is gentle, and a gentle one blurs a sharp target
+# Of `init` "spread": how far from the centre units of the first layer bend, standard deviations,
+# and the largest slope of such a unit. Where σ bends smoothly, the bend is as wide as the slope is
+# gentle, and a gentle one blurs a sharp target.
+FIRST_REACH = 2.5
+FIRST_SLOPE = {"relu": 1.0, "leaky_relu": 1.0}
+SMOOTH_SLOPE = 3.0
 
 
 def _identity(r: Tensor) -> Tensor:
