@@ -44,7 +44,7 @@ ROOMS = """
     configuration
     sweep.stopping sweep.standing sweep.worker sweep.planning sweep.progress sweep.display sweep.views
     sweep.executors sweep.processes sweep.pool sweep.slurm sweep.joblib
-    sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
+    sweep.options sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion sweep.intent sweep.running
     export estimator.inputs estimator.stacks estimator
     image_baselines baseline_fits baselines scripting doctor cli __main__

@@ -76,7 +76,7 @@ class GridsSweeper(Sweeper):
 
 def _checked(options: Mapping[str, Any]) -> Options:
     from nfexp.configuration import values_of
-    from nfexp.sweep.grids import checked_options
+    from nfexp.sweep.options import checked_options
 
     plain = {}
     for name, value in options.items():
