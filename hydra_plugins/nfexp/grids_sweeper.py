@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from nfexp.sweep.compose import Composer
-    from nfexp.sweep.options import Options
     from nfexp.sweep.intent import Command
+    from nfexp.sweep.options import Options
     from nfexp.sweep.stacking import Stacking
 
 
