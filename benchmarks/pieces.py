@@ -14,7 +14,7 @@ from numba import njit
 from nfexp.flows.kernels.compiled import TILE
 from nfexp.flows.kernels.coupling import first_layer, from_outputs, through_activation
 from nfexp.flows.kernels.elementary import ACTIVATIONS, RELU
-from nfexp.flows.kernels.lanes import LANES, OPTIONS, VECTOR
+from nfexp.flows.kernels.lanes import LANES, OPTIONS, VECTOR, inner
 from nfexp.flows.kernels.moments import move
 from nfexp.flows.kernels.plan import zeros
 from nfexp.flows.kernels.products import add_dots, add_outer_products, add_weighted_rows, product, rounded_up
@@ -37,6 +37,18 @@ def looped(function: Callable[..., Any]) -> Callable[..., None]:
             function(*arguments)
 
     return run
+
+
+@inner
+def one_product(out, a, weights, start, n_points, n_in):
+    """As a function of its own: what is copied into its caller cannot be given a tuple of arguments."""
+    product(out, a, weights, start, n_points, n_in)
+
+
+@inner
+def outer_products(out, a, g, n_points, n_in):
+    """Likewise."""
+    add_outer_products(out, a, g, n_points, n_in)
 
 
 def filled(draws: np.random.Generator, *shape: int) -> np.ndarray:
@@ -62,8 +74,8 @@ def parts(width: int) -> dict[str, Part]:
     row, row_grad, moment, square = (filled(draws, 1, width * width) for _ in range(4))
     np.square(square, out=square)
     found: dict[str, Part] = {
-        "product": (product, (out, a, matrix, bias, TILE, width)),
-        "outer products": (add_outer_products, (sums, a, grad, TILE, width)),
+        "product": (one_product, (out, a, matrix, bias, TILE, width)),
+        "outer products": (outer_products, (sums, a, grad, TILE, width)),
     }
     for name, code in ACTIVATIONS.items():
         found[f"first layer, {name}"] = first_layer, (code, out, slope, x, mask, first, bias, TILE)
