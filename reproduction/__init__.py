@@ -23,6 +23,7 @@ STUDIES: dict[str, tuple[str, ...]] = {  # with the pictures that need what its 
     "paper_grid": (),
     "paper_corner": (),
     "blog": ("walk_*",),
+    "blog_norm": (),  # B3 alone, in rounds of fresh seeds
     "peers": (),
     "peers_first": (),
     "search": (),
