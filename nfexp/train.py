@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -71,6 +72,26 @@ class Training:
     def averaged(self) -> bool:
         """Whether what is evaluated and kept is a running mean of the weights."""
         return self.lead.train.ema > 0
+
+    # A pass over many points is dear to draw: it outlives the slices that a training is carried on in
+
+    @cached_property
+    def orders(self) -> list[Order]:
+        """Which points each row learns from."""
+        found = []
+        for spec, position, n in zip(self.specs, self.positions, self.sizes, strict=True):
+            found.append(Order(n=n, batch=batch_points(self.lead), seed=spec.seed, member=position))
+        return found
+
+    @cached_property
+    def noises(self) -> dict[int, Noise]:
+        """The noise on the points of each row that has any."""
+        found = {}
+        for e, (spec, position, n) in enumerate(zip(self.specs, self.positions, self.sizes, strict=True)):
+            if spec.train.noise > 0 or spec.train.noise_end > 0:
+                sd = self.train[e, :n].std(0, correction=0)
+                found[e] = Noise(n=n, batch=batch_points(self.lead), seed=spec.seed, sd=sd, member=position)
+        return found
 
     def evaluation_steps(self) -> list[int]:
         """The steps after which the stack is evaluated: logarithmically spaced, the last one included."""
@@ -336,17 +357,7 @@ class _Stepper:
         clips = [math.inf if s.train.grad_clip is None else s.train.grad_clip for s in training.specs]
         self.clip = torch.tensor(clips, device=device, dtype=state.theta.dtype)[:, None]
         self.member = torch.arange(len(training.specs), device=device)[:, None]
-        batch = batch_points(lead)
         recipes = [spec.train for spec in training.specs]
-        self.orders = []
-        self.noises: dict[int, Noise] = {}  # by member, of those that have any
-        for e, spec in enumerate(training.specs):
-            n = training.sizes[e]
-            position = training.positions[e]
-            self.orders.append(Order(n=n, batch=batch, seed=spec.seed, member=position))
-            if spec.train.noise > 0 or spec.train.noise_end > 0:
-                sd = training.train[e, :n].std(0, correction=0)
-                self.noises[e] = Noise(n=n, batch=batch, seed=spec.seed, sd=sd, member=position)
         self.image = training.fresh.image
         self.optimiser = OPTIMISERS[lead.train.optimizer](state.theta, state.first, state.second, recipes)
         self.optimiser.train(self._alive_members())
@@ -363,7 +374,7 @@ class _Stepper:
 
     def _positions(self, step: int) -> Tensor:
         """Which training points each member learns from at a step, (E, N)."""
-        return torch.stack([order.at(step) for order in self.orders])
+        return torch.stack([order.at(step) for order in self.training.orders])
 
     def _points(self, step: int, positions: Tensor) -> Tensor:
         """The points at these positions (E, N), with the noise of a step on them: (E, N, D).
@@ -373,7 +384,7 @@ class _Stepper:
         x = self.training.train[self.member, positions.to(self.state.theta.device)]
         if self.image is not None:
             x = self._in_cells(x, self.image, step)
-        for e, noise in self.noises.items():
+        for e, noise in self.training.noises.items():
             x[e].add_(noise.at(step), alpha=noise_share(self.training.specs[e].train, step))
         return x
 
@@ -454,7 +465,7 @@ class _Stepper:
         )
         x = training.train
         order = torch.stack(positions)
-        if self.noises:
+        if training.noises:
             x = torch.cat([self._points(*each) for each in zip(steps, positions, strict=True)], dim=1)
             order = torch.arange(x.shape[1]).view(len(steps), 1, -1)
         rows = Rows(theta=state.theta, fixed=state.fixed, first=state.first, second=state.second)
