@@ -71,9 +71,9 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
     `true_nll` and `kl` are None where the density is not known, and bits/dim but for images. A diverged one has
     `diverged_at` (step) and `diverged_layer` (position in data → base order, 0 the standardisation).
 
-    An ensemble is scored as one density, the mean of those of its members. A member that diverged is left out; the
-    run has diverged when none is left. What is told of layers (walk, `coordinates_moved`, `flattening`, `batch_gap`)
-    is told of its first member.
+    An ensemble is scored as one density, the mean of those of its members, weighted as `flow.weights` says. A member
+    that diverged is left out; the run has diverged when none is left. What is told of layers (walk,
+    `coordinates_moved`, `flattening`, `batch_gap`) is told of its first member.
 
     With a context every NLL is of x given c, at each point's own c, and samples are drawn at the context of the test
     rows in turn. What is told of one map from base to data (walk, `flattening`, `coordinates_moved`) is None: there is
@@ -81,7 +81,7 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
     """
     n_members = specs[0].flow.members
     alive = [step is None for step in history.diverged_at]
-    flows = Ensembles(kept, n_members, counted=alive)
+    flows = _weighted(specs, datasets, Ensembles(kept, n_members, counted=alive))
     draws = _test_draws(specs, datasets, kept)
     test = draws[0]
     given = torch.stack([dataset.given("test") for dataset in datasets]).to(kept.theta)
@@ -128,7 +128,7 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
                 history=curve,
                 arrays={key: values[r] for key, values in arrays.items()},
                 state=flows.state(r),
-                members=_members(history, rows, of_members[0][r]),
+                members=_members(history, flows, r, of_members[0][r]),
             )
         )
     return results
@@ -199,12 +199,24 @@ def _divergence(
     return Divergence(step=step, layer=layer, what="test NLL")
 
 
-def _members(history: History, rows: range, log_q: Tensor) -> list[Metrics]:
-    """What each member of an ensemble is alone, log_q (K, N) at the test points; nothing for one flow."""
-    if len(rows) == 1:
+def _weighted(specs: Sequence[Spec], datasets: Sequence[Dataset], flows: Ensembles) -> Ensembles:
+    """The ensembles with the weights that `flow.weights` asks for."""
+    if specs[0].flow.weights == "equal" or flows.n_members == 1:
+        return flows
+    of_members = []
+    for r, (spec, dataset) in enumerate(zip(specs, datasets, strict=True)):
+        val = dequantised(dataset.val, dataset, spec.seed, "val").flatten(1)[None].to(flows.stack.theta)
+        of_members.append(_chunked(flows.one(r).of_members, val, dataset.given("val")[None].to(val))[0])
+    return flows.weighted(of_members)
+
+
+def _members(history: History, flows: Ensembles, r: int, log_q: Tensor) -> list[Metrics]:
+    """What each member of ensemble `r` is alone, log_q (K, N) at the test points; nothing for one flow."""
+    if flows.n_members == 1:
         return []
+    rows = range(r * flows.n_members, (r + 1) * flows.n_members)
     found = []
-    for e, own in zip(rows, log_q.double().cpu(), strict=True):
+    for k, (e, own) in enumerate(zip(rows, log_q.double().cpu(), strict=True)):
         diverged_at = history.diverged_at[e]
         metrics: Metrics = {"val_nll": None, "test_nll": None, "best_step": None, "diverged_at": diverged_at}
         if diverged_at is None:
@@ -212,6 +224,8 @@ def _members(history: History, rows: range, log_q: Tensor) -> list[Metrics]:
             position = history.steps.index(best_step)
             metrics |= {"val_nll": float(history.val_nll[e, position]), "test_nll": -own.mean().item()}
             metrics["best_step"] = best_step
+        if flows.weights is not None:
+            metrics["weight"] = float(flows.weights[r, k])
         found.append(_finite(metrics))
     return found
 
