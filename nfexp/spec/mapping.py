@@ -67,10 +67,10 @@ def steps_up_to(value: Any, steps: Any) -> Any:
     >>> steps_up_to("up_to_50", 2000), steps_up_to("up_to_50", 20), steps_up_to(100, 20)
     (50, 20, 100)
     """
-    found = re.fullmatch(r"up_to_(\d{1,9})", value) if isinstance(value, str) else None
-    if found is None:
+    match = re.fullmatch(r"up_to_(\d{1,9})", value) if isinstance(value, str) else None
+    if match is None:
         return value
-    largest = int(found[1])
+    largest = int(match[1])
     return min(largest, steps) if type(steps) is int and steps > 0 else largest
 
 

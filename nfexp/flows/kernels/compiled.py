@@ -24,10 +24,11 @@ from filelock import FileLock
 from numba import config
 from torch import Tensor
 
+from nfexp.flows.kernel_protocol import Course, Made, Rows
 from nfexp.flows.kernels.lanes import OPTIONS
 from nfexp.flows.kernels.member import DENSITY, GRADIENT, STEPS, TO_BASE, TO_DATA, Results, Steps, work
 from nfexp.flows.kernels.plan import Tiles, make_plan, make_tiles, make_transposed, make_weights
-from nfexp.flows.stack import Course, FlowStack, Made, Rows
+from nfexp.flows.stack import FlowStack
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ class Fused:
         self.plan = make_plan(flow)
         self.weights = make_weights(self.plan)
         self.transposed = make_transposed(self.weights)
-        self.grads = make_weights(self.plan)
+        self.grads = make_weights(self.plan, summing=True)
         self.kept = make_tiles(self.plan, tile, kept=self.plan.n_couplings)
         self.passing = make_tiles(self.plan, tile, kept=1)
         self.waits = len(self.plan.stops) > 2  # where tiles wait for one another, all of a batch are kept
