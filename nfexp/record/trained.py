@@ -33,7 +33,8 @@ class TrainedFlow:
 
     `metrics` are those of its record, and `folder` is where it was read. Of an ensemble
     (``flow.members``) the density is the mean of its members', and a draw comes from one of them;
-    `members` are the positions of those that did not diverge. The way from base to data is each
+    `members` are the positions of those that did not diverge, `weights` their shares, which are
+    equal unless ``flow.weights`` is ``val``. The way from base to data is each
     member's own: :meth:`member`.
 
     A flow with a context (``data.context``) is of p(x | c). Everything that takes points takes their
@@ -49,10 +50,15 @@ class TrainedFlow:
         folder: Path | None = None,
         metrics: Mapping[str, Any] | None = None,
         members: Sequence[int] = (0,),
+        weights: Tensor | None = None,
     ) -> None:
         self.spec = spec
         self.stack = stack
         self.members = list(members)
+        self._weights = weights
+        self.weights: list[float] = [1 / len(self.members)] * len(self.members)
+        if weights is not None:
+            self.weights = weights.tolist()
         self.dim = stack.dim
         self.event_shape = (stack.dim,) if stack.image is None else stack.image.shape
         self.context = [] if spec.data.context is None else names_of(spec.data.context)
@@ -237,7 +243,8 @@ class TrainedFlow:
     def _ensemble(self) -> Ensembles:
         from nfexp.flows.ensemble import Ensembles
 
-        return Ensembles(self.stack, len(self.members))
+        weights = None if self._weights is None else self._weights.unsqueeze(0)
+        return Ensembles(self.stack, len(self.members), weights=weights)
 
     def _warn_of_far(self, x: Tensor, given: Tensor | None, beyond: float) -> None:
         """Warn of points (N, D) further than `beyond` standard deviations from the training points' mean.
@@ -345,5 +352,7 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
             raise ValueError(f"{folder}: expected floating-point weights; got {got:.60}")
     spec = unflatten(record["config"])
     dim = math.prod(event_shape(spec.data))
-    stack, members = members_from_state(spec.flow, dim, state, image_of(spec.data), spec.data.context_dim)
-    return TrainedFlow(spec, stack, folder=folder, metrics=record["metrics"], members=members)
+    kept = members_from_state(spec.flow, dim, state, image_of(spec.data), spec.data.context_dim)
+    return TrainedFlow(
+        spec, kept.stack, folder=folder, metrics=record["metrics"], members=kept.positions, weights=kept.weights
+    )
