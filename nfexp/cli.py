@@ -251,28 +251,52 @@ def parsed_flags(arguments: Sequence[str]) -> Namespace:
     return asked
 
 
-def check_plain_run(arguments: Sequence[str]) -> None:
-    """Raise what is wrong with a single run before Hydra makes its folder.
+def run_alone(arguments: Sequence[str]) -> bool:
+    """Train a single run, if that is what a command asks for; else False, and nothing has happened.
 
-    A sweep checks its jobs itself.
+    What is wrong with the run is raised before Hydra makes its folder. A sweep checks its jobs itself.
     """
     asked = parsed_flags(arguments)
-    shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion
+    shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion or asked.resolve
     if shows or asked.multirun or asked.experimental_rerun:
-        return  # there is no single run
+        return False
     name = asked.config_name or "config"
     overrides = list(asked.overrides)
     with configuration_of(asked) as maker:
-        if maker.get_mode(name, overrides) is RunMode.MULTIRUN:
-            return
+        config = composed_alone(maker, name, overrides)
+        if config is None:
+            return False
+        if config.hydra.mode is None:
+            overrides.append("hydra.mode=RUN")  # as Hydra itself notes it in the records of a run
+        check_plain_run(config)
+        with claims:
+            maker.run(name, job, overrides)
+    return True
+
+
+def composed_alone(maker: Hydra, name: str, overrides: list[str]) -> DictConfig | None:
+    """The configuration of a single run; None if `hydra.mode` asks for a sweep.
+
+    Hydra's own command would compose once for `hydra.mode` and once more for the run.
+    """
+    try:
         config = maker.compose_config(name, overrides, RunMode.RUN, with_log_configuration=False)
-        HydraConfig.instance().set_config(config)
-        check_no_sweep(config.hydra.sweeper)
-        if config.until is not None:
-            raise SpecError("until", "nfexp -m, for rounds of seeds are a sweep", Words("a single run"))
-        with open_dict(config):
-            del config["hydra"]
-        single_spec(config)
+    except Exception:
+        if maker.get_mode(name, overrides) is RunMode.MULTIRUN:  # with overrides that only a sweep can have
+            return None
+        raise
+    return None if config.hydra.mode is RunMode.MULTIRUN else config
+
+
+def check_plain_run(config: DictConfig) -> None:
+    """Raise what is wrong with a single run; takes the node `hydra` out of its configuration."""
+    HydraConfig.instance().set_config(config)
+    check_no_sweep(config.hydra.sweeper)
+    if config.until is not None:
+        raise SpecError("until", "nfexp -m, for rounds of seeds are a sweep", Words("a single run"))
+    with open_dict(config):
+        del config["hydra"]
+    single_spec(config)
 
 
 def check_no_sweep(sweeper: DictConfig) -> None:
@@ -297,9 +321,9 @@ def main() -> None:
     # Hydra then hands errors on instead of printing its own
     with environment(HYDRA_FULL_ERROR="1"):
         try:
-            check_plain_run(sys.argv[1:])
-            with claims:
-                run()
+            if not run_alone(sys.argv[1:]):
+                with claims:
+                    run()
         except KeyboardInterrupt as stop:
             told = stop if isinstance(stop, Interrupted) else "interrupted; finished runs are kept"
             sys.stderr.write(f"nfexp: {told}\n")

@@ -40,6 +40,7 @@ BAD = {
     "unknown coupling": ({"flow.coupling": "spline"}, "flow.coupling: expected one of affine, additive; got 'spline'"),
     "unknown base": ({"flow.base": "uniform"}, "flow.base: expected one of normal, .*; got 'uniform'"),
     "no members": ({"flow.members": 0}, "flow.members: expected an integer >= 1 and <= 1000; got 0"),
+    "unknown weights": ({"flow.weights": "test"}, "flow.weights: expected one of equal, val; got 'test'"),
     "tail bound": ({"flow.tail_bound": 0}, "flow.tail_bound: expected a number > 0 .* or null; got 0"),
     "tail bound on raw points": (
         {"flow.tail_bound": 3.0, "flow.standardise": "none"},
@@ -150,6 +151,7 @@ YOUNGER = {
     "flow.tail_bound": 3.0,
     "flow.tail": "learned",
     "flow.members": 2,
+    "flow.weights": "val",
     "train.optimizer": "nadam",
     "train.noise": 0.1,
     "train.noise_end": 0.1,
