@@ -155,7 +155,8 @@ def numbers(
     """
     import pandas as pd
 
-    columns = []
+    n_context = 0 if context is None else len(names_of(context))
+    columns: list[np.ndarray] = []
     for name in frame.columns:
         column = frame[name]
         if pd.api.types.is_complex_dtype(column.dtype) or pd.api.types.is_datetime64_any_dtype(column.dtype):
@@ -165,6 +166,10 @@ def numbers(
         strange = np.flatnonzero((converted.isna() & column.notna()).to_numpy())
         if len(strange):
             where = f"{str(column.iloc[strange[0]])!r:.60} in column {name!r}, row {strange[0] + 1} of {place}"
+            if len(columns) >= len(frame.columns) - n_context:
+                raise SpecError(
+                    "data.context", "columns of numbers (name others, or give words as numbers)", Words(where)
+                )
             raise SpecError(key, f"columns of numbers (data.drop={name} leaves one out)", Words(where))
         columns.append(converted.to_numpy(dtype=np.float64, na_value=np.nan))
     values = np.stack(columns, axis=1)
@@ -180,7 +185,6 @@ def numbers(
         where = f"none in column {name!r}, row {row + 1} of {place} ({int(lost.sum())} rows lack some)"
         raise SpecError("data.missing", "a value in every cell", Words(where))
     names = tuple(str(name) for name in frame.columns)
-    n_context = 0 if context is None else len(names_of(context))
     return Table(place=place, names=names, values=values[~lost], dropped=int(lost.sum()), n_context=n_context)
 
 
