@@ -168,7 +168,7 @@ def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, An
     train = _with_context(dataset, "train")
     both = np.concatenate([train, _with_context(dataset, "val")])
     test = dataset.test.flatten(1).numpy()
-    of_test = dataset.given("test").numpy()
+    of_test = dataset.context_of("test").numpy()
     exact = dataset.true_log_prob()
     log_p = None if exact is None else exact.numpy()
     draws = draws_of(data)
@@ -194,7 +194,7 @@ def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, An
 def _with_context(dataset: Dataset, part: str) -> np.ndarray:
     """The points of "train" or "val" with their context beside them, (n, D + C), data units."""
     points: torch.Tensor = getattr(dataset, part)
-    return np.concatenate([points.flatten(1).numpy(), dataset.given(part).numpy()], axis=1)
+    return np.concatenate([points.flatten(1).numpy(), dataset.context_of(part).numpy()], axis=1)
 
 
 def score(log_q: np.ndarray, log_p: np.ndarray | None) -> dict[str, float | None]:

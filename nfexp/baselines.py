@@ -276,10 +276,10 @@ def _sources(text: str) -> dict[str, str]:
     SpecError
         If one is not there.
     """
-    found = {}
+    sources = {}
     for word in filter(None, text.split(",")):
         if ":" not in word:
             raise SpecError("target", "FILE.py:NAME or MODULE:NAME", word)
         source = find_source(word)
-        found[source.digest] = f"{source.place}:{source.name}"
-    return found
+        sources[source.digest] = f"{source.place}:{source.name}"
+    return sources

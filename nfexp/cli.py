@@ -87,11 +87,11 @@ def job(config: DictConfig) -> float:
             tracking = Tracking(config.tracker, folder, {run_id(spec): "."})
             with alone(spec, live=not is_of_sweep and is_terminal()) as shown:
 
-                def told(training: Training, state: State) -> None:
+                def observe(training: Training, state: State) -> None:
                     shown(training, state)
-                    tracking.told(training, state)
+                    tracking.observe(training, state)
 
-                trained = list(train([spec], [folder], told=told))
+                trained = list(train([spec], [folder], observer=observe))
             for _, result, failure in trained:
                 keep(folder, result, failure)
                 tracking.end(spec, result.status, result.metrics)
@@ -122,8 +122,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         return explain_missing(error)
     if isinstance(error, OSError):
-        place, expected, got = trouble(error, "a folder nfexp can write to")
-        return f"{place}: expected {expected}; got {got}"
+        path, expected, got = trouble(error, "a folder nfexp can write to")
+        return f"{path}: expected {expected}; got {got}"
     if isinstance(error, OverrideParseException):
         if "=" not in str(error.override).strip("~"):
             return f"{error.override}: expected KEY=VALUE; got no '='"

@@ -20,9 +20,18 @@ from nfexp.trackers import MODULES as TRACKERS
 from nfexp.usage import Usage, run_without_folders
 
 PACKAGES = (
-    "torch", "numba", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn", "hydra-core", "omegaconf",
-    "safetensors", "rich",
-)  # fmt: skip
+    "torch",
+    "numba",
+    "numpy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "scikit-learn",
+    "hydra-core",
+    "omegaconf",
+    "safetensors",
+    "rich",
+)
 FREE_GIGABYTES = 2.0  # of the disk; below it the doctor warns
 
 USAGE = Usage(
@@ -75,12 +84,12 @@ def _libraries() -> list[str]:
     """The BLAS and OpenMP libraries that are loaded."""
     from threadpoolctl import threadpool_info
 
-    found = []
+    lines = []
     for library in threadpool_info():
         words = f"{library['internal_api']} {library.get('version') or ''}".strip()
-        if words not in found:
-            found.append(words)
-    return found
+        if words not in lines:
+            lines.append(words)
+    return lines
 
 
 def _kernel() -> list[Row]:

@@ -157,10 +157,10 @@ def parse_json(raw: bytes | str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         raise ValueError(f"the key {_repeated(pairs)!r} twice")
-    return found
+    return values
 
 
 def _repeated(pairs: list[tuple[str, Any]]) -> str:

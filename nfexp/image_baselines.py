@@ -24,7 +24,10 @@ CATEGORIES = (8, 16, 32, 64)  # components of a mixture of categoricals
 COMPONENTS = (1, 2, 4, 8, 16)  # of a Gaussian mixture
 FLOORS = (0.03, 0.1, 0.3)  # that are added to its variances
 ROUNDS = 60  # of EM
-TRAINED, HELD_OUT, SCORED = 0, 1, 9  # what places in the cells are drawn for: each has a stream of its own
+# What places in the cells are drawn for: each has a stream of its own
+TRAINED = 0
+HELD_OUT = 1
+SCORED = 9
 LARGEST_GAUSSIAN = 256  # pixels: above, covariances have more numbers than there are images
 LARGEST_TABLE = 20_000  # pixels × levels of a mixture of categoricals
 
@@ -45,14 +48,14 @@ def models_for(dim: int, levels: int) -> list[str]:
     >>> models_for(3072, 256)
     ['uniform', 'histogram']
     """
-    found = ["uniform", "histogram"]
+    models = ["uniform", "histogram"]
     if dim <= LARGEST_GAUSSIAN:
-        found += ["gaussian_logit", "mixture_logit"]
+        models += ["gaussian_logit", "mixture_logit"]
     if dim * levels <= LARGEST_TABLE:
-        found.append("categoricals")
+        models.append("categoricals")
     if dim <= LARGEST_GAUSSIAN:
-        found.append("flat")
-    return found
+        models.append("flat")
+    return models
 
 
 def fit_images(dataset: Dataset, model: str, seed: int) -> Fitted:
@@ -84,8 +87,8 @@ def _histogram(train: np.ndarray, val: np.ndarray, levels: int, seed: int) -> Fi
         return np.log((counts + a / levels) / (len(train) + a))
 
     def log_prob(table: np.ndarray, x: np.ndarray) -> np.ndarray:
-        found: np.ndarray = table[np.arange(d), x.astype(int)].sum(axis=1)
-        return found
+        log_p: np.ndarray = table[np.arange(d), x.astype(int)].sum(axis=1)
+        return log_p
 
     a = max(SMOOTHING, key=lambda a: log_prob(smoothed(a), val).mean())
     table = smoothed(a)
@@ -96,9 +99,9 @@ def _histogram(train: np.ndarray, val: np.ndarray, levels: int, seed: int) -> Fi
 def _one_hot(x: np.ndarray, levels: int) -> np.ndarray:
     """Images (n, D) as indicators (n, D · L)."""
     n, d = x.shape
-    found = np.zeros((n, d, levels), dtype=np.float32)
-    found[np.arange(n)[:, None], np.arange(d), x.astype(int)] = 1
-    return found.reshape(n, d * levels)
+    ones = np.zeros((n, d, levels), dtype=np.float32)
+    ones[np.arange(n)[:, None], np.arange(d), x.astype(int)] = 1
+    return ones.reshape(n, d * levels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +115,8 @@ class _Categoricals:
         return np.asarray(ones @ self.table + self.weights, dtype=float)
 
     def log_prob(self, ones: np.ndarray) -> np.ndarray:
-        found: np.ndarray = np.logaddexp.reduce(self.of_components(ones), axis=1)
-        return found
+        log_p: np.ndarray = np.logaddexp.reduce(self.of_components(ones), axis=1)
+        return log_p
 
 
 def _em(ones: np.ndarray, k: int, a: float, overall: np.ndarray, seed: int) -> _Categoricals:
@@ -171,8 +174,8 @@ def _bound(density: Callable[[np.ndarray], np.ndarray], levels: int, seed: int) 
 
     def log_prob(x: np.ndarray) -> np.ndarray:
         logits, log_det = to_logits(_placed(x, seed, SCORED, DRAWS), levels)
-        found: np.ndarray = (density(logits) + log_det).reshape(DRAWS, len(x)).mean(axis=0)
-        return found
+        log_p: np.ndarray = (density(logits) + log_det).reshape(DRAWS, len(x)).mean(axis=0)
+        return log_p
 
     return log_prob
 

@@ -18,18 +18,22 @@ import numpy as np
 
 from nfexp.spec import SpecError, Words
 
-IDX_IMAGES, IDX_LABELS = 2051, 2049  # the first four bytes: unsigned bytes in three dimensions, or in one
+# The first four bytes: unsigned bytes in three dimensions, or in one
+IDX_IMAGES = 2051
+IDX_LABELS = 2049
 IDX_HEAD = 16  # bytes: magic number, images, rows, columns
 CIFAR_SHAPE = (3, 32, 32)
 CIFAR_CLASSES = 10
 MOST_BYTES = 2**32  # that are read of a file, unpacked
 MOST_CHANNELS = 4  # an axis so short holds channels
 SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".webp")
-NPY_BEGINS, ZIP_BEGINS = b"\x93NUMPY", b"PK"
+NPY_BEGINS = b"\x93NUMPY"
+ZIP_BEGINS = b"PK"
 # What numpy and zipfile raise of a file that is damaged, asks for a password, or claims more than the memory holds
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 # In how many levels a mode of Pillow's counts: these alone have 256, others would be rounded
-GREY_MODES, COLOUR_MODES = ("L", "1"), ("RGB", "P", "RGBA", "LA")
+GREY_MODES = ("L", "1")
+COLOUR_MODES = ("RGB", "P", "RGBA", "LA")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +54,11 @@ class Published:
         return None
 
 
-def _idx(place: str, train: str, test: str) -> Published:
+def _idx(source: str, train: str, test: str) -> Published:
     images = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
     counts = (60_000, 10_000)
     return Published(
-        place=place,
+        place=source,
         train=images[:1],
         test=images[1:],
         sizes={name: IDX_HEAD + n * 28 * 28 for name, n in zip(images, counts, strict=True)},
@@ -106,19 +110,19 @@ def read_published(name: str, folder: str, *, check: str) -> tuple[np.ndarray, n
         For files that are missing, truncated, of another kind, or not the published ones.
     """
     known = PUBLISHED[name]
-    place = Path(folder).expanduser()
-    if not (place / known.train[0]).exists() and (place / "cifar-10-batches-bin").is_dir():
-        place = place / "cifar-10-batches-bin"  # as the archive unpacks
+    source = Path(folder).expanduser()
+    if not (source / known.train[0]).exists() and (source / "cifar-10-batches-bin").is_dir():
+        source = source / "cifar-10-batches-bin"  # as the archive unpacks
     parts = []
     for files in (known.train, known.test):
         batches = []
         for file in files:
-            path = _found(name, place, file)
+            path = _found(name, source, file)
             raw = _unpacked(path)
             if check == "published":
                 _check_published(name, file, path, raw)
             batches.append(_cifar_batch(path, raw) if name == "cifar10" else _idx_images(path, raw))
-        parts.append(_joined(place, batches))
+        parts.append(_joined(source, batches))
     train, test = parts
     if train.shape[1:] != test.shape[1:]:
         got = f"{_size(train.shape)} and {_size(test.shape)}"
@@ -126,7 +130,7 @@ def read_published(name: str, folder: str, *, check: str) -> tuple[np.ndarray, n
     return train, test
 
 
-def _joined(place: Path, batches: Sequence[np.ndarray]) -> np.ndarray:
+def _joined(source: Path, batches: Sequence[np.ndarray]) -> np.ndarray:
     return batches[0] if len(batches) == 1 else np.concatenate(batches)
 
 
@@ -161,12 +165,12 @@ def _check_published(name: str, file: str, path: Path, raw: bytes) -> None:
     if len(raw) != known.sizes[file]:
         expected = f"{known.sizes[file]:,} bytes in {file} of {name}, from {known.place} ({remedy})"
         raise SpecError("data.path", expected, Words(f"{len(raw):,} in {path}"))
-    found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
-    if found == known.md5[file]:
+    md5 = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+    if md5 == known.md5[file]:
         return
-    what = f"{found} in {path}"
+    what = f"{md5} in {path}"
     for other, published in PUBLISHED.items():
-        is_of = published.file_of(found)
+        is_of = published.file_of(md5)
         if is_of is not None:
             what += f", which is {is_of} of {other}"
     expected = f"the MD5 sum {known.md5[file]} of {file} of {name}, from {known.place} ({remedy})"
@@ -215,9 +219,9 @@ def read_array(key: str, path: str) -> np.ndarray:
     Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W); an axis of at most 4 holds channels, the last
     one if both could: (N, C, H, W) with W at most 4 is taken for (N, H, W, C). Whole numbers, also as floats.
     """
-    place = Path(path).expanduser()
+    source = Path(path).expanduser()
     try:
-        with place.open("rb") as file:
+        with source.open("rb") as file:
             if not file.peek(len(NPY_BEGINS)).startswith((NPY_BEGINS, ZIP_BEGINS)):
                 raise ValueError("a file of another kind")  # numpy would take it for pickled objects
             loaded = np.load(file, allow_pickle=False)
@@ -261,7 +265,8 @@ def _whole(key: str, path: str, values: np.ndarray) -> np.ndarray:
         if strange.any():
             got = f"{values[strange][0]:g} (no whole number in {int(strange.sum()):,} of {values.size:,} pixels)"
             raise SpecError(key, f"whole levels 0, 1, … in {path}", Words(got))
-    lowest, highest = values.min(), values.max()
+    lowest = values.min()
+    highest = values.max()
     if lowest < 0 or highest >= 65_536:
         got = f"{lowest:g} to {highest:g}"
         raise SpecError(key, f"levels from 0 to at most 65,535 in {path}", Words(got))
@@ -275,10 +280,10 @@ def read_folder(key: str, folder: str, *, channels: int | None) -> np.ndarray:
     """
     from PIL import Image
 
-    place = Path(folder).expanduser()
-    if not place.is_dir():
+    source = Path(folder).expanduser()
+    if not source.is_dir():
         raise SpecError(key, "a folder of images", Words(f"{folder}, which is none"))
-    paths = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
         raise SpecError(key, f"images ({', '.join(SUFFIXES)}) in {folder}", Words("none"))
     pictures: list[Image.Image] = []

@@ -23,7 +23,9 @@ FEWEST_HELD_OUT = 2  # in a file of its own for validation or test
 MOST_DRAWN = 2**30  # pixels of all images of a law, 8 GB
 BYTE = 256  # levels of 8 bits
 DIGITS_LEVELS = 17
-TRAINING, VALIDATION = 0.7, 0.8  # of a photograph's width: where its strips for training and validation end
+# Of a photograph's width: where its strips for training and validation end
+TRAINING = 0.7
+VALIDATION = 0.8
 # Pictures that come with scikit-image; the last is held out for the test
 PICTURES = ("astronaut", "coffee", "rocket", "chelsea")
 
@@ -41,12 +43,12 @@ class Album:
     @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits of a hash of all pixels and the number of levels."""
-        found = hashlib.sha256(f"{self.levels}".encode())
+        digest = hashlib.sha256(f"{self.levels}".encode())
         for images in (self.main, self.val, self.test):
             if images is not None:
-                found.update(f"{images.shape}{images.dtype.itemsize}".encode())
-                found.update(np.ascontiguousarray(images).tobytes())
-        return found.hexdigest()[:16]
+                digest.update(f"{images.shape}{images.dtype.itemsize}".encode())
+                digest.update(np.ascontiguousarray(images).tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,21 +80,32 @@ def _photographs(data: Data) -> Album:
     for photograph in load_sample_images().images:
         for name, strip in strips(photograph).items():
             parts[name].append(patches_of(strip, data, overlapping=name == "train"))
-    train, val, test = (np.concatenate(own) for own in parts.values())
-    return Album(place="scikit-learn's photographs", levels=BYTE, main=train, val=val, test=test)
+    return Album(
+        place="scikit-learn's photographs",
+        levels=BYTE,
+        main=np.concatenate(parts["train"]),
+        val=np.concatenate(parts["val"]),
+        test=np.concatenate(parts["test"]),
+    )
 
 
 def _pictures(data: Data) -> Album:
     """Patches of scikit-image's pictures: three for training and validation, one held out for the test."""
-    pictures = _of_scikit_image()
-    train, val = [], []
-    for picture in pictures[:-1]:
-        own = strips(picture)
-        train.append(patches_of(np.concatenate([own["train"], own["val"]], axis=1), data, overlapping=True))
-        val.append(patches_of(own["test"], data, overlapping=False))
-    test = patches_of(pictures[-1], data, overlapping=False)
-    place = "scikit-image's pictures"
-    return Album(place=place, levels=BYTE, main=np.concatenate(train), val=np.concatenate(val), test=test)
+    *others, held_out = _of_scikit_image()
+    train = []
+    val = []
+    for picture in others:
+        parts = strips(picture)
+        to_train_on = np.concatenate([parts["train"], parts["val"]], axis=1)
+        train.append(patches_of(to_train_on, data, overlapping=True))
+        val.append(patches_of(parts["test"], data, overlapping=False))
+    return Album(
+        place="scikit-image's pictures",
+        levels=BYTE,
+        main=np.concatenate(train),
+        val=np.concatenate(val),
+        test=patches_of(held_out, data, overlapping=False),
+    )
 
 
 def _of_scikit_image() -> list[np.ndarray]:
@@ -128,7 +141,8 @@ def strips(picture: np.ndarray) -> dict[str, np.ndarray]:
     [(4, 70, 3), (4, 10, 3), (4, 20, 3)]
     """
     width = picture.shape[1]
-    first, second = int(TRAINING * width), int(VALIDATION * width)
+    first = int(TRAINING * width)
+    second = int(VALIDATION * width)
     return {"train": picture[:, :first], "val": picture[:, first:second], "test": picture[:, second:]}
 
 
@@ -137,17 +151,18 @@ def patches_of(strip: np.ndarray, data: Data, *, overlapping: bool) -> np.ndarra
     if data.height is None or data.width is None:
         missing = "height" if data.height is None else "width"
         raise SpecError(f"data.{missing}", "the side of the patches to cut, in pixels", None)
-    height, width = data.height, data.width
+    height = data.height
+    width = data.width
     if height > strip.shape[0] or width > strip.shape[1]:
         key = "data.height" if height > strip.shape[0] else "data.width"
         expected = f"patches that fit into strips of {strip.shape[0]} × {strip.shape[1]} pixels"
         raise SpecError(key, expected, Words(f"{height} × {width}"))
     steps = (max(1, height // 2), max(1, width // 2)) if overlapping else (height, width)
-    found = []
+    patches = []
     for top in range(0, strip.shape[0] - height + 1, steps[0]):
         for left in range(0, strip.shape[1] - width + 1, steps[1]):
-            found.append(strip[top : top + height, left : left + width])
-    return np.moveaxis(np.stack(found), 3, 1)
+            patches.append(strip[top : top + height, left : left + width])
+    return np.moveaxis(np.stack(patches), 3, 1)
 
 
 # --- Sets in files ---------------------------------------------------------------------------------------------------
@@ -210,17 +225,20 @@ SETS: dict[str, Callable[[Data], Album]] = {
 
 def _signature(path: str | None) -> tuple[object, ...]:
     """What tells that a file, or a file of a folder, was changed since it was last read."""
-    place = os.path.expanduser(path or "")
+    full_path = os.path.expanduser(path or "")
     try:
-        status = os.stat(place)
+        status = os.stat(full_path)
         signature: tuple[object, ...] = (status.st_mtime_ns, status.st_size)
-        if not os.path.isdir(place):
+        if not os.path.isdir(full_path):
             return signature
-        with os.scandir(place) as entries:
-            own = [(entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in entries]
+        with os.scandir(full_path) as entries:
+            entries_seen = []
+            for entry in entries:
+                status = entry.stat()
+                entries_seen.append((entry.name, status.st_mtime_ns, status.st_size))
     except OSError:
         return ()
-    return signature + tuple(sorted(own))
+    return signature + tuple(sorted(entries_seen))
 
 
 def album_of(data: Data) -> Album:
@@ -231,16 +249,27 @@ def album_of(data: Data) -> Album:
     SpecError
         For files that are missing or not what they should be, and for pixels outside the levels.
     """
-    # what a set is read by; all else would read it once more
     is_cut = data.images in ("photographs", "pictures")
+    is_own = data.images in ("npz", "folder")
+    # What a set is read by; all else would read it once more
     reading = replace(
-        data, name="images", n_samples=None, n_val=None, n_test=None, val_share=None, test_share=None, split=None,
-        dim=2, digest=None, height=data.height if is_cut else None, width=data.width if is_cut else None,
+        data,
+        name="images",
+        n_samples=None,
+        n_val=None,
+        n_test=None,
+        val_share=None,
+        test_share=None,
+        split=None,
+        dim=2,
+        digest=None,
+        height=data.height if is_cut else None,
+        width=data.width if is_cut else None,
         channels=data.channels if data.images == "folder" else None,
-        levels=data.levels or BYTE if data.images in ("npz", "folder") else None,
-    )  # fmt: skip
-    signatures = tuple(_signature(path) for path in (data.path, data.val_path, data.test_path))
-    return _album(reading, signatures)
+        levels=data.levels or BYTE if is_own else None,
+    )
+    paths = (data.path, data.val_path, data.test_path)
+    return _album(reading, tuple(_signature(path) for path in paths))
 
 
 @lru_cache(maxsize=4)
@@ -295,9 +324,16 @@ def settled_images(data: Data) -> Data:
         asks = f"at most {left}, the images for training of {album.place}, or null for all of them"
         raise SpecError("data.n_samples", asks, data.n_samples)
     return replace(
-        data, n_samples=data.n_samples or left, n_val=n_val, n_test=n_test, val_share=None, test_share=None,
-        dim=channels * height * width, digest=album.digest, **shape,
-    )  # fmt: skip
+        data,
+        n_samples=data.n_samples or left,
+        n_val=n_val,
+        n_test=n_test,
+        val_share=None,
+        test_share=None,
+        dim=channels * height * width,
+        digest=album.digest,
+        **shape,
+    )
 
 
 def _settled_mesh(data: Data) -> Data:

@@ -97,8 +97,8 @@ class Mesh:
                 law = self._law(images, (c, i, j), shade)
                 total += law[rows, images[:, c, i, j].astype(int)]
             parts.append(total)
-        found: np.ndarray = np.logaddexp.reduce(parts, axis=0)
-        return found
+        log_p: np.ndarray = np.logaddexp.reduce(parts, axis=0)
+        return log_p
 
 
 def mesh_of(channels: int, height: int, width: int, levels: int) -> Mesh:

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from nfexp.flows.stack import Law
+from nfexp.flows.kernel_protocol import Law
 from nfexp.spec import Train
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba 2015, and PyTorch's NAdam
+# Kingma and Ba 2015, and PyTorch's NAdam
+BETA1 = 0.9
+BETA2 = 0.999
+EPSILON = 1e-8
 MOMENTUM_DECAY = 0.004  # of NAdam, per step
 
 

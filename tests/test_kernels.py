@@ -18,12 +18,13 @@ import torch
 from nfexp import spec as specs
 from nfexp import train
 from nfexp.flows import kernels
+from nfexp.flows.kernel_protocol import Course, Rows
 from nfexp.flows.kernels import compiled, elementary
 from nfexp.flows.kernels.compiled import Fused
 from nfexp.flows.kernels.lanes import LANES, load, store
 from nfexp.flows.kernels.moments import move, norm_of
 from nfexp.flows.layers import Batch
-from nfexp.flows.stack import Course, FlowStack, Rows, build
+from nfexp.flows.stack import FlowStack, build
 from nfexp.optimisers import OPTIMISERS
 from nfexp.run import check, run_stack
 from nfexp.spec import Flow, SpecError, run_id

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nfexp import run, score
+from nfexp import run
 from nfexp.batches import Noise, Order, noise_share
 from nfexp.checkpoint import CHECKPOINT
 from nfexp.data import load
@@ -106,8 +106,9 @@ def test_what_a_diverged_run_stores_does_not_depend_on_its_mates(make_spec):
 
 def test_a_flow_that_cannot_sample_is_still_a_record(make_spec, monkeypatch, tmp_path):
     from nfexp import record
+    from nfexp.score import samples
 
-    monkeypatch.setattr(score, "_slices", lambda x: np.full((score.DIRECTIONS, len(x)), math.nan))
+    monkeypatch.setattr(samples, "slices_of", lambda x: np.full((samples.DIRECTIONS, len(x)), math.nan))
     result = run_stack([make_spec()])[0]
     record.write_run(tmp_path, result)
     assert result.status == "completed" and result.metrics["clean_distance"] is None

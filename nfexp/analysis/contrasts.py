@@ -39,9 +39,9 @@ class OwnContrast:
 
     def written(self) -> dict[str, Any]:
         """As it stands in `sweep.json`, below its name."""
-        found = asdict(self)
-        del found["name"]
-        return found
+        values = asdict(self)
+        del values["name"]
+        return values
 
 
 def contrasts_of(given: Mapping[str, Any] | None) -> tuple[OwnContrast, ...]:
@@ -70,9 +70,9 @@ def _contrast(name: Any, given: Any) -> OwnContrast:
     if not isinstance(given, Mapping):
         raise SpecError(key, "the keys better, worse and margin", given)
     known = ("better", "worse", "margin", "metric", "kind", "quantifier", "sentence")
-    for own in given:
-        if own not in known:
-            raise SpecError(f"{key}.{own}", f"one of the keys {', '.join(known)}", Words("an unknown key"))
+    for entry in given:
+        if entry not in known:
+            raise SpecError(f"{key}.{entry}", f"one of the keys {', '.join(known)}", Words("an unknown key"))
     sides = {}
     for side in ("better", "worse"):
         sides[side] = _cell(f"{key}.{side}", given.get(side))
@@ -113,12 +113,12 @@ def _cell(key: str, given: Any) -> dict[str, Any]:
         raise SpecError(key, "how the cell differs from the centre, {} for the centre itself", Words("nothing"))
     if not isinstance(given, Mapping):
         raise SpecError(key, "a mapping of keys to values, {} for the centre itself", given)
-    for own, value in given.items():
-        is_key = isinstance(own, str) and re.fullmatch(r"(data|flow|train)\.\w{1,60}", own, re.ASCII)
-        if not is_key or not is_relevant(own) or own in NOT_A_CELL:
-            raise SpecError(f"{key}.{own}", "a key of data, flow or train such as flow.n_flows", Words("another"))
+    for name, value in given.items():
+        is_key = isinstance(name, str) and re.fullmatch(r"(data|flow|train)\.\w{1,60}", name, re.ASCII)
+        if not is_key or not is_relevant(name) or name in NOT_A_CELL:
+            raise SpecError(f"{key}.{name}", "a key of data, flow or train such as flow.n_flows", Words("another"))
         is_text = isinstance(value, str) and value.isprintable() and len(value) <= LONGEST
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if value is not None and not is_number and not is_text:
-            raise SpecError(f"{key}.{own}", "one value", value)
+            raise SpecError(f"{key}.{name}", "one value", value)
     return dict(given)

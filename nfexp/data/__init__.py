@@ -49,21 +49,22 @@ class Dataset:
     names: tuple[str, ...] | None = None
     context: Context | None = None
 
-    def given(self, part: str) -> Tensor:
+    def context_of(self, part: str) -> Tensor:
         """The context at the points of "train", "val" or "test", (N, C); C = 0 where nothing is given."""
         if self.context is None:
             points: Tensor = getattr(self, part)
             return points.new_empty(len(points), 0)
-        given: Tensor = getattr(self.context, part)
-        return given
+        context: Tensor = getattr(self.context, part)
+        return context
 
-    def given_to_draws(self, n: int) -> Tensor:
+    def context_of_draws(self, n: int) -> Tensor:
         """The context that `n` samples are drawn at, (n, C): that of the test rows, again from the first if they end.
 
         A dataset without test rows has no samples drawn: n = 0.
         """
-        given = self.given("test")
-        return given[torch.arange(n) % max(len(given), 1)]
+        context = self.context_of("test")
+        rows = torch.arange(n) % max(len(context), 1)
+        return context[rows]
 
     @property
     def log_prob(self) -> Callable[[Tensor], Tensor] | None:

@@ -52,8 +52,8 @@ class OwnTarget:
         return lambda n, generator: self._points("draw", n, generator)
 
     def _points(self, method: str, n: int, generator: torch.Generator) -> Tensor:
-        found = _called(f"{method}({n}, generator)", getattr(self.density, method), n, generator)
-        points = _tensor(f"{method}({n}, generator)", found, (n, self.dim))
+        drawn = _called(f"{method}({n}, generator)", getattr(self.density, method), n, generator)
+        points = _tensor(f"{method}({n}, generator)", drawn, (n, self.dim))
         if not bool(points.isfinite().all()):
             _refuse(f"finite points from {method}", "some that are not")
         return points
@@ -64,8 +64,8 @@ class OwnTarget:
         with torch.no_grad():
             for part in x.to("cpu", torch.float64).split(BLOCK):
                 what = f"log_prob(x) with x of shape {tuple(part.shape)}"
-                found = _called(what, self.density.log_prob, part)
-                parts.append(_tensor(what, found, (len(part),)))
+                log_p = _called(what, self.density.log_prob, part)
+                parts.append(_tensor(what, log_p, (len(part),)))
         values = torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
         if bool(values.isnan().any()) or bool((values == math.inf).any()):
             _refuse("log_prob to be finite, or -inf where the density is 0", "nan or inf")
@@ -109,9 +109,9 @@ def _called(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise SpecError(KEY, f"{what} to give an answer", Words(_said(error, file))) from error
 
 
-def _tensor(what: str, found: Any, shape: tuple[int, ...]) -> Tensor:
+def _tensor(what: str, value: Any, shape: tuple[int, ...]) -> Tensor:
     try:
-        tensor = torch.as_tensor(found)
+        tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SpecError(KEY, f"a tensor or an array from {what}", Words(_said(error))) from None
     if tuple(tensor.shape) != shape or not tensor.is_floating_point():
@@ -138,11 +138,11 @@ def own_target(law: Data) -> OwnTarget:
     source = find_source(str(law.target))
     if law.digest is not None and source.digest != law.digest:
         raise SpecError(KEY, f"{source.place} as it was when the run was planned", Words("another content"))
-    found = _member(_module(source), source)
+    member = _member(_module(source), source)
     given = dict(law.parameters)
     if law.noise is not None:
         given["noise"] = law.noise
-    density = _made(found, source, given)
+    density = _made(member, source, given)
     for method in ("sample", "log_prob"):
         if not callable(getattr(density, method, None)):
             _refuse(f"{source.name} with the methods sample and log_prob", f"one without {method}")
@@ -180,20 +180,20 @@ def _member(module: ModuleType, source: TargetSource) -> Any:
     _refuse(f"a name that {source.place} has", f"{source.name!r}{near(source.name, names)}")
 
 
-def _made(found: Any, source: TargetSource, given: Mapping[str, Any]) -> Any:
+def _made(member: Any, source: TargetSource, given: Mapping[str, Any]) -> Any:
     """A class or function called with the parameters; any other object is the density itself."""
-    if not callable(found):
+    if not callable(member):
         for name in given:
             raise SpecError(f"data.{name}", f"no parameters, for {source.name} is an object and no class", given[name])
-        return found
+        return member
     try:
-        signature = inspect.signature(found)
+        signature = inspect.signature(member)
     except (TypeError, ValueError):
         signature = None
     if signature is not None:
         _check_signature(signature, source.name, given)
     try:
-        return found(**given)
+        return member(**given)
     except (Exception, SystemExit) as error:
         called = ", ".join(f"{name}={value!r}" for name, value in given.items())
         _refuse(f"{source.name}({called}) to be made", _said(error, source.place))
@@ -283,13 +283,14 @@ def _check_balance(target: OwnTarget, x: Tensor, log_p: Tensor) -> None:
 
 def _check_integral(target: OwnTarget, x: Tensor, log_p: Tensor) -> None:
     known = _Known(x[::2])
-    own = x[1::2]
-    n = len(own)
+    half = x[1::2]
+    n = len(half)
     y = known.sample(n, stream(0, "check/known"))
-    ratio_own = log_p[1::2] - known.log_prob(own)  # log p/q at draws of p
+    ratio_own = log_p[1::2] - known.log_prob(half)  # log p/q at draws of p
     ratio_known = target.log_prob(y) - known.log_prob(y)  # and at draws of q
     # log ∫ p is the c at which Σ_x σ(c − log p/q) over draws of p equals Σ_y σ(log p/q − c) over those of q
-    low, high = -1e3, 1e3
+    low = -1e3
+    high = 1e3
     for _ in range(100):
         c = (low + high) / 2
         from_own = torch.sigmoid(c - ratio_own)

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-MIX_MEAN, MIX_SD = 0.8, 0.6  # 0.8² + 0.6² = 1: unit variance
+# 0.8² + 0.6² = 1: unit variance
+MIX_MEAN = 0.8
+MIX_SD = 0.6
 STUDENT_DF = 5
-OUTLIERS, OUTLIER_SCALE = 0.01, 2.0  # of the contaminated normal: the share that is Student's, and its scale
+# Of the contaminated normal: the share that is Student's, and its scale
+OUTLIERS = 0.01
+OUTLIER_SCALE = 2.0
 Shape = tuple[int, ...]
 
 

@@ -22,7 +22,8 @@ def dimension(spec: Spec) -> int:
 
 def training_flop(spec: Spec) -> float:
     """Floating-point operations of all matrix products of training one run, forward and backward."""
-    flow, dim = spec.flow, dimension(spec)
+    flow = spec.flow
+    dim = dimension(spec)
     image = image_of(spec.data)
     if image is not None:
         per_image = 6 * _products_of_an_image(flow, image)
@@ -104,7 +105,9 @@ def member_bytes(spec: Spec) -> float:
     What is held: the points, the weights with their moments, gradients and copies, the activations of one training
     step of all layers, and what the run records; all of it for each member of an ensemble.
     """
-    flow, record, dim = spec.flow, spec.record, dimension(spec)
+    flow = spec.flow
+    record = spec.record
+    dim = dimension(spec)
     image = image_of(spec.data)
     if image is not None:
         return _image_bytes(spec, image)

@@ -104,10 +104,13 @@ class Ensembles:
         """
         return self.forward(self.stack.base_draws(n, base), self.choose(n, members), context)
 
+    def rows(self, r: int) -> range:
+        """Where the members of ensemble `r` stand in the stack."""
+        return range(r * self.n_members, (r + 1) * self.n_members)
+
     def one(self, r: int) -> Ensembles:
         """Ensemble `r` by itself."""
-        rows = range(r * self.n_members, (r + 1) * self.n_members)
-        return Ensembles(self.stack.pick(rows), self.n_members, self.counted[r].tolist())
+        return Ensembles(self.stack.pick(self.rows(r)), self.n_members, self.counted[r].tolist())
 
     def state(self, r: int) -> dict[str, Tensor]:
         """The named tensors of ensemble `r`, ready to be stored: of members that count, as "members.3.coupling.0…"."""
@@ -143,10 +146,10 @@ def members_from_state(
         return from_state(flow, dim, state, image, n_context), [0]
     parts: dict[int, dict[str, Tensor]] = {}
     for name, value in state.items():
-        found = re.fullmatch(r"members\.(\d{1,4})\.(.+)", name)
-        if found is None or int(found[1]) >= flow.members:
+        match = re.fullmatch(r"members\.(\d{1,4})\.(.+)", name)
+        if match is None or int(match[1]) >= flow.members:
             raise ValueError(f"weights: expected those of {flow.members} members; got an unknown one, {name}")
-        parts.setdefault(int(found[1]), {})[found[2]] = value
+        parts.setdefault(int(match[1]), {})[match[2]] = value
     if not parts:
         raise ValueError(f"weights: expected those of {flow.members} members; got nothing")
     positions = sorted(parts)

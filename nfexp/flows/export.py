@@ -34,10 +34,10 @@ class Conditioner(nn.Module):
     context_mean: Tensor
     context_sd: Tensor
 
-    def __init__(self, layer: Coupling, own: dict[str, Tensor]) -> None:
+    def __init__(self, layer: Coupling, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         flow = layer.flow
-        mask = own[f"{layer.name}.mask"][0] > 0
+        mask = tensors[f"{layer.name}.mask"][0] > 0
         self.scale = flow.scale
         self.tail_bound = flow.tail_bound
         self.heads = layer.heads
@@ -47,16 +47,16 @@ class Conditioner(nn.Module):
         read = torch.cat([mask, mask.new_ones(layer.n_context)])
         self.n_context = layer.n_context
         if self.n_context:
-            self.register_buffer("context_mean", own[f"{CONTEXT}.mean"][0].clone())
-            self.register_buffer("context_sd", own[f"{CONTEXT}.var"][0].sqrt())
+            self.register_buffer("context_mean", tensors[f"{CONTEXT}.mean"][0].clone())
+            self.register_buffer("context_sd", tensors[f"{CONTEXT}.var"][0].sqrt())
         self.nets = nn.ModuleList()
         heads_of_net = layer.heads // layer.nets
         for net in range(layer.nets):
             parts: list[nn.Module] = []
             depth = len(layer.widths) - 1
             for i in range(depth):
-                weight = own[f"{layer.name}.net.{i}.weight"][net]  # (in, out)
-                bias = own[f"{layer.name}.net.{i}.bias"][net, 0]
+                weight = tensors[f"{layer.name}.net.{i}.weight"][net]  # (in, out)
+                bias = tensors[f"{layer.name}.net.{i}.bias"][net, 0]
                 if i == 0 and not layer.compact:
                     weight = weight[read]  # a masked input is 0
                 if i == depth - 1:  # a coordinate that passes needs no output
@@ -69,7 +69,7 @@ class Conditioner(nn.Module):
             self.nets.append(nn.Sequential(*parts))
         self.log_scale: nn.Parameter | None = None
         if layer.learned_scale:
-            self.log_scale = nn.Parameter(own[f"{layer.name}.log_scale"][0, chosen].clone())
+            self.log_scale = nn.Parameter(tensors[f"{layer.name}.log_scale"][0, chosen].clone())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.n_context:
@@ -95,12 +95,12 @@ class PlainCoupling(nn.Module):
     passing: Tensor
     moving: Tensor
 
-    def __init__(self, layer: Coupling, own: dict[str, Tensor]) -> None:
+    def __init__(self, layer: Coupling, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        mask = own[f"{layer.name}.mask"][0] > 0
+        mask = tensors[f"{layer.name}.mask"][0] > 0
         self.register_buffer("passing", torch.nonzero(mask)[:, 0])
         self.register_buffer("moving", torch.nonzero(~mask)[:, 0])
-        self.conditioner = Conditioner(layer, own)
+        self.conditioner = Conditioner(layer, tensors)
 
     def inverse(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         s, t = self.conditioner(torch.cat([x[..., self.passing], given], -1))
@@ -127,8 +127,11 @@ class PlainElementwise(nn.Module):
         mean, log_gain, shift = layer._coefficients(p)
         like = log_gain[0, :, 0]
         for name, value in {"mean": mean, "log_gain": log_gain, "shift": shift}.items():
-            own = value[0, :, 0] if isinstance(value, Tensor) else torch.full_like(like, value)
-            self.register_buffer(name, own.detach().clone())
+            if isinstance(value, Tensor):
+                coefficient = value[0, :, 0]
+            else:
+                coefficient = torch.full_like(like, value)
+            self.register_buffer(name, coefficient.detach().clone())
 
     def inverse(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         z = (x - self.mean) * torch.exp(self.log_gain) + self.shift
@@ -142,9 +145,9 @@ class PlainElementwise(nn.Module):
 class PlainTail(nn.Module):
     """z = sinh(d asinh(x)), see :class:`nfexp.flows.elementwise.Tail`."""
 
-    def __init__(self, layer: Tail, own: dict[str, Tensor]) -> None:
+    def __init__(self, layer: Tail, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        self.log_power = nn.Parameter(own[f"{layer.name}.log_power"][0].clone())
+        self.log_power = nn.Parameter(tensors[f"{layer.name}.log_power"][0].clone())
 
     def _log_slope(self, a: Tensor, b: Tensor) -> Tensor:
         """log |dz/dx| with x = sinh a, z = sinh b."""

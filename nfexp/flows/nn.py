@@ -114,9 +114,8 @@ class _MLP(torch.autograd.Function):
             flat.append(part.reshape(n_members * nets, *shape[1:]))
         of_weights = flat[0::2]
         of_biases = flat[1::2]
-        h = (
-            x.unsqueeze(1).expand(-1, nets, -1, -1).reshape(n_members * nets, n_in, n_points)
-        )  # each network reads the same x
+        seen_by_each = x.unsqueeze(1).expand(-1, nets, -1, -1)  # each network reads the same x
+        h = seen_by_each.reshape(n_members * nets, n_in, n_points)
         inputs = [h]
         kept = []
         for weight, bias in zip(of_weights[:-1], of_biases[:-1], strict=True):
@@ -126,7 +125,8 @@ class _MLP(torch.autograd.Function):
         ctx.sigma = sigma
         ctx.shapes = shapes
         ctx.save_for_backward(*of_weights, *inputs, *kept)
-        return torch.baddbmm(of_biases[-1].mT, of_weights[-1].mT, h).view(n_members, nets * widths[-1], n_points)
+        out = torch.baddbmm(of_biases[-1].mT, of_weights[-1].mT, h)
+        return out.view(n_members, nets * widths[-1], n_points)
 
     @staticmethod
     @once_differentiable
@@ -154,7 +154,8 @@ class _MLP(torch.autograd.Function):
                 grad = ctx.sigma.backward(torch.bmm(weights[i], grad), kept[i - 1])
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.bmm(weights[0], grad).view(n_members, nets, weights[0].shape[1], n_points).sum(1)
+            of_networks = torch.bmm(weights[0], grad).view(n_members, nets, -1, n_points)
+            grad_x = of_networks.sum(1)
         return grad_x, grad_weights, None, None, None
 
 

@@ -10,140 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from nfexp.flows.architecture import architecture
 from nfexp.flows.bases import base_log_prob, base_sample
-from nfexp.flows.elementwise import NORMS, ContextMoments, Diagonal, Standardise, Tail
-from nfexp.flows.image.layers import Logit, image_layers
-from nfexp.flows.image.plan import Image, stages
-from nfexp.flows.layers import CONTEXT, Batch, Coupling, Layer, Points, Shapes, Tensors, draw_mask, selection
+from nfexp.flows.elementwise import ContextMoments
+from nfexp.flows.image.layers import Logit
+from nfexp.flows.image.plan import Image
+from nfexp.flows.kernel_protocol import Kernel
+from nfexp.flows.layers import CONTEXT, Batch, Coupling, Points, Tensors, draw_mask, selection
 from nfexp.spec import Flow
 from nfexp.streams import of_member, stream
-
-
-class Layout:
-    """Where blocks of named tensors (E, …) lie in the columns of a matrix (E, P)."""
-
-    def __init__(self, blocks: Shapes) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}  # of every tensor
-        self.sizes: dict[str, int] = {}  # of every block
-        for block, shapes in blocks.items():
-            self.shapes |= shapes
-            self.sizes[block] = sum(math.prod(shape) for shape in shapes.values())
-        self.width = sum(self.sizes.values())
-
-    def blocks(self, matrix: Tensor) -> dict[str, Tensor]:
-        """Each block as (E, size): what the layers compute with."""
-        parts = torch.split(matrix, list(self.sizes.values()), dim=1)
-        return dict(zip(self.sizes, parts, strict=True))
-
-    def views(self, matrix: Tensor) -> dict[str, Tensor]:
-        """Each named tensor as (E, …): what is initialised and stored."""
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        views = {}
-        for name, part in zip(self.shapes, torch.split(matrix, sizes, dim=1), strict=True):
-            views[name] = part.view(len(matrix), *self.shapes[name])
-        return views
-
-
-@lru_cache(maxsize=64)
-def _architecture(flow: Flow, dim: int, image: Image | None, n_context: int) -> tuple[list[Layer], Layout, Layout]:
-    """The layers in data → base order, and where their learned and their fixed tensors lie."""
-    if image is None:
-        layers = _vector_layers(flow, dim, n_context)
-    else:
-        layers = image_layers(flow, image, stages(flow, image.shape))
-    learned: Shapes = {}
-    fixed: Shapes = {}
-    for layer in layers:
-        learned |= layer.learned_shapes()
-        fixed |= layer.fixed_shapes()
-    if n_context:
-        fixed |= ContextMoments(n_context).fixed_shapes()
-    return layers, Layout(learned), Layout(fixed)
-
-
-def _vector_layers(flow: Flow, dim: int, n_context: int) -> list[Layer]:
-    layers: list[Layer] = [Standardise(flow, dim)]
-    for i in range(flow.n_flows):
-        layers.append(Coupling(flow, i, dim, n_context))
-        if flow.norm != "none" and (i + 1) % flow.norm_every == 0:
-            layers.append(NORMS[flow.norm](f"norm.{i}", dim))
-    if flow.coupling == "additive":
-        layers.append(Diagonal("diagonal", dim))
-    if flow.tail == "learned":
-        layers.append(Tail("tail", dim))
-    return layers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Law:
-    """What an optimiser with two moments does at one step: θ moves along of_grad · g + of_first · m, over √v̂ + ε."""
-
-    of_grad: float
-    of_first: float
-    beta1: float
-    beta2: float
-    epsilon: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """What a step of training reads and changes: weights, fixed numbers and both moments of a stack, (E, ·)."""
-
-    theta: Tensor
-    fixed: Tensor
-    first: Tensor
-    second: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Course:
-    """The next steps of a training, after `begun` of them.
-
-    By row: the bound `clip` on the norm of its gradient, its learning rate `lr` and its weight decay `decay`; by step
-    the factor of the learning rate and the optimiser's law. Rows that are not among `members` stay as they are.
-    """
-
-    members: Sequence[int]
-    clip: Sequence[float]
-    lr: Sequence[float]
-    decay: Sequence[float]
-    factors: Sequence[float]
-    laws: Sequence[Law]
-    begun: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """How many steps each row made before its loss or gradient was not finite, and the last gradient's norm (E,)."""
-
-    made: list[int]
-    norm: Tensor
-
-
-class Kernel(Protocol):
-    """A quicker way to the numbers of a stack than its layers in torch: the same up to rounding, not differentiable."""
-
-    def log_prob(self, theta: Tensor, fixed: Tensor, x: Tensor) -> Tensor:
-        """As :meth:`FlowStack.log_prob`."""
-
-    def inverse(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`FlowStack.inverse`."""
-
-    def forward(self, theta: Tensor, fixed: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`FlowStack.forward`."""
-
-    def steps(self, rows: Rows, x: Tensor, order: Tensor, course: Course) -> Made:
-        """Make S steps in place: step i of row e learns from the points order[i, e] of x[e], (S, E, N) and (E, M, D).
-
-        A row whose loss or gradient is not finite is not moved then, nor later.
-        """
 
 
 class FlowStack:
@@ -161,8 +40,8 @@ class FlowStack:
     fixed
         Masks, standardisation and running statistics, shape (E, S).
     kernel
-        What computes instead of the layers, where there is no `batch`; its results have no derivatives.
-        What computes log-densities instead of the layers, where they are not to be differentiated.
+        What computes instead of the layers, where there is no `batch`; its results have no
+        derivatives.
     image
         Shape and levels of a point that is an image; None for vectors.
     n_context
@@ -197,7 +76,7 @@ class FlowStack:
         self.kernel = kernel
         self.image = image
         self.n_context = n_context
-        self.layers, self.learned_layout, self.fixed_layout = _architecture(flow, dim, image, n_context)
+        self.layers, self.learned_layout, self.fixed_layout = architecture(flow, dim, image, n_context)
 
     @property
     def n_members(self) -> int:
@@ -234,13 +113,18 @@ class FlowStack:
         """What the layers compute with; the context (E, N, C) as couplings read it."""
         p = self.learned_layout.blocks(self.theta) | self.fixed_layout.blocks(self.fixed)
         if self.flow.conditioner_input == "passed":
-            names = [layer.name for layer in self.layers if isinstance(layer, Coupling)]
+            names = [coupling.name for coupling in self._couplings()]
             masks = torch.stack([p[f"{name}.mask"] for name in names])
-            for name, chosen in zip(names, selection(masks), strict=True):  # of all at once: each is little work
-                p[f"{name}.selection"] = chosen
+            # Of all couplings at once: each is little work
+            for name, rows in zip(names, selection(masks), strict=True):
+                p[f"{name}.selection"] = rows
         if self.n_context and context is not None:
             p[CONTEXT], _ = ContextMoments(self.n_context).inverse(p, context.mT)
         return p
+
+    def _couplings(self) -> list[Coupling]:
+        """The couplings of vectors; those of images know their masks."""
+        return [layer for layer in self.layers if isinstance(layer, Coupling)]
 
     def _check_context(self, x: Tensor, context: Tensor | None) -> None:
         """Raise unless there is a context for each of the points x (E, N, D), or none where none is asked for."""
@@ -378,11 +262,10 @@ class FlowStack:
         """Learned numbers per member that its mask lets act (a masked input or output has none)."""
         total = [self.learned_layout.width] * self.n_members
         tensors = self.fixed_layout.views(self.fixed)
-        for layer in self.layers:
-            if isinstance(layer, Coupling):
-                passed = tensors[f"{layer.name}.mask"].sum((1, 2)).long().tolist()
-                for e in range(self.n_members):
-                    total[e] -= layer.dead_parameters(passed[e])
+        for coupling in self._couplings():
+            n_passed = tensors[f"{coupling.name}.mask"].sum((1, 2)).long().tolist()
+            for e in range(self.n_members):
+                total[e] -= coupling.dead_parameters(n_passed[e])
         return total
 
     def state(self, e: int) -> dict[str, Tensor]:
@@ -451,27 +334,39 @@ def build(
     context
         What is given at each training point, shape (E, N, C): of a density q(x | c).
     """
-    dim = data.shape[-1]
-    given = (data[..., :0] if context is None else context).double().cpu()
-    empty = without_numbers(flow, dim, image, given.shape[-1])
     n_members = len(seeds)
     positions = positions or [0] * n_members
-    stack = empty.with_rows(
-        torch.zeros(n_members, empty.learned_layout.width, dtype=torch.float64),
-        torch.zeros(n_members, empty.fixed_layout.width, dtype=torch.float64),
-    )
+    context = data[..., :0] if context is None else context
+    empty = without_numbers(flow, data.shape[-1], image, context.shape[-1])
+    stack = _zeros_like(empty, n_members)
     tensors = stack.tensors()
+    given = context.double().cpu()
     points = data.double().cpu()
     if image is not None:  # what is standardised is on the line
         points, _ = Logit(flow, image).inverse({}, points)
     for e in range(n_members):
-        own = {name: value[e] for name, value in tensors.items()}
+        tensors_of_member = {name: value[e] for name, value in tensors.items()}
         is_real = ~points[e].isnan().any(-1)
         moments = _moments(points[e][is_real])
-        if empty.n_context:
-            ContextMoments(empty.n_context).initialise(own, _moments(given[e][is_real]), torch.Generator())
-        _initialise_member(stack.layers, own, moments, mask=masks[e], seed=seeds[e], position=positions[e])
+        if stack.n_context:
+            of_context = _moments(given[e][is_real])
+            ContextMoments(stack.n_context).initialise(tensors_of_member, of_context, torch.Generator())
+        _initialise_member(
+            stack,
+            tensors_of_member,
+            moments,
+            mask=masks[e],
+            seed=seeds[e],
+            position=positions[e],
+        )
     return stack.to(data.device, data.dtype)
+
+
+def _zeros_like(empty: FlowStack, n_members: int) -> FlowStack:
+    """A stack of so many members whose numbers are all 0, in float64."""
+    theta = torch.zeros(n_members, empty.learned_layout.width, dtype=torch.float64)
+    fixed = torch.zeros(n_members, empty.fixed_layout.width, dtype=torch.float64)
+    return empty.with_rows(theta, fixed)
 
 
 def _moments(points: Tensor) -> Points:
@@ -479,20 +374,22 @@ def _moments(points: Tensor) -> Points:
 
 
 def _initialise_member(
-    layers: Sequence[Layer], own: Tensors, points: Points, *, mask: str, seed: int, position: int
+    stack: FlowStack, tensors: Tensors, points: Points, *, mask: str, seed: int, position: int
 ) -> None:
-    couplings = [layer for layer in layers if isinstance(layer, Coupling)]
-    if couplings:  # those of images know their masks
-        rows = draw_mask(mask, len(couplings), len(points.mean), stream(seed, of_member(position, "mask")))
+    """Set the first values of one member, whose tensors these are, in place."""
+    couplings = stack._couplings()
+    if couplings:
+        draws = stream(seed, of_member(position, "mask"))
+        rows = draw_mask(mask, len(couplings), len(points.mean), draws)
         for coupling, row in zip(couplings, rows, strict=True):
-            own[f"{coupling.name}.mask"].copy_(row)
+            tensors[f"{coupling.name}.mask"].copy_(row)
     draws = stream(seed, of_member(position, "init"))
-    for layer in layers:
-        layer.initialise(own, points, draws)
+    for layer in stack.layers:
+        layer.initialise(tensors, points, draws)
     # A second round, not part of the first: the order of the draws is part of a run's identity.
     for coupling in couplings:
         if coupling.flow.init == "spread":
-            coupling.spread_bends(own, points, draws)
+            coupling.spread_bends(tensors, points, draws)
 
 
 def initialise_actnorm(stack: FlowStack, x: Tensor, context: Tensor | None = None) -> None:

@@ -194,12 +194,12 @@ class TrainedFlow:
         from nfexp.streams import stream
 
         assert self.stack.image is not None
-        found = []
+        parts = []
         for k in range(draws):
             generator = stream(seed, f"dequantise/log_prob/{k}")
-            places = within_cells(tuple(levels.shape), self.stack.image.levels, generator)
-            found.append(levels + places.to(levels))
-        return found
+            within = within_cells(tuple(levels.shape), self.stack.image.levels, generator)
+            parts.append(levels + within.to(levels))
+        return parts
 
     def log_prob(
         self,
@@ -244,9 +244,9 @@ class TrainedFlow:
         draws = _integer(draws, "draws")
         if draws < 1:
             raise ValueError(f"draws: expected an integer >= 1; got {draws}")
-        places = self._in_cells(self._levels(x), draws=draws, seed=_integer(seed, "seed"))
-        found = torch.stack([self._log_density(points) for points in places])
-        return found.logsumexp(0) - math.log(draws)
+        draws_of_points = self._in_cells(self._levels(x), draws=draws, seed=_integer(seed, "seed"))
+        log_q = torch.stack([self._log_density(points) for points in draws_of_points])
+        return log_q.logsumexp(0) - math.log(draws)
 
     def _log_density(self, points: Tensor, given: Tensor | None = None) -> Tensor:
         """Of points (1, N, D) with their context (1, N, C), a part at a time."""
@@ -272,11 +272,11 @@ class TrainedFlow:
 
         if self.spec.flow.standardise != "moments":
             raise ValueError("warn_beyond: expected a flow with flow.standardise=moments; got one without moments")
-        own = self.stack.tensors()
+        of_flow = self.stack.tensors()
         with torch.no_grad():
-            distance = ((x - own["standardise.mean"][0]) / own["standardise.var"][0].sqrt()).abs()
+            distance = ((x - of_flow["standardise.mean"][0]) / of_flow["standardise.var"][0].sqrt()).abs()
             if given is not None:
-                of_given = (given[0] - own["context.mean"][0]) / own["context.var"][0].sqrt()
+                of_given = (given[0] - of_flow["context.mean"][0]) / of_flow["context.var"][0].sqrt()
                 distance = torch.cat([distance, of_given.abs()], 1)
         is_far = (distance > beyond).any(1)
         if bool(is_far.any()):

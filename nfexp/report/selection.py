@@ -154,13 +154,13 @@ def _true_nll(chosen: pd.DataFrame, runs: pd.DataFrame) -> np.ndarray:
         known.setdefault(law, []).append(row["true_nll"])
     truth = []
     for row in rows_of(chosen[[*of_law, "true_nll"]]):
-        own = row["true_nll"]
-        if own != own:
+        value = row["true_nll"]
+        if value != value:
             alike = known.get(tuple(str(row[key]) for key in of_law))
-            own = float(np.mean(alike)) if alike else math.nan
-        truth.append(own)
-    found = np.array(truth, dtype=float)
-    return found if runs["true_nll"].notna().any() else np.zeros(len(found))
+            value = float(np.mean(alike)) if alike else math.nan
+        truth.append(value)
+    true_nll = np.array(truth, dtype=float)
+    return true_nll if runs["true_nll"].notna().any() else np.zeros(len(true_nll))
 
 
 def _with_nll(curves: pd.DataFrame, *, by_split: bool) -> pd.DataFrame:
@@ -181,12 +181,12 @@ def centre_scores(runs: pd.DataFrame, centres: Centres) -> tuple[pd.DataFrame, p
         `seeds`: data.name, seed, kl. `means`, in the order of `centres`: data.name, n, n_diverged,
         n_failed, n_missing, kl_mean, kl_low, kl_high, the ends of the 95% t interval.
     """
-    own = at_centre(runs, centres)
-    completed = own[own["status"] == "completed"]
+    runs_at_centre = at_centre(runs, centres)
+    completed = runs_at_centre[runs_at_centre["status"] == "completed"]
     means = []
     for target in centres:
         kl = completed.loc[completed["data.name"] == target, "kl"].dropna()
-        status = own.loc[own["data.name"] == target, "status"]
+        status = runs_at_centre.loc[runs_at_centre["data.name"] == target, "status"]
         mean, low, high = mean_interval(kl)
         row = {"data.name": target, "n": len(kl)}
         for trouble in TROUBLES:

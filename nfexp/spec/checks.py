@@ -49,9 +49,9 @@ def _check_context(data: Data) -> None:
 
 
 def _check_own(data: Data) -> None:
-    place = data.target
-    if place is None or not place.isprintable() or len(place) > LONGEST_TEXT or not re.fullmatch(r".+:\w+", place):
-        raise SpecError("data.target", "a density as file.py:Name or module:Name", place)
+    source = data.target
+    if source is None or not source.isprintable() or len(source) > LONGEST_TEXT or not re.fullmatch(r".+:\w+", source):
+        raise SpecError("data.target", "a density as file.py:Name or module:Name", source)
     for key in ("n_samples", "n_val", "n_test"):
         if getattr(data, key) is None:
             raise SpecError(f"data.{key}", "a number of points to draw", None)
@@ -129,7 +129,8 @@ def check_shape(spec: Spec) -> None:
 
     Each scale but the last halves both sides, and a checkerboard needs a side of 2.
     """
-    data, flow = spec.data, spec.flow
+    data = spec.data
+    flow = spec.flow
     if flow.kind != "image" or flow.scales is None:
         return
     shape = event_shape(data)

@@ -30,5 +30,5 @@ def near(asked: str, names: Iterable[str]) -> str:
     >>> near("flow.n_flow", ["flow.n_flows", "flow.mask"]), near("seed", ["flow.mask"])
     (" (near: 'flow.n_flows')", '')
     """
-    found = difflib.get_close_matches(asked, list(names), n=1)
-    return f" (near: {found[0]!r})" if found else ""
+    matches = difflib.get_close_matches(asked, list(names), n=1)
+    return f" (near: {matches[0]!r})" if matches else ""

@@ -43,11 +43,11 @@ def flatten(spec: Spec) -> dict[str, Any]:
         value = getattr(spec, f.name)
         if is_dataclass(value):
             for g in fields(value):
-                own = getattr(value, g.name)
+                part = getattr(value, g.name)
                 if g.name == "parameters":
-                    flat |= {f"{f.name}.{key}": parameter for key, parameter in own}
-                elif own != g.default:
-                    flat[f"{f.name}.{g.name}"] = own
+                    flat |= {f"{f.name}.{key}": parameter for key, parameter in part}
+                elif part != g.default:
+                    flat[f"{f.name}.{g.name}"] = part
         else:
             flat[f.name] = value
     return flat
@@ -67,9 +67,21 @@ def unflatten(flat: Mapping[str, Any]) -> Spec:
 
 # Where the numbers of a table, or the code of a target, come from; what they are, `data.digest` says.
 READING = frozenset(
-    {"data.kind", "data.path", "data.val_path", "data.test_path", "data.columns", "data.drop", "data.context",
-     "data.header", "data.missing", "data.target", "data.images", "data.check"}
-)  # fmt: skip
+    {
+        "data.kind",
+        "data.path",
+        "data.val_path",
+        "data.test_path",
+        "data.columns",
+        "data.drop",
+        "data.context",
+        "data.header",
+        "data.missing",
+        "data.target",
+        "data.images",
+        "data.check",
+    }
+)
 
 
 def relevant(spec: Spec) -> dict[str, Any]:
@@ -77,7 +89,7 @@ def relevant(spec: Spec) -> dict[str, Any]:
 
     Of a table they hold what its numbers are, not where they are read.
     """
-    return {k: v for k, v in flatten(spec).items() if is_relevant(k)}
+    return {key: value for key, value in flatten(spec).items() if is_relevant(key)}
 
 
 def is_relevant(key: str) -> bool:
@@ -103,10 +115,25 @@ def run_id(spec: Spec) -> str:
 
 # May differ between the members of a stack; everything else of `relevant` must agree.
 PER_MEMBER = frozenset(
-    {"data.name", "data.n_samples", "data.noise", "data.text", "flow.mask", "train.lr", "train.grad_clip",
-     "train.weight_decay", "train.noise", "train.noise_end", "train.select", "train.batch_size", "seed",
-     "data.split", "data.jitter", "data.digest", *(READING - {"data.kind"})}
-)  # fmt: skip
+    {
+        "data.name",
+        "data.n_samples",
+        "data.noise",
+        "data.text",
+        "flow.mask",
+        "train.lr",
+        "train.grad_clip",
+        "train.weight_decay",
+        "train.noise",
+        "train.noise_end",
+        "train.select",
+        "train.batch_size",
+        "seed",
+        "data.split",
+        "data.jitter",
+        "data.digest",
+    }
+) | (READING - {"data.kind"})
 
 
 def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:

@@ -71,13 +71,14 @@ def steps_up_to(value: Any, steps: Any) -> Any:
     >>> steps_up_to("up_to_50_or_a_third", 2000), steps_up_to("up_to_50_or_a_third", 20)
     (50, 6)
     """
-    found = re.fullmatch(r"up_to_(\d{1,9})(_or_a_third)?", value) if isinstance(value, str) else None
-    if found is None:
+    match = re.fullmatch(r"up_to_(\d{1,9})(_or_a_third)?", value) if isinstance(value, str) else None
+    if match is None:
         return value
-    largest = int(found[1])
+    largest = int(match[1])
     if type(steps) is not int or steps <= 0:
         return largest
-    return min(largest, steps // 3 if found[2] else steps)
+    most = steps // 3 if match[2] else steps
+    return min(largest, most)
 
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")

@@ -71,14 +71,14 @@ def parameters_in(row: Mapping[str, Any]) -> dict[str, Any]:
     {}
     """
     usual = PARAMETERS.get(str(row.get("data.name")), {})
-    found = {}
+    parameters = {}
     for key, value in row.items():
         name = key.removeprefix("data.")
         if not is_parameter_key(key) or value is None or value != value:
             continue
         if name not in usual or value != usual[name].usual:
-            found[name] = value
-    return found
+            parameters[name] = value
+    return parameters
 
 
 def usual_value(name: str, key: str) -> int | float | None:
@@ -103,13 +103,13 @@ def is_parameter_key(key: str) -> bool:
 
 def checked_parameters(kind: str, name: str, given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The parameters of a target, checked, in the order of their names; without those that are as usual."""
-    found = {}
+    parameters = {}
     for key, value in given.items():
         if kind == "own":
-            found[key] = _own_parameter(key, value)
+            parameters[key] = _own_parameter(key, value)
         else:
-            found |= unusual(name, {key: value})
-    return tuple(sorted(found.items()))
+            parameters |= unusual(name, {key: value})
+    return tuple(sorted(parameters.items()))
 
 
 def _own_parameter(key: str, value: Any) -> Any:
@@ -129,16 +129,17 @@ def unusual(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     >>> unusual("circles", {"factor": 0.5}), unusual("circles", {"factor": 0.8})
     ({'factor': 0.5}, {})
     """
-    own = PARAMETERS.get(name, {})
-    found = {}
+    known = PARAMETERS.get(name, {})
+    parameters = {}
     for key, value in given.items():
-        if key not in own:
-            raise SpecError(f"data.{key}", f"one of the parameters of {name}: {', '.join(own) or 'it has none'}", value)
-        parameter = own[key]
+        if key not in known:
+            names = ", ".join(known) or "it has none"
+            raise SpecError(f"data.{key}", f"one of the parameters of {name}: {names}", value)
+        parameter = known[key]
         meta = {"low": parameter.low, "high": parameter.high, "exclusive": parameter.exclusive, "words": (), "null": ""}
         number = checked(f"data.{key}", value, type(parameter.usual), meta)
         if parameter.exclusive and number == parameter.high:
             raise SpecError(f"data.{key}", f"a number > {parameter.low:g} and < {parameter.high:g}", value)
         if number != parameter.usual:
-            found[key] = number
-    return found
+            parameters[key] = number
+    return parameters

@@ -79,7 +79,8 @@ def checked(key: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
     if value in meta["words"] and isinstance(value, str):
         return value
     whole = hint is int or int in getattr(hint, "__args__", ())
-    low, high = meta["low"], meta["high"]
+    low = meta["low"]
+    high = meta["high"]
     allowed = (int,) if whole else (int, float)
     good = isinstance(value, allowed) and not isinstance(value, bool) and value == value
     if not good or value > high or value < low or (meta["exclusive"] and value == low):

@@ -113,7 +113,7 @@ class Running:
     def _dry_run(self, step: Step, intent: Intent) -> str:
         n_finished = len(step.finished)
         dropped = intent.chosen.dropped
-        specs = [job.spec for job in step.jobs.values() if job.number not in step.finished]
+        specs = step.specs(without=step.finished)
         if not specs:
             return f"{n_finished} runs are finished: nothing to train; {dropped}"
         if self.stacking is not None:
@@ -127,7 +127,7 @@ class Running:
         if intent.rounds is not None:
             from nfexp.sweep.rounds import most
 
-            first = [job.spec for job in step.jobs.values() if job.spec.seed in intent.rounds.first]
+            first = [spec for spec in step.specs() if spec.seed in intent.rounds.first]
             more = most(first, intent.rounds, total_cost(specs) / seconds)
         return describe(specs, stacks, seconds=seconds, n_finished=n_finished, dropped=dropped, more=more)
 
@@ -173,7 +173,7 @@ class Running:
         trained: list[Spec] = []
         try:
             returns += self._launch(step, set())
-            trained += [job.spec for n, job in step.jobs.items() if n not in step.finished]
+            trained += step.specs(without=step.finished)
             while intent.rounds is not None:
                 later = self._next_round(folder, step, intent.rounds)
                 if later is None or not self._is_in_time(later, step, trained, begun):
@@ -182,7 +182,7 @@ class Running:
                 step = later
                 self._begin(folder, step, intent)
                 returns += self._launch(step, done)
-                trained += [job.spec for n, job in step.jobs.items() if n not in done]
+                trained += step.specs(without=done)
         except KeyboardInterrupt:
             interrupted = True
         explorer = bool(self.config.explorer)
@@ -198,28 +198,27 @@ class Running:
     def _launch(self, step: Step, done: set[int]) -> list[JobReturn]:
         """Have the launcher run the jobs of a step but those that were launched before."""
         returns: list[JobReturn] = []
-        self.launcher.varied = varied_keys([job.spec for job in step.jobs.values()])
+        self.launcher.varied = varied_keys(step.specs())
         for numbers in step.ranges(without=done):
-            some = [step.jobs[number].overrides for number in numbers]
-            returns += self.launcher.launch(some, initial_job_idx=numbers.start)
+            overrides = [step.jobs[number].overrides for number in numbers]
+            returns += self.launcher.launch(overrides, initial_job_idx=numbers.start)
         return returns
 
     def _next_round(self, folder: Path, step: Step, rounds: Rounds) -> Step | None:
         """The sweep with the runs of its next round; None if there is none, or not yet."""
         from nfexp.sweep.rounds import judged_round  # with pandas
 
-        found = judged_round(
-            folder,
-            step.folders(),
-            {number: job.spec for number, job in step.jobs.items()},
-            {number: job.overrides for number, job in step.jobs.items()},
-            rounds,
-            fail_fast=self.config.fail_fast,
-        )
-        if found is None or not found.overrides:
+        specs = {}
+        overrides = {}
+        requests = {}
+        for number, job in step.jobs.items():
+            specs[number] = job.spec
+            overrides[number] = job.overrides
+            requests[job.run_id] = Request(job.overrides, job.spec)
+        judged = judged_round(folder, step.folders(), specs, overrides, rounds, fail_fast=self.config.fail_fast)
+        if judged is None or not judged.overrides:
             return None
-        requests = {job.run_id: Request(job.overrides, job.spec) for job in step.jobs.values()}
-        requests |= self.command.composed(found.overrides).requests
+        requests |= self.command.composed(judged.overrides).requests
         grown = self.command.settled(folder, Chosen(requests=requests, dropped=""), grows=True)
         grown.mixed = False  # it is the plan's own rule that lets the folder grow
         return grown
@@ -228,7 +227,7 @@ class Running:
         """Whether the next round would end within `time_budget`, at the pace so far."""
         from nfexp.sweep.rounds import is_in_time
 
-        new = [job.spec for number, job in later.jobs.items() if number not in step.jobs]
+        new = later.specs(without=step.jobs)
         elapsed = time.perf_counter() - begun
         return is_in_time(new, trained, elapsed, self.config.time_budget)
 

@@ -146,13 +146,13 @@ def _swept(differs: pd.DataFrame) -> list[list[str]]:
     Single axes come first, in the order of AXES.
     """
     order = [*AXES, *differs]
-    found: list[list[str]] = []
+    swept: list[list[str]] = []
     for pattern in differs.drop_duplicates().to_numpy(dtype=bool):
         columns = sorted(differs.columns[pattern], key=order.index)
         if 1 <= len(columns) <= 2:
-            found.append(columns)
-    found.sort(key=lambda columns: (len(columns), list(map(order.index, columns))))
-    return found
+            swept.append(columns)
+    swept.sort(key=lambda columns: (len(columns), list(map(order.index, columns))))
+    return swept
 
 
 def _summary(
@@ -233,22 +233,22 @@ def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFram
         flow = pd.Series(dtype=float)
     rows = []
     for model in ALL_MODELS:
-        own = fits[fits["model"] == model].set_index("seed")
-        if own.empty:
+        of_model = fits[fits["model"] == model].set_index("seed")
+        if of_model.empty:
             continue
-        chosen = own["bandwidth" if model in KERNELS else "n_components"]
-        measure = measure_of(own)
+        chosen = of_model["bandwidth" if model in KERNELS else "n_components"]
+        measure = measure_of(of_model)
         row = {
             "model": model,
-            "n": own[measure].count(),
-            "n_used": own["n_used"].max(),
+            "n": of_model[measure].count(),
+            "n_used": of_model["n_used"].max(),
             "least": chosen.min(),
             "most": chosen.max(),
         }
-        own["over"] = own[measure] - flow.reindex(own.index)
+        of_model["over"] = of_model[measure] - flow.reindex(of_model.index)
         names = ["test_nll", "true_nll", "kl", "seconds", "over"]
-        for name in [*names, BITS] if has_bits(own) else names:
-            mean, low, high = mean_interval(own[name])
+        for name in [*names, BITS] if has_bits(of_model) else names:
+            mean, low, high = mean_interval(of_model[name])
             row |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -11,7 +11,8 @@ from functools import cache
 import torch
 
 from nfexp.flows.fusible import KNOWN, unknown_part
-from nfexp.flows.stack import FlowStack, Kernel
+from nfexp.flows.kernel_protocol import Kernel
+from nfexp.flows.stack import FlowStack
 from nfexp.spec import Flow, SpecError, Words
 
 __all__ = ["KNOWN", "check_fused", "kernel_for", "missing", "obstacle"]

@@ -24,10 +24,11 @@ from filelock import FileLock
 from numba import config
 from torch import Tensor
 
+from nfexp.flows.kernel_protocol import Course, Made, Rows
 from nfexp.flows.kernels.lanes import OPTIONS
 from nfexp.flows.kernels.member import DENSITY, GRADIENT, STEPS, TO_BASE, TO_DATA, Results, Steps, work
 from nfexp.flows.kernels.plan import Tiles, make_plan, make_tiles, make_transposed, make_weights
-from nfexp.flows.stack import Course, FlowStack, Made, Rows
+from nfexp.flows.stack import FlowStack
 
 log = logging.getLogger(__name__)
 

@@ -76,7 +76,7 @@ def _intervals() -> dict[str, Any]:
 def _means() -> dict[str, Any]:
     """A diamond at the mean of each cell; that of the centre has a grey edge."""
     is_centre = {"test": "datum.centre", "value": "#888888"}
-    own = {
+    layer = {
         "y": _y("mean"),
         "stroke": {"condition": is_centre, "value": None},
         "strokeWidth": {"value": 3},
@@ -86,7 +86,7 @@ def _means() -> dict[str, Any]:
     return {
         "data": {"name": "cells"},
         "mark": {"type": "point", "filled": True, "shape": "diamond", "size": 110},
-        "encoding": PLACE | own,
+        "encoding": PLACE | layer,
     }
 
 
@@ -97,7 +97,7 @@ def _runs() -> dict[str, Any]:
         "range": ["circle", "triangle-left", "triangle-right"],
     }
     is_chosen = {"test": "datum.side != ''", "value": 220}
-    own = {
+    layer = {
         "y": _y("y"),
         "opacity": {"value": 0.5},
         "shape": {"field": "side", "type": "nominal", "scale": shapes, "legend": None},
@@ -108,7 +108,7 @@ def _runs() -> dict[str, Any]:
     return {
         "data": {"name": "runs"},
         "mark": {"type": "point", "filled": True, "size": 34, "cursor": "pointer"},
-        "encoding": PLACE | own,
+        "encoding": PLACE | layer,
     }
 
 

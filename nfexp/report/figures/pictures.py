@@ -32,7 +32,8 @@ def sheet(shades: np.ndarray) -> np.ndarray:
     whole = np.full((n_rows * (height + GAP) - GAP, n_columns * (width + GAP) - GAP, 3), PAPER)
     for i in range(n_rows):
         for j in range(n_columns):
-            top, left = i * (height + GAP), j * (width + GAP)
+            top = i * (height + GAP)
+            left = j * (width + GAP)
             whole[top : top + height, left : left + width] = shades[i, j]
     return whole
 
@@ -59,9 +60,15 @@ def _sheets(title: str, parts: Sequence[tuple[str, np.ndarray]], labels: Sequenc
     figure = Figure(figsize=(width, height))
     ratios = [part.shape[1] for _, part in parts]
     grid = figure.add_gridspec(
-        1, len(parts), width_ratios=ratios, left=left / width, right=1 - 0.15 / width, bottom=0.12 / height,
-        top=1 - 0.52 / height, wspace=0.3 * len(parts) / max(across * SIDE, 1),
-    )  # fmt: skip
+        1,
+        len(parts),
+        width_ratios=ratios,
+        left=left / width,
+        right=1 - 0.15 / width,
+        bottom=0.12 / height,
+        top=1 - 0.52 / height,
+        wspace=0.3 * len(parts) / max(across * SIDE, 1),
+    )
     for i, (name, shades) in enumerate(parts):
         axes = figure.add_subplot(grid[0, i])
         axes.imshow(sheet(shades), interpolation="nearest", aspect="equal", origin="upper")
