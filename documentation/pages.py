@@ -15,7 +15,14 @@ QUANTIFIERS = {"every": "on every target", "most": "on most targets", "some": "o
 FURTHER = {
     "Records and tables": ["nfexp.analysis.table.collect", "nfexp.analysis.table.load_histories"],
     "Statistics": ["nfexp.analysis.statistics.ablations", "nfexp.analysis.claims.evaluate"],
-    "Data and flows": ["nfexp.data.load", "nfexp.flows.stack", "nfexp.flows.layers", "nfexp.flows.bases"],
+    "Data and flows": [
+        "nfexp.data.load",
+        "nfexp.flows.flow_stack",
+        "nfexp.flows.stack",
+        "nfexp.flows.layer",
+        "nfexp.flows.layers",
+        "nfexp.flows.bases",
+    ],
     "Training and scores": ["nfexp.run.run_stack", "nfexp.train.begin", "nfexp.train.advance", "nfexp.train.finish"],
     "The schema": [
         "nfexp.spec.schema",

@@ -35,7 +35,7 @@ VARIANTS = {
     "plain": {},
     "one layer": {"hidden_depth": 1},
     "four layers": {"hidden_depth": 4},
-    "wider than the lanes": {"hidden_width": LANES + 6},
+    **{f"{width} units": {"hidden_width": width, "hidden_depth": 3} for width in (24, 48, 64, 70, 100, 128)},
     "one unit": {"hidden_width": 1},
     "one coupling": {"n_flows": 1},
     "shared": {"conditioner": "shared"},
@@ -137,7 +137,13 @@ ALL_LAYERS = {"norm": "actnorm", "tail": "learned", "tail_bound": 1.0, "conditio
 
 
 BATCH_NORMS = ALL_LAYERS | {"norm": "batchnorm"}
-BITS = {"relu": {}, "silu": {"activation": "silu"}, "all layers": ALL_LAYERS, "batch norms": BATCH_NORMS}
+BITS = {
+    "relu": {},
+    "three panels": {"hidden_width": 40},
+    "silu": {"activation": "silu"},
+    "all layers": ALL_LAYERS,
+    "batch norms": BATCH_NORMS,
+}
 
 
 @pytest.mark.parametrize("changes", BITS.values(), ids=BITS)

@@ -12,14 +12,14 @@ PACKAGE = ROOT / "nfexp"
 ROOMS = """
     surroundings files
     spec.errors spec.ranges spec.schema spec.parameters spec.shapes spec.checks spec.mapping spec.identity spec
-    mesh image_files images readers published columns tables targets arguments commands streams
-    flows.fusible flows.image.plan flows.cost flows.nn flows.bases flows.layers flows.elementwise
+    mesh image_files image_sets images readers published columns tables targets arguments commands streams
+    flows.fusible flows.image.plan flows.cost flows.nn flows.bases flows.layer flows.layers flows.elementwise
     flows.image.maps flows.image.networks flows.image.layers flows.image
-    flows.architecture flows.kernel_protocol flows.stack flows.distribution
+    flows.architecture flows.kernel_protocol flows.flow_stack flows.stack flows.distribution
     flows.ensemble flows.export
-    flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.bases flows.kernels.plan
-    flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments flows.kernels.member
-    flows.kernels.compiled flows.kernels
+    flows.kernels.lanes flows.kernels.elementary flows.kernels.blocks flows.kernels.products flows.kernels.bases
+    flows.kernels.plan flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments
+    flows.kernels.member flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.own data.tables data.images data
     optimisers batches training train
     score.results score.evaluation score.noted score.likelihood score.samples score.layers score.images
@@ -44,7 +44,7 @@ ROOMS = """
     configuration
     sweep.stopping sweep.standing sweep.worker sweep.planning sweep.progress sweep.display sweep.views
     sweep.executors sweep.processes sweep.pool sweep.slurm sweep.joblib
-    sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
+    sweep.options sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion sweep.intent sweep.running
     export estimator.inputs estimator.stacks estimator
     image_baselines baseline_fits baselines scripting doctor cli __main__

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nfexp.images import Album, album_of, mesh_in, split_images
+from nfexp.image_sets import Album
+from nfexp.images import album_of, mesh_in, split_images
 from nfexp.mesh import Mesh
 from nfexp.spec import Data, SpecError, Words
 

@@ -1,95 +1,30 @@
-"""What a layer of a flow over E members is, and couplings, with their derivative written out.
-
-`inverse` maps data to base (the direction of training), `forward` base to data; points are (E, D, N), and the
-log-det that comes with them is (E, N), (E, 1) or a number. A layer names the tensors it needs, and sets the first
-values of one member's.
-"""
+"""Couplings, with their derivative written out; what every layer is: :class:`Layer`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
+from nfexp.flows.layer import CONTEXT, Batch, Layer, Points, Shapes, Tensors
 from nfexp.flows.nn import mlp, mlp_shapes
 from nfexp.spec import Flow, passed_counts, swaps
-
-Tensors = Mapping[str, Tensor]
-CONTEXT = "context"  # among the tensors: what is given at each point, standardised, (E, C, N)
-Shapes = dict[str, dict[str, tuple[int, ...]]]  # block → the tensors in it; a block is (E, size) in a layer's hands
-
-
-@dataclass(kw_only=True)
-class Batch:
-    """Says that the points are a training batch; without one, layers use what they have stored.
-
-    Batch norm normalises by the batch's own statistics. With `initialise`, actnorm sets itself by them. What a layer
-    wants to be stored it leaves in `updates`, by the name of the block. The networks of images drop a share of their
-    hidden numbers, `dropout`, which each member's own generator chooses.
-    """
-
-    initialise: bool = False
-    updates: dict[str, Tensor] = field(default_factory=dict)
-    dropout: float = 0.0
-    generators: list[Generator] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Points:
-    """What one member's layers may know of its training points: mean and variance of each coordinate, (D,)."""
-
-    mean: Tensor
-    var: Tensor
-
-
-class Layer:
-    """A bijection with a name; without tensors of its own unless a subclass says so."""
-
-    def __init__(self, name: str, dim: int) -> None:
-        self.name = name
-        self.dim = dim
-
-    def learned_shapes(self) -> Shapes:
-        """The tensors that training changes."""
-        return {}
-
-    def fixed_shapes(self) -> Shapes:
-        """The tensors that training leaves alone, or that follow the batches."""
-        return {}
-
-    def initialise(self, tensors: Tensors, points: Points, draws: Generator) -> None:
-        """Set the first values of one member, in place.
-
-        `tensors` are the member's, without the stack axis.
-        """
-
-    def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def _per_coordinate(self, *keys: str) -> Shapes:
-        """One block of one tensor (1, D) for each key."""
-        shapes: Shapes = {}
-        for key in keys:
-            name = f"{self.name}.{key}"
-            shapes[name] = {name: (1, self.dim)}
-        return shapes
-
 
 SOFT_BOUND = math.log(1000.0)  # of |s| where the scale is "soft": zuko's slope of 1e-3
 INITIAL_SCALE = 2.0  # exp(c): the largest |s| a fresh coupling with a learned scale can reach
 FULL_STARTS = ("random", "kaiming")  # of `init`: those whose last layers do not start at zero
 KAIMING_GAIN = math.sqrt(6)  # of weights that are uniform in ±1/√fan_in, for ReLU
-FIRST_REACH = 2.5  # of `init` "spread": how far from the centre units of the first layer bend, standard deviations
-FIRST_SLOPE = {"relu": 1.0, "leaky_relu": 1.0}  # the largest slope of such a unit; where σ bends smoothly:
-SMOOTH_SLOPE = 3.0  # the bend is as wide as the slope is gentle, and a gentle one blurs a sharp target
+# Of `init` "spread": how far from the centre units of the first layer bend, standard deviations,
+# and the largest slope of such a unit. Where σ bends smoothly, the bend is as wide as the slope is
+# gentle, and a gentle one blurs a sharp target.
+FIRST_REACH = 2.5
+FIRST_SLOPE = {"relu": 1.0, "leaky_relu": 1.0}
+SMOOTH_SLOPE = 3.0
 
 
 def _identity(r: Tensor) -> Tensor:

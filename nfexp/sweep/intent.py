@@ -18,7 +18,8 @@ from nfexp.record.plan import Plan
 from nfexp.spec import SpecError, Words, flatten
 from nfexp.sweep.compose import Composer
 from nfexp.sweep.folder import NumberedJob, Step, read_plan, settle
-from nfexp.sweep.grids import Grids, Options, Point, overrides_of
+from nfexp.sweep.grids import Grids, Point, overrides_of
+from nfexp.sweep.options import Options
 from nfexp.sweep.requests import Chosen, Request, choose
 
 if TYPE_CHECKING:

@@ -180,7 +180,7 @@ class Fused:
         self.plan = make_plan(flow)
         self.weights = make_weights(self.plan)
         self.transposed = make_transposed(self.weights)
-        self.grads = make_weights(self.plan)
+        self.grads = make_weights(self.plan, summing=True)
         self.kept = make_tiles(self.plan, tile, kept=self.plan.n_couplings)
         self.passing = make_tiles(self.plan, tile, kept=1)
         self.waits = len(self.plan.stops) > 2  # where tiles wait for one another, all of a batch are kept

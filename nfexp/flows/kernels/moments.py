@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from nfexp.flows.kernels.lanes import LANES, fma, inner, load, splat, totals
+from nfexp.flows.kernels.lanes import LANES, fma, inner, load, splat, total
 
 F = np.float32
 ZERO = F(0.0)
@@ -21,12 +21,11 @@ def norm_of(rows, e):
     """The Euclidean norm of row e of `rows` (E, P)."""
     n = rows.shape[1]
     whole = n - n % LANES
-    zero = splat(ZERO)
-    squares = zero
+    squares = splat(ZERO)
     for k in range(0, whole, LANES):
         part = load(rows, e, k)
         squares = fma(part, part, squares)
-    summed = np.float64(totals(squares, zero, zero, zero)[0])
+    summed = np.float64(total(squares))
     for k in range(whole, n):
         summed += np.float64(rows[e, k]) * np.float64(rows[e, k])
     return F(math.sqrt(summed))

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from nfexp.flows.kernels.lanes import BLOCK, LANES, inner, load, store, transpose_block
+from nfexp.flows.kernels.lanes import (
+    VECTOR,
+    folded,
+    inner,
+    load,
+    load_part,
+    load_vector,
+    store_part,
+    store_vector,
+    total,
+    transpose_block,
+)
 from nfexp.flows.kernels.plan import ABSENT
 from nfexp.flows.kernels.products import fill
 
@@ -16,62 +27,44 @@ ONE = F(1.0)
 
 @inner
 def row_in(theta, e, at, n, out):
-    """`n` numbers of member e from column `at` on into panels, (P, LANES)."""
+    """`n` numbers of member e from column `at` on into panels, (P, 16)."""
     for p in range(out.shape[0]):
-        first = p * LANES
-        if n - first >= LANES:
-            store(out, p, 0, load(theta, e, at + first))
-        else:
-            for lane in range(n - first):
-                out[p, lane] = theta[e, at + first + lane]
+        first = p * VECTOR
+        store_vector(out, p, 0, load_part(theta, e, at + first, n - first))
 
 
 @inner
-def row_out(theta, e, at, n, panels):
-    """The inverse of :func:`row_in`."""
-    for p in range(panels.shape[0]):
-        first = p * LANES
-        if n - first >= LANES:
-            store(theta, e, at + first, load(panels, p, 0))
-        else:
-            for lane in range(n - first):
-                theta[e, at + first + lane] = panels[p, lane]
+def row_out(theta, e, at, n, sums):
+    """The inverse of :func:`row_in`, of sums (P, LANES)."""
+    for p in range(sums.shape[0]):
+        first = p * VECTOR
+        store_part(theta, e, at + first, n - first, folded(load(sums, p, 0)))
 
 
 @inner
 def matrix_in(theta, e, at, n, out):
-    """A matrix (n, n) of member e into panels of its columns, (P, P LANES, LANES)."""
+    """A matrix (n, n) of member e into panels of its columns, (P, 16 P, 16)."""
     for p in range(out.shape[0]):
-        first = p * LANES
+        first = p * VECTOR
         for k in range(n):
-            if n - first >= LANES:
-                store(out, p, k, load(theta, e, at + k * n + first))
-            else:
-                for lane in range(n - first):
-                    out[p, k, lane] = theta[e, at + k * n + first + lane]
+            store_vector(out[p], k, 0, load_part(theta, e, at + k * n + first, n - first))
 
 
 @inner
 def matrix_out(theta, e, at, n, panels):
     """The inverse of :func:`matrix_in`."""
     for p in range(panels.shape[0]):
-        first = p * LANES
+        first = p * VECTOR
         for k in range(n):
-            if n - first >= LANES:
-                store(theta, e, at + k * n + first, load(panels, p, k))
-            else:
-                for lane in range(n - first):
-                    theta[e, at + k * n + first + lane] = panels[p, k, lane]
+            store_part(theta, e, at + k * n + first, n - first, load_vector(panels[p], k, 0))
 
 
 @inner
 def transpose(out, panels):
-    """The transpose of a matrix in panels of its columns, (P, P LANES, LANES)."""
+    """The transpose of a matrix in panels of its columns, (P, 16 P, 16)."""
     for p in range(out.shape[0]):  # panel of the result
-        for q in range(out.shape[0]):  # panel of the matrix: rows q LANES … of the result
-            for i in range(0, LANES, BLOCK):
-                for k in range(0, LANES, BLOCK):
-                    transpose_block(out, p, q * LANES + i, k, panels, q, p * LANES + k, i)
+        for q in range(out.shape[0]):  # panel of the matrix: rows 16 q … of the result
+            transpose_block(out, p, q * VECTOR, panels, q, p * VECTOR)
 
 
 @inner
@@ -161,9 +154,9 @@ def pack(plan, grads, fixed, grad, e, row):
                     column_out(
                         grad, row, last_at + g * width * columns + column, columns, width, grads.last[c, head, d]
                     )
-                    grad[row, last_bias_at + g * columns + column] = lane_sum(grads.last_bias[c, head, d])
+                    grad[row, last_bias_at + g * columns + column] = total(load(grads.last_bias[c, head], d, 0))
                 if plan.stations[c].scale != ABSENT:
-                    grad[row, plan.stations[c].scale + place] = lane_sum(grads.log_scale[c, d])
+                    grad[row, plan.stations[c].scale + place] = total(load(grads.log_scale[c], d, 0))
         at = hidden_at
         for i in range(plan.depth):
             for g in range(plan.nets):
@@ -181,16 +174,18 @@ def pack(plan, grads, fixed, grad, e, row):
 
 @inner
 def column_in(theta, e, at, step, n, out):
-    """`n` numbers of member e, every `step`-th from column `at` on, into panels (P, LANES)."""
+    """`n` numbers of member e, every `step`-th from column `at` on, into panels (P, 16)."""
     for k in range(n):
-        out[k // LANES, k % LANES] = theta[e, at + k * step]
+        out[k // VECTOR, k % VECTOR] = theta[e, at + k * step]
 
 
 @inner
-def column_out(theta, e, at, step, n, panels):
-    """The inverse of :func:`column_in`."""
+def column_out(theta, e, at, step, n, sums):
+    """The inverse of :func:`column_in`, of sums (P, LANES)."""
+    for p in range(sums.shape[0]):
+        store_vector(sums, p, 0, folded(load(sums, p, 0)))
     for k in range(n):
-        theta[e, at + k * step] = panels[k // LANES, k % LANES]
+        theta[e, at + k * step] = sums[k // VECTOR, k % VECTOR]
 
 
 @inner
@@ -206,16 +201,7 @@ def sums_out(theta, e, at, lanes):
     """The sums of `lanes` (D, LANES) into the row of member e, if they have a place there."""
     if at != ABSENT:
         for d in range(lanes.shape[0]):
-            theta[e, at + d] = lane_sum(lanes[d])
-
-
-@inner
-def lane_sum(numbers):
-    """The sum of all lanes, (LANES,)."""
-    summed = ZERO
-    for lane in range(LANES):
-        summed += numbers[lane]
-    return summed
+            theta[e, at + d] = total(load(lanes, d, 0))
 
 
 @inner
