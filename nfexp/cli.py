@@ -34,7 +34,7 @@ from nfexp.commands import CommandLine, command_line, resumed
 from nfexp.configuration import CONTROLS, conf_dir, own_folders, spec_of
 from nfexp.files import trouble
 from nfexp.record import RunFailed, objective, outcome
-from nfexp.spec import Data, Flow, Spec, SpecError, Train, Words, near, run_id
+from nfexp.spec import Data, Flow, Record, Spec, SpecError, Train, Words, near, run_id
 from nfexp.surroundings import command, environment
 from nfexp.sweep.claim import Refused, check_fresh, claims
 from nfexp.sweep.conclusion import Interrupted
@@ -167,8 +167,9 @@ def _line_that_is_no_text(name: str) -> int:
 def explain_missing(error: MissingConfigException) -> str:
     """What there is in place of a file of the configuration that is not there."""
     group, _, option = str(error.missing_cfg_file).rpartition("/")
-    known = f"one of {', '.join(error.options)}" if error.options else "a file of the configuration"
-    return f"{group or 'configuration'}: expected {known}; got {option!r}"
+    options = error.options or []
+    known = f"one of {', '.join(options)}" if options else "a file of the configuration"
+    return f"{group or 'configuration'}: expected {known}; got {option!r}{near(option, options)}"
 
 
 def explain_override(error: BaseException) -> str:
@@ -178,8 +179,8 @@ def explain_override(error: BaseException) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         expected = "a key of the configuration (see nfexp --cfg job)"
-        known: list[str] = []
-        for group, cls in (("data", Data), ("flow", Flow), ("train", Train)):
+        known = [field.name for field in fields(Spec)] + ["experiment", *CONTROLS]
+        for group, cls in (("data", Data), ("flow", Flow), ("train", Train), ("record", Record)):
             known += [f"{group}.{field.name}" for field in fields(cls)]
         hint = "" if unknown[1] in known else near(unknown[1], known)  # known, but no key of these data
         return f"{unknown[1]}: expected {expected}; got an unknown one{hint}"

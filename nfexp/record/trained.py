@@ -291,9 +291,21 @@ class TrainedFlow:
         """Data to base, (N, *event_shape) to (N, D); of images, points in cells: level + ½ is the middle of one.
 
         Of an ensemble it is a member's.
+
+        Raises
+        ------
+        ValueError
+            For points of images so far outside all cells that nothing is mapped there.
         """
         points = self._points(x, "x")
-        return self._single("inverse").inverse(points, self._given(context, points.shape[1]))[0][0]
+        z: Tensor = self._single("inverse").inverse(points, self._given(context, points.shape[1]))[0][0]
+        image = self.stack.image
+        if image is not None:
+            outside = (points < 0) | (points >= image.levels)
+            if bool(outside.any()) and not bool(z.isfinite().all()):
+                expected = f"points in the cells of the levels, from 0 to below {image.levels}"
+                raise ValueError(f"x: expected {expected}; got {points[outside][0].item():g}")
+        return z
 
     def _shaped(self, points: Tensor) -> Tensor:
         """(1, N, D) to (N, *event_shape)."""
