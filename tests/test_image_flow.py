@@ -17,6 +17,7 @@ from nfexp.spec import Flow
 
 PLAIN = Flow(
     members=1,
+    weights="equal",
     n_flows=1,
     hidden_depth=1,
     hidden_width=4,

@@ -52,7 +52,8 @@ class FlowStack:
     >>> architecture = Flow(n_flows=4, hidden_depth=2, hidden_width=8, activation="relu", mask="alternating",
     ...                     coupling="affine", conditioner="separate", scale="learned", init="identity",
     ...                     standardise="moments", norm="none", norm_every=2, base="normal",
-    ...                     conditioner_input="masked", tail_bound=None, tail="none", members=1)
+    ...                     conditioner_input="masked", tail_bound=None, tail="none", members=1,
+    ...                     weights="equal")
     >>> stack = build(architecture, masks=["alternating", "fixed"], seeds=[0, 1], data=torch.randn(2, 100, 3))
     >>> stack.log_prob(torch.zeros(2, 5, 3)).shape
     torch.Size([2, 5])

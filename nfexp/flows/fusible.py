@@ -27,6 +27,7 @@ KNOWN: dict[str, tuple[str, ...] | None] = {
     "tail_bound": ANY,
     "tail": ANY,
     "members": ANY,  # rows of the stack as any others
+    "weights": ANY,
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from nfexp.files import read_plain
 from nfexp.flows.cost import DRAWS
 from nfexp.record.formats import LIMITS, MODEL, RESULT, read_bounded
+from nfexp.record.numbers import integer, numbers
 from nfexp.record.result import parse_result
 from nfexp.spec import event_shape, names_of, unflatten
 
 if TYPE_CHECKING:  # torch is loaded only where a flow is
-    import numpy as np
     from torch import Tensor
 
     from nfexp.flows.distribution import FlowDistribution
@@ -29,35 +28,13 @@ MOST_POINTS = 2**16  # that are evaluated in one go
 MOST_PIXELS = 2**16  # of images
 
 
-def _numbers(x: object, name: str) -> np.ndarray:
-    """A float64 copy of an array, list or table, which later changes of that do not reach."""
-    import numpy as np
-
-    try:
-        array = np.asarray(x)
-        if array.dtype.kind == "c":
-            raise ValueError("complex numbers")
-        return np.array(array, dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        got = " ".join(str(error).split())
-        raise ValueError(f"{name}: expected an array of real numbers; got {got}") from None
-
-
-def _integer(value: object, name: str) -> int:
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)  # type: ignore[arg-type]  # TypeError for no integer
-    except TypeError:
-        pass
-    raise ValueError(f"{name}: expected an integer; got {value!r}")
-
-
 class TrainedFlow:
     """A trained flow and the spec of its run, read from a run directory by :func:`load_flow`.
 
     `metrics` are those of its record, and `folder` is where it was read. Of an ensemble
     (``flow.members``) the density is the mean of its members', and a draw comes from one of them;
-    `members` are the positions of those that did not diverge. The way from base to data is each
+    `members` are the positions of those that did not diverge, `weights` their shares, which are
+    equal unless ``flow.weights`` is ``val``. The way from base to data is each
     member's own: :meth:`member`.
 
     A flow with a context (``data.context``) is of p(x | c). Everything that takes points takes their
@@ -73,10 +50,15 @@ class TrainedFlow:
         folder: Path | None = None,
         metrics: Mapping[str, Any] | None = None,
         members: Sequence[int] = (0,),
+        weights: Tensor | None = None,
     ) -> None:
         self.spec = spec
         self.stack = stack
         self.members = list(members)
+        self._weights = weights
+        self.weights: list[float] = [1 / len(self.members)] * len(self.members)
+        if weights is not None:
+            self.weights = weights.tolist()
         self.dim = stack.dim
         self.event_shape = (stack.dim,) if stack.image is None else stack.image.shape
         self.context = [] if spec.data.context is None else names_of(spec.data.context)
@@ -101,7 +83,7 @@ class TrainedFlow:
 
     def member(self, k: int) -> TrainedFlow:
         """Member `k` of an ensemble, by itself; a single flow is its own member 0."""
-        k = _integer(k, "k")
+        k = integer(k, "k")
         if k not in self.members:
             raise ValueError(f"k: expected one of the members {', '.join(map(str, self.members))}; got {k}")
         stack = self.stack.member(self.members.index(k))
@@ -149,7 +131,7 @@ class TrainedFlow:
         if isinstance(x, torch.Tensor):
             points = x
         else:
-            points = torch.from_numpy(_numbers(x, name))
+            points = torch.from_numpy(numbers(x, name))
         points = points.to(self.stack.theta)  # its precision and device
         shape = (self.dim,) if name == "z" else self.event_shape
         if points.ndim != len(shape) + 1 or tuple(points.shape[1:]) != shape:
@@ -169,7 +151,7 @@ class TrainedFlow:
         names = ", ".join(self.context)
         if context is None:
             raise ValueError(f"context: expected rows of {width} numbers ({names}); got none")
-        rows = context if isinstance(context, torch.Tensor) else torch.from_numpy(_numbers(context, "context"))
+        rows = context if isinstance(context, torch.Tensor) else torch.from_numpy(numbers(context, "context"))
         if rows.ndim != 2 or rows.shape[1] != width or len(rows) not in (1, n):
             raise ValueError(
                 f"context: expected shape ({n}, {width}), or (1, {width}) for all points ({names}); "
@@ -241,10 +223,10 @@ class TrainedFlow:
                 self._warn_of_far(points[0], given, warn_beyond)
             return self._log_density(points, given)
         self._given(context, 0)
-        draws = _integer(draws, "draws")
+        draws = integer(draws, "draws")
         if draws < 1:
             raise ValueError(f"draws: expected an integer >= 1; got {draws}")
-        draws_of_points = self._in_cells(self._levels(x), draws=draws, seed=_integer(seed, "seed"))
+        draws_of_points = self._in_cells(self._levels(x), draws=draws, seed=integer(seed, "seed"))
         log_q = torch.stack([self._log_density(points) for points in draws_of_points])
         return log_q.logsumexp(0) - math.log(draws)
 
@@ -261,7 +243,8 @@ class TrainedFlow:
     def _ensemble(self) -> Ensembles:
         from nfexp.flows.ensemble import Ensembles
 
-        return Ensembles(self.stack, len(self.members))
+        weights = None if self._weights is None else self._weights.unsqueeze(0)
+        return Ensembles(self.stack, len(self.members), weights=weights)
 
     def _warn_of_far(self, x: Tensor, given: Tensor | None, beyond: float) -> None:
         """Warn of points (N, D) further than `beyond` standard deviations from the training points' mean.
@@ -308,9 +291,21 @@ class TrainedFlow:
         """Data to base, (N, *event_shape) to (N, D); of images, points in cells: level + ½ is the middle of one.
 
         Of an ensemble it is a member's.
+
+        Raises
+        ------
+        ValueError
+            For points of images so far outside all cells that nothing is mapped there.
         """
         points = self._points(x, "x")
-        return self._single("inverse").inverse(points, self._given(context, points.shape[1]))[0][0]
+        z: Tensor = self._single("inverse").inverse(points, self._given(context, points.shape[1]))[0][0]
+        image = self.stack.image
+        if image is not None:
+            outside = (points < 0) | (points >= image.levels)
+            if bool(outside.any()) and not bool(z.isfinite().all()):
+                expected = f"points in the cells of the levels, from 0 to below {image.levels}"
+                raise ValueError(f"x: expected {expected}; got {points[outside][0].item():g}")
+        return z
 
     def _shaped(self, points: Tensor) -> Tensor:
         """(1, N, D) to (N, *event_shape)."""
@@ -325,8 +320,8 @@ class TrainedFlow:
         from nfexp.flows.ensemble import CHOICE
         from nfexp.streams import stream
 
-        n = _integer(n, "n")
-        seed = _integer(seed, "seed")
+        n = integer(n, "n")
+        seed = integer(seed, "seed")
         if n < 0:
             raise ValueError(f"n: expected an integer >= 0; got {n}")
         given = self._given(context, n)
@@ -369,5 +364,7 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
             raise ValueError(f"{folder}: expected floating-point weights; got {got:.60}")
     spec = unflatten(record["config"])
     dim = math.prod(event_shape(spec.data))
-    stack, members = members_from_state(spec.flow, dim, state, image_of(spec.data), spec.data.context_dim)
-    return TrainedFlow(spec, stack, folder=folder, metrics=record["metrics"], members=members)
+    kept = members_from_state(spec.flow, dim, state, image_of(spec.data), spec.data.context_dim)
+    return TrainedFlow(
+        spec, kept.stack, folder=folder, metrics=record["metrics"], members=kept.positions, weights=kept.weights
+    )

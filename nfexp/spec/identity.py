@@ -22,6 +22,7 @@ ADDED: dict[str, Any] = {
     "flow.tail_bound": None,
     "flow.tail": "none",
     "flow.members": 1,
+    "flow.weights": "equal",
     "train.optimizer": "adam",
     "train.noise": 0.0,
     "train.noise_end": 0.0,

@@ -119,6 +119,7 @@ class Flow:
     tail_bound: float | None = within(0, 1e6, exclusive=True)
     tail: str = choice("none", "learned")
     members: int = within(1, 1000)  # of an ensemble: flows whose mean density is the run's
+    weights: str = choice("equal", "val")  # of the members in that mean
     # What follows is for images: null, and in no record, for vectors
     kind: str = choice("vector", "image", default="vector")
     scales: int | None = within(1, 12, null=OF_A_VECTOR, default=None)
