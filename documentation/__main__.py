@@ -51,7 +51,7 @@ def gather(folder: Path = PAGES) -> None:
 def standing_alone(text: str) -> str:
     """A page without links that lead out of the site.
 
-    >>> standing_alone("[a](b.md) [code](../nfexp/score.py)")
+    >>> standing_alone("[a](b.md) [code](../nfexp/run.py)")
     '[a](b.md) code'
     """
     return OUTSIDE.sub(r"\1", text)

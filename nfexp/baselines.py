@@ -145,10 +145,12 @@ def fit_all(folder: Path, workers: int, sources: Mapping[str, str]) -> int:
     tasks, refused = wanted(collect(folder).runs, fits, sources)
     for line in refused:
         print(f"{folder}: {printable(line, 300)}", file=sys.stderr)
-    results = Results(folder, rows_of(fits))
+    results = Results(folder, rows_of(fits), n_tasks=len(tasks))
     results.write()  # what cannot be written shows before anything is fitted
     context = multiprocessing.get_context("spawn")
     n_workers = max(1, min(workers, len(tasks)))
+    if tasks:
+        print(f"{printable(folder, 4096)}: {len(tasks)} draws to fit, {n_workers} at a time", flush=True)
     with ProcessPoolExecutor(n_workers, mp_context=context, initializer=_begin) as pool:
         try:
             with _deaf_to_interrupts():  # processes start here, and inherit it
@@ -182,11 +184,14 @@ class Results:
 
     folder: Path
     rows: list[dict[str, Any]]
+    n_tasks: int
+    n_done: int = 0
     n_failed: int = 0
     written: float = 0.0  # when, by the monotonic clock
 
     def add(self, task: Task, future: Future[list[dict[str, Any]]]) -> None:
         """Take over what a finished task gives; one that failed is named, and the others go on."""
+        self.n_done += 1
         try:
             new = future.result()
         except BrokenProcessPool as error:
@@ -196,7 +201,7 @@ class Results:
             print(f"{task}: {printable(error, 300)}", file=sys.stderr)
         else:
             self.rows += new
-            print(f"{task}: {_said(new)}", flush=True)
+            print(f"{self.n_done}/{self.n_tasks} {task}: {_said(new)}", flush=True)
         if time.monotonic() > self.written + PAUSE:
             self.write()
 

@@ -34,7 +34,7 @@ from nfexp.commands import CommandLine, command_line, resumed
 from nfexp.configuration import CONTROLS, conf_dir, own_folders, spec_of
 from nfexp.files import trouble
 from nfexp.record import RunFailed, objective, outcome
-from nfexp.spec import Data, Flow, Spec, SpecError, Train, Words, near, run_id
+from nfexp.spec import Data, Flow, Record, Spec, SpecError, Train, Words, near, run_id
 from nfexp.surroundings import command, environment
 from nfexp.sweep.claim import Refused, check_fresh, claims
 from nfexp.sweep.conclusion import Interrupted
@@ -167,8 +167,9 @@ def _line_that_is_no_text(name: str) -> int:
 def explain_missing(error: MissingConfigException) -> str:
     """What there is in place of a file of the configuration that is not there."""
     group, _, option = str(error.missing_cfg_file).rpartition("/")
-    known = f"one of {', '.join(error.options)}" if error.options else "a file of the configuration"
-    return f"{group or 'configuration'}: expected {known}; got {option!r}"
+    options = error.options or []
+    known = f"one of {', '.join(options)}" if options else "a file of the configuration"
+    return f"{group or 'configuration'}: expected {known}; got {option!r}{near(option, options)}"
 
 
 def explain_override(error: BaseException) -> str:
@@ -178,8 +179,8 @@ def explain_override(error: BaseException) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         expected = "a key of the configuration (see nfexp --cfg job)"
-        known: list[str] = []
-        for group, cls in (("data", Data), ("flow", Flow), ("train", Train)):
+        known = [field.name for field in fields(Spec)] + ["experiment", *CONTROLS]
+        for group, cls in (("data", Data), ("flow", Flow), ("train", Train), ("record", Record)):
             known += [f"{group}.{field.name}" for field in fields(cls)]
         hint = "" if unknown[1] in known else near(unknown[1], known)  # known, but no key of these data
         return f"{unknown[1]}: expected {expected}; got an unknown one{hint}"
@@ -251,28 +252,52 @@ def parsed_flags(arguments: Sequence[str]) -> Namespace:
     return asked
 
 
-def check_plain_run(arguments: Sequence[str]) -> None:
-    """Raise what is wrong with a single run before Hydra makes its folder.
+def run_alone(arguments: Sequence[str]) -> bool:
+    """Train a single run, if that is what a command asks for; else False, and nothing has happened.
 
-    A sweep checks its jobs itself.
+    What is wrong with the run is raised before Hydra makes its folder. A sweep checks its jobs itself.
     """
     asked = parsed_flags(arguments)
-    shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion
+    shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion or asked.resolve
     if shows or asked.multirun or asked.experimental_rerun:
-        return  # there is no single run
+        return False
     name = asked.config_name or "config"
     overrides = list(asked.overrides)
     with configuration_of(asked) as maker:
-        if maker.get_mode(name, overrides) is RunMode.MULTIRUN:
-            return
+        config = composed_alone(maker, name, overrides)
+        if config is None:
+            return False
+        if config.hydra.mode is None:
+            overrides.append("hydra.mode=RUN")  # as Hydra itself notes it in the records of a run
+        check_plain_run(config)
+        with claims:
+            maker.run(name, job, overrides)
+    return True
+
+
+def composed_alone(maker: Hydra, name: str, overrides: list[str]) -> DictConfig | None:
+    """The configuration of a single run; None if `hydra.mode` asks for a sweep.
+
+    Hydra's own command would compose once for `hydra.mode` and once more for the run.
+    """
+    try:
         config = maker.compose_config(name, overrides, RunMode.RUN, with_log_configuration=False)
-        HydraConfig.instance().set_config(config)
-        check_no_sweep(config.hydra.sweeper)
-        if config.until is not None:
-            raise SpecError("until", "nfexp -m, for rounds of seeds are a sweep", Words("a single run"))
-        with open_dict(config):
-            del config["hydra"]
-        single_spec(config)
+    except Exception:
+        if maker.get_mode(name, overrides) is RunMode.MULTIRUN:  # with overrides that only a sweep can have
+            return None
+        raise
+    return None if config.hydra.mode is RunMode.MULTIRUN else config
+
+
+def check_plain_run(config: DictConfig) -> None:
+    """Raise what is wrong with a single run; takes the node `hydra` out of its configuration."""
+    HydraConfig.instance().set_config(config)
+    check_no_sweep(config.hydra.sweeper)
+    if config.until is not None:
+        raise SpecError("until", "nfexp -m, for rounds of seeds are a sweep", Words("a single run"))
+    with open_dict(config):
+        del config["hydra"]
+    single_spec(config)
 
 
 def check_no_sweep(sweeper: DictConfig) -> None:
@@ -297,9 +322,9 @@ def main() -> None:
     # Hydra then hands errors on instead of printing its own
     with environment(HYDRA_FULL_ERROR="1"):
         try:
-            check_plain_run(sys.argv[1:])
-            with claims:
-                run()
+            if not run_alone(sys.argv[1:]):
+                with claims:
+                    run()
         except KeyboardInterrupt as stop:
             told = stop if isinstance(stop, Interrupted) else "interrupted; finished runs are kept"
             sys.stderr.write(f"nfexp: {told}\n")

@@ -131,7 +131,11 @@ def numbers(
     Its last columns are those of the `context`.
     """
     names = tuple(str(name) for name in frame.columns)
-    columns = [_as_numbers(frame[name], key, label) for name in frame.columns]
+    n_context = 0 if context is None else len(names_of(context))
+    columns = []
+    for position, name in enumerate(frame.columns):
+        is_given = position >= len(frame.columns) - n_context
+        columns.append(_as_numbers(frame[name], "data.context" if is_given else key, label))
     values = np.stack(columns, axis=1)
     _check_finite(names, values, key, label)
     lacks_some = np.isnan(values).any(axis=1)
@@ -142,7 +146,7 @@ def numbers(
         names=names,
         values=values[~lacks_some],
         dropped=int(lacks_some.sum()),
-        n_context=0 if context is None else len(names_of(context)),
+        n_context=n_context,
     )
 
 
@@ -159,7 +163,10 @@ def _as_numbers(column: pd.Series, key: str, label: str) -> np.ndarray:
     no_numbers = np.flatnonzero((converted.isna() & column.notna()).to_numpy())
     if len(no_numbers):
         row = no_numbers[0]
-        expected = f"columns of numbers (data.drop={column.name} leaves one out)"
+        hint = f"data.drop={column.name} leaves one out"
+        if key == "data.context":
+            hint = "name others, or give words as numbers"
+        expected = f"columns of numbers ({hint})"
         got = f"{str(column.iloc[row])!r:.60} in column {column.name!r}, row {row + 1} of {label}"
         raise SpecError(key, expected, Words(got))
     return converted.to_numpy(dtype=np.float64, na_value=np.nan)

@@ -217,7 +217,7 @@ def read_array(key: str, path: str) -> np.ndarray:
     """Images of an NPY file or of an NPZ archive, (N, C, H, W): its array `images`, or the only one it has.
 
     Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W); an axis of at most 4 holds channels, the last
-    one if both could. Whole numbers, also as floats.
+    one if both could: (N, C, H, W) with W at most 4 is taken for (N, H, W, C). Whole numbers, also as floats.
     """
     source = Path(path).expanduser()
     try:
@@ -251,7 +251,8 @@ def _channels_first(key: str, path: str, values: np.ndarray) -> np.ndarray:
             return np.moveaxis(values, 3, 1)
         if values.shape[1] <= MOST_CHANNELS:
             return values
-    expected = f"images of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C at most {MOST_CHANNELS} in {path}"
+    shapes = "(N, H, W), (N, H, W, C) or (N, C, H, W)"
+    expected = f"images of shape {shapes} with C at most {MOST_CHANNELS}, the last axis if two are so short, in {path}"
     raise SpecError(key, expected, Words(str(values.shape)))
 
 

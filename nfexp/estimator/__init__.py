@@ -35,6 +35,11 @@ from nfexp.streams import stream
 from nfexp.tables import split_rows
 
 FEWEST_ROWS = 4
+# How scikit-learn's searches and cross-validation hand on a context: by themselves they give it to fit alone
+ROUTE = (
+    "a search passes it on with sklearn.set_config(enable_metadata_routing=True) and "
+    "model.set_fit_request(context=True).set_score_request(context=True)"
+)
 CHUNK = 4096  # points at a time: what bounds the memory of score_samples
 
 
@@ -218,6 +223,9 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
         The mean can be weighted. A pipeline's `score` hands on weights, if only None, once metadata is routed.
         """
+        check_is_fitted(self)
+        if context is None and self.spec_.data.context_dim > 0:
+            raise ValueError(f"context: expected one, as in fit(X, context=…); got none: {ROUTE}")
         log_q = self.score_samples(X, context=context)
         if sample_weight is None:
             return float(log_q.mean())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from nfexp.files import read_plain
 from nfexp.flows.cost import DRAWS
 from nfexp.record.formats import LIMITS, MODEL, RESULT, read_bounded
+from nfexp.record.numbers import integer, numbers
 from nfexp.record.result import parse_result
 from nfexp.spec import event_shape, names_of, unflatten
 
 if TYPE_CHECKING:  # torch is loaded only where a flow is
-    import numpy as np
     from torch import Tensor
 
     from nfexp.flows.distribution import FlowDistribution
@@ -27,29 +26,6 @@ if TYPE_CHECKING:  # torch is loaded only where a flow is
 
 MOST_POINTS = 2**16  # that are evaluated in one go
 MOST_PIXELS = 2**16  # of images
-
-
-def _numbers(x: object, name: str) -> np.ndarray:
-    """A float64 copy of an array, list or table, which later changes of that do not reach."""
-    import numpy as np
-
-    try:
-        array = np.asarray(x)
-        if array.dtype.kind == "c":
-            raise ValueError("complex numbers")
-        return np.array(array, dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        got = " ".join(str(error).split())
-        raise ValueError(f"{name}: expected an array of real numbers; got {got}") from None
-
-
-def _integer(value: object, name: str) -> int:
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)  # type: ignore[arg-type]  # TypeError for no integer
-    except TypeError:
-        pass
-    raise ValueError(f"{name}: expected an integer; got {value!r}")
 
 
 class TrainedFlow:
@@ -107,7 +83,7 @@ class TrainedFlow:
 
     def member(self, k: int) -> TrainedFlow:
         """Member `k` of an ensemble, by itself; a single flow is its own member 0."""
-        k = _integer(k, "k")
+        k = integer(k, "k")
         if k not in self.members:
             raise ValueError(f"k: expected one of the members {', '.join(map(str, self.members))}; got {k}")
         stack = self.stack.member(self.members.index(k))
@@ -155,7 +131,7 @@ class TrainedFlow:
         if isinstance(x, torch.Tensor):
             points = x
         else:
-            points = torch.from_numpy(_numbers(x, name))
+            points = torch.from_numpy(numbers(x, name))
         points = points.to(self.stack.theta)  # its precision and device
         shape = (self.dim,) if name == "z" else self.event_shape
         if points.ndim != len(shape) + 1 or tuple(points.shape[1:]) != shape:
@@ -175,7 +151,7 @@ class TrainedFlow:
         names = ", ".join(self.context)
         if context is None:
             raise ValueError(f"context: expected rows of {width} numbers ({names}); got none")
-        rows = context if isinstance(context, torch.Tensor) else torch.from_numpy(_numbers(context, "context"))
+        rows = context if isinstance(context, torch.Tensor) else torch.from_numpy(numbers(context, "context"))
         if rows.ndim != 2 or rows.shape[1] != width or len(rows) not in (1, n):
             raise ValueError(
                 f"context: expected shape ({n}, {width}), or (1, {width}) for all points ({names}); "
@@ -247,10 +223,10 @@ class TrainedFlow:
                 self._warn_of_far(points[0], given, warn_beyond)
             return self._log_density(points, given)
         self._given(context, 0)
-        draws = _integer(draws, "draws")
+        draws = integer(draws, "draws")
         if draws < 1:
             raise ValueError(f"draws: expected an integer >= 1; got {draws}")
-        draws_of_points = self._in_cells(self._levels(x), draws=draws, seed=_integer(seed, "seed"))
+        draws_of_points = self._in_cells(self._levels(x), draws=draws, seed=integer(seed, "seed"))
         log_q = torch.stack([self._log_density(points) for points in draws_of_points])
         return log_q.logsumexp(0) - math.log(draws)
 
@@ -315,9 +291,21 @@ class TrainedFlow:
         """Data to base, (N, *event_shape) to (N, D); of images, points in cells: level + ½ is the middle of one.
 
         Of an ensemble it is a member's.
+
+        Raises
+        ------
+        ValueError
+            For points of images so far outside all cells that nothing is mapped there.
         """
         points = self._points(x, "x")
-        return self._single("inverse").inverse(points, self._given(context, points.shape[1]))[0][0]
+        z: Tensor = self._single("inverse").inverse(points, self._given(context, points.shape[1]))[0][0]
+        image = self.stack.image
+        if image is not None:
+            outside = (points < 0) | (points >= image.levels)
+            if bool(outside.any()) and not bool(z.isfinite().all()):
+                expected = f"points in the cells of the levels, from 0 to below {image.levels}"
+                raise ValueError(f"x: expected {expected}; got {points[outside][0].item():g}")
+        return z
 
     def _shaped(self, points: Tensor) -> Tensor:
         """(1, N, D) to (N, *event_shape)."""
@@ -332,8 +320,8 @@ class TrainedFlow:
         from nfexp.flows.ensemble import CHOICE
         from nfexp.streams import stream
 
-        n = _integer(n, "n")
-        seed = _integer(seed, "seed")
+        n = integer(n, "n")
+        seed = integer(seed, "seed")
         if n < 0:
             raise ValueError(f"n: expected an integer >= 0; got {n}")
         given = self._given(context, n)

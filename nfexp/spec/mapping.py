@@ -64,14 +64,21 @@ def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") 
 def steps_up_to(value: Any, steps: Any) -> Any:
     """The number of steps that "up_to_50" stands for, never more than there are; any other value is given back.
 
+    With "up_to_50_or_a_third" it is never more than a third of the steps.
+
     >>> steps_up_to("up_to_50", 2000), steps_up_to("up_to_50", 20), steps_up_to(100, 20)
     (50, 20, 100)
+    >>> steps_up_to("up_to_50_or_a_third", 2000), steps_up_to("up_to_50_or_a_third", 20)
+    (50, 6)
     """
-    match = re.fullmatch(r"up_to_(\d{1,9})", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"up_to_(\d{1,9})(_or_a_third)?", value) if isinstance(value, str) else None
     if match is None:
         return value
     largest = int(match[1])
-    return min(largest, steps) if type(steps) is int and steps > 0 else largest
+    if type(steps) is not int or steps <= 0:
+        return largest
+    most = steps // 3 if match[2] else steps
+    return min(largest, most)
 
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")

@@ -17,10 +17,11 @@ from nfexp.commands import is_said_once
 from nfexp.configuration import check_controls
 from nfexp.files import replacing
 from nfexp.record import RunFailed
+from nfexp.record.formats import printable
 from nfexp.record.plan import Plan
 from nfexp.spec import Spec, SpecError, Words
 from nfexp.sweep import conclusion, dry_run
-from nfexp.sweep.claim import check_output_subdir, claimed, named_folder
+from nfexp.sweep.claim import check_output_subdir, claimed, is_named_by_clock, named_folder
 from nfexp.sweep.dry_run import Stacks, describe, seconds_to_train
 from nfexp.sweep.folder import Step, begin_sweep, read_plan
 from nfexp.sweep.intent import Command, Intent, check_targets, intent_of
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from nfexp.analysis.sequential import Rounds
 
 log = logging.getLogger(__name__)
+
+ADHOC = "adhoc"  # the key `name` in conf/config.yaml, where a command gives none
 
 
 class Launcher(Protocol):
@@ -142,14 +145,25 @@ class Running:
         """Write what the sweep intends: `multirun.yaml` as Hydra does, and `sweep.json`."""
         with replacing(folder / "multirun.yaml") as path:
             OmegaConf.save(self.config, path)
+        before = read_plan(folder)
         plan = Plan(
-            name=self.config.name,
+            name=self._title(folder) if before is None else before.name,
             arguments=[word for word in sys.argv[1:] if not is_said_once(word)],
             centres=self.command.centres(step.jobs.values()),
             rounds=intent.rounds.written() if intent.rounds else {},
             contrasts={contrast.name: contrast.written() for contrast in intent.contrasts},
         )
-        begin_sweep(folder, read_plan(folder), step, plan)
+        begin_sweep(folder, before, step, plan)
+
+    def _title(self, folder: Path) -> str:
+        """What the report is headed: the key `name` or, where nobody has set it, the experiment or the folder."""
+        name = str(self.config.name)
+        if name != ADHOC:
+            return name
+        experiment = self.config.hydra.runtime.choices.get("experiment")
+        if experiment:
+            return printable(experiment)
+        return name if is_named_by_clock(self.config, "sweep") else printable(folder.name)
 
     def _train(self, folder: Path, step: Step, intent: Intent) -> list[JobReturn]:
         """Have the launcher run the jobs, round by round, then report; raises if a run failed."""

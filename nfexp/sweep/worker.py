@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nfexp.files import replacing
 from nfexp.record import code_version, outcome, write_run
 from nfexp.spec import Spec, run_id
-from nfexp.surroundings import settle_logs
+from nfexp.surroundings import settle_logs, without_garbage_collection
 from nfexp.sweep.standing import Teller
 from nfexp.sweep.stopping import is_asked_to_stop
 from nfexp.trackers import Tracking
@@ -197,7 +197,8 @@ def _in_words(error: Exception) -> str:
 
 def check_all(specs: Sequence[Spec]) -> None:
     """Raise for the first run that could not be set up, before anything is trained or written."""
-    from nfexp.run import check
+    with without_garbage_collection():
+        from nfexp.run import check  # with torch
 
     distinct: dict[tuple[object, ...], Spec] = {}
     for spec in specs:  # of many runs few differ in what the check looks at

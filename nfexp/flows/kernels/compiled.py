@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import logging
 import math
@@ -29,6 +28,7 @@ from nfexp.flows.kernels.lanes import OPTIONS
 from nfexp.flows.kernels.member import DENSITY, GRADIENT, STEPS, TO_BASE, TO_DATA, Results, Steps, work
 from nfexp.flows.kernels.plan import Tiles, make_plan, make_tiles, make_transposed, make_weights
 from nfexp.flows.stack import FlowStack
+from nfexp.surroundings import without_garbage_collection
 
 log = logging.getLogger(__name__)
 
@@ -93,18 +93,6 @@ def _numba_caches_in(folder: Path) -> Iterator[None]:
         config.CACHE_DIR = before  # type: ignore[attr-defined]
 
 
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Numba makes millions of objects, among which the collector looks in vain: a sixth of the time to compile."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def _compiled(functions: Sequence[Typed], folder: Path | None) -> list[Any]:
     """The machine code of functions: from a folder, compiled into it where it is not there."""
     if folder is None:
@@ -123,7 +111,7 @@ def machine_code(functions: tuple[Typed, ...]) -> list[Function]:
     One process compiles; others that want the same wait, and read what it left.
     """
     folder = cache_folder()
-    with FileLock(folder / ".lock") if folder is not None else nullcontext(), _without_garbage_collection():
+    with FileLock(folder / ".lock") if folder is not None else nullcontext(), without_garbage_collection():
         begun = time.perf_counter()
         if folder is None or not any(folder.rglob("*.nbi")):  # numba's index files: none, nothing is kept
             log.info("compiling the fused kernel: some 10 to 20 s, at its first use only")
