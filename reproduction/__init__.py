@@ -27,6 +27,8 @@ STUDIES: dict[str, tuple[str, ...]] = {  # with the pictures that need what its 
     "peers": (),
     "peers_first": (),
     "search": (),
+    "search_again": (),
+    "peers_again": (),
     "spiral4": ("density_*", "walk_*"),
 }
 OF_IMAGES: dict[str, tuple[str, ...]] = {  # studies that are kept in docs/images/, with pictures as above
@@ -36,6 +38,7 @@ OF_IMAGES: dict[str, tuple[str, ...]] = {  # studies that are kept in docs/image
 }
 TRUTHS = {  # the draws that they are judged on beside the test draws
     "paper_original": "train", "paper_grid": "train", "paper_corner": "train", "search": "val",
+    "search_again": "val",
 }  # fmt: skip
 DRAWS = ("data.name", "data.noise", "data.n_samples", "seed")
 CENTRES = "centres.json"

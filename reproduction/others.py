@@ -21,7 +21,7 @@ from benchmarks.cases import Case, make_spec
 from benchmarks.children import ROOT
 from nfexp.analysis.table import write_csv
 
-OURS = "nfexp's"  # the recipe of conf/train/default.yaml; the other one: Adam at a constant rate, as in zuko's examples
+OURS = "nfexp's"  # the recipe of conf/train/classic.yaml; the other one: Adam at a constant rate, as in zuko's examples
 EXAMPLES_LR = 1e-3
 CONTENDERS = [
     ("zuko", OURS), ("zuko", "adam 1e-3"), ("zuko_nsf", OURS), ("normflows", OURS), ("nflows", OURS),
