@@ -283,9 +283,6 @@ def to_zuko(stack: FlowStack) -> Any:
     if plain.base not in laws:
         raise ValueError(f"flow.base: expected one of {', '.join(laws)} for zuko; got {plain.base!r}")
 
-    def coupling(s: Tensor, t: Tensor) -> AffineTransform:
-        return AffineTransform(t, torch.exp(s))
-
     def elementwise(shift: Tensor, log_gain: Tensor) -> Any:
         return zuko.transforms.DependentTransform(AffineTransform(shift, torch.exp(log_gain)), 1)
 
@@ -295,14 +292,7 @@ def to_zuko(stack: FlowStack) -> Any:
     transforms = []
     for layer in plain.layers:
         if isinstance(layer, PlainCoupling):
-            mask = torch.zeros(plain.dim, dtype=torch.bool)
-            mask[layer.passing.cpu()] = True
-            if mask.all() or not mask.any():
-                raise ValueError("flow.mask: expected couplings that pass and move something, for zuko; got another")
-            with torch.random.fork_rng(devices=[]):  # its own networks, which are replaced, would draw weights
-                made = zuko.flows.GeneralCouplingTransform(plain.dim, plain.n_context, mask, univariate=coupling)
-            made.hyper = _Stacked(layer.conditioner)
-            transforms.append(made.to(layer.passing.device))
+            transforms.append(_zuko_coupling(layer, plain.dim, plain.n_context))
         elif isinstance(layer, PlainElementwise):
             zero = torch.zeros_like(layer.mean)
             for shift, log_gain in ((-layer.mean, zero), (layer.shift, layer.log_gain)):
@@ -311,6 +301,26 @@ def to_zuko(stack: FlowStack) -> Any:
             raise ValueError("flow.tail: expected 'none' for zuko; got 'learned'")
     zero = torch.zeros(plain.dim).to(stack.theta)
     return zuko.lazy.Flow(transforms, zuko.lazy.UnconditionalDistribution(base, zero, zero + 1, buffer=True))
+
+
+def _zuko_coupling(layer: PlainCoupling, dim: int, n_context: int) -> Any:
+    """A coupling as zuko has it, with the networks of `layer`."""
+    import zuko
+    from torch.distributions import AffineTransform
+
+    def affine(s: Tensor, t: Tensor) -> AffineTransform:
+        return AffineTransform(t, torch.exp(s))
+
+    mask = torch.zeros(dim, dtype=torch.bool)
+    mask[layer.passing.cpu()] = True
+    if mask.all() or not mask.any():
+        expected = "couplings that pass and move something, for zuko"
+        raise ValueError(f"flow.mask: expected {expected}; got another")
+    # Networks of zuko's own, which are replaced, would draw weights
+    with torch.random.fork_rng(devices=[]):
+        coupling = zuko.flows.GeneralCouplingTransform(dim, n_context, mask, univariate=affine)
+    coupling.hyper = _Stacked(layer.conditioner)
+    return coupling.to(layer.passing.device)
 
 
 EXPORTS = {"torch": to_torch, "zuko": to_zuko}
