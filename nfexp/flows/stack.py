@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nfexp.flows.elementwise import ContextMoments
 from nfexp.flows.flow_stack import FlowStack
-from nfexp.flows.image.layers import Logit
+from nfexp.flows.image.cells import Logit
 from nfexp.flows.image.plan import Image
 from nfexp.flows.layers import Batch, Points, Tensors, draw_mask
 from nfexp.spec import Flow

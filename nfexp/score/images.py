@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nfexp.data import Dataset
-from nfexp.flows.image.layers import Reorder, Squeeze
 from nfexp.flows.image.plan import Image, factored_out
+from nfexp.flows.image.shapes import Reorder, Squeeze
 from nfexp.flows.stack import FlowStack
 from nfexp.score.evaluation import base_draws
 from nfexp.score.results import Arrays
