@@ -144,13 +144,17 @@ def parsed_flags(arguments: Sequence[str]) -> Namespace:
         if is_unknown:
             known = "KEY=VALUE, or a flag that nfexp --hydra-help lists"
             raise SpecError(flags.split()[0], known, Words("an unknown flag"))
-        of_choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        of_choice = re.fullmatch(
+            r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message
+        )
         if of_choice:
             flag, got, choices = of_choice.groups()
             names = choices.replace("'", "")  # since Python 3.12 they have no quotes
             raise SpecError(flag, f"one of {names}", got)
         of_flag = re.fullmatch(r"argument (\S+): .*", message)
-        raise SpecError(of_flag[1] if of_flag else "flags", "a value, as nfexp --hydra-help says", Words("none"))
+        raise SpecError(
+            of_flag[1] if of_flag else "flags", "a value, as nfexp --hydra-help says", Words("none")
+        )
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -164,10 +168,18 @@ def parsed_flags(arguments: Sequence[str]) -> Namespace:
 def run_alone(arguments: Sequence[str]) -> bool:
     """Train a single run, if that is what a command asks for; else False, and nothing has happened.
 
-    What is wrong with the run is raised before Hydra makes its folder. A sweep checks its jobs itself.
+    What is wrong with the run is raised before Hydra makes its folder. A sweep checks its jobs
+    itself.
     """
     asked = parsed_flags(arguments)
-    shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion or asked.resolve
+    shows = (
+        asked.help
+        or asked.hydra_help
+        or asked.cfg
+        or asked.info
+        or asked.shell_completion
+        or asked.resolve
+    )
     if shows or asked.multirun or asked.experimental_rerun:
         return False
     name = asked.config_name or "config"
@@ -192,7 +204,8 @@ def composed_alone(maker: Hydra, name: str, overrides: list[str]) -> DictConfig 
     try:
         config = maker.compose_config(name, overrides, RunMode.RUN, with_log_configuration=False)
     except Exception:
-        if maker.get_mode(name, overrides) is RunMode.MULTIRUN:  # with overrides that only a sweep can have
+        # with overrides that only a sweep can have
+        if maker.get_mode(name, overrides) is RunMode.MULTIRUN:
             return None
         raise
     return None if config.hydra.mode is RunMode.MULTIRUN else config

@@ -1,4 +1,7 @@
-"""What went wrong on the way of a command, in one message: the key, what was expected and what came."""
+"""What went wrong on the way of a command, in one message.
+
+The key, what was expected and what came.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,8 @@ def explain_override(error: BaseException) -> str:
         known = [field.name for field in fields(Spec)] + ["experiment", *CONTROLS]
         for group, cls in (("data", Data), ("flow", Flow), ("train", Train), ("record", Record)):
             known += [f"{group}.{field.name}" for field in fields(cls)]
-        hint = "" if unknown[1] in known else near(unknown[1], known)  # known, but no key of these data
+        # known, but no key of these data
+        hint = "" if unknown[1] in known else near(unknown[1], known)
         return f"{unknown[1]}: expected {expected}; got an unknown one{hint}"
     unfit = re.search(r"Error merging override \+*([\w.]+)=(.*)", text)
     if unfit:

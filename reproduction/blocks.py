@@ -46,7 +46,8 @@ def claims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centr
     for claim, own in judged.groupby("claim", sort=False):
         row = own[own["target"] == "all"].iloc[0]
         each = ", ".join(
-            f"{r.target} {BADGES[r.verdict]}" + f" ({BADGES[r.sign_verdict]})" * (r.verdict != r.sign_verdict)
+            f"{r.target} {BADGES[r.verdict]}"
+            + f" ({BADGES[r.sign_verdict]})" * (r.verdict != r.sign_verdict)
             for r in own.itertuples()
             if r.target != "all"
         )
@@ -54,7 +55,10 @@ def claims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centr
         rows.append([f"{claim} ({row['study']})", row["sentence"], f"**{row['verdict']}**{other}", each or "–",
                      interval(row["estimate"], row["low"], row["high"]), number(row["n"]).split(".")[0],
                      f"{row['estimand']}"])  # fmt: skip
-    return markdown(["claim", "sentence", "verdict", "by target", "estimate [95%]", "n", "what was estimated"], rows)
+    return markdown(
+        ["claim", "sentence", "verdict", "by target", "estimate [95%]", "n", "what was estimated"],
+        rows,
+    )
 
 
 BY_BLOG = ("B1", "B2", "B3")  # judged on the blog's own flow
@@ -73,7 +77,9 @@ def judge(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) ->
             about = found["claim"].isin(BY_BLOG)
             parts.append(found[about if study == "blog" else ~about].assign(study=study))
     found = pd.concat(parts)
-    return found.sort_values("claim", kind="stable", key=lambda ids: ids.map(lambda i: ("KBN".index(i[0]), i)))
+    return found.sort_values(
+        "claim", kind="stable", key=lambda ids: ids.map(lambda i: ("KBN".index(i[0]), i))
+    )
 
 
 RESTED_ON = {  # claims of the report: what stands behind them in it, its code and its galleries
@@ -112,7 +118,8 @@ def evidence_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cen
             found += f" (by signs {overall['sign_verdict']})"
         if len(each) and set(each["verdict"]) != {overall["verdict"]}:
             found += ": " + "; ".join(
-                f"{verdict} on {', '.join(part['target'])}" for verdict, part in each.groupby("verdict", sort=False)
+                f"{verdict} on {', '.join(part['target'])}"
+                for verdict, part in each.groupby("verdict", sort=False)
             )
         rows.append([claim, overall["sentence"], RESTED_ON[claim], found])
     return markdown(["claim", "sentence", "what it rested on", "what we find"], rows)
@@ -122,7 +129,12 @@ AIMS = {  # data.name, data.noise: held-out KL aimed at, half of the best peer's
     ("moons", 0.05): (0.029, 0.034), ("moons", 0.1): (0.0205, 0.025), ("circles", 0.1): (0.0225, 0.015),
     ("spiral2", 1.0): (0.0195, 0.038), ("spiral4", 1.0): (0.1595, 0.063),
 }  # fmt: skip
-KIND = {"zuko": "zuko RealNVP", "zuko_nsf": "zuko NSF (splines)", "normflows": "normflows", "nflows": "nflows"}
+KIND = {
+    "zuko": "zuko RealNVP",
+    "zuko_nsf": "zuko NSF (splines)",
+    "normflows": "normflows",
+    "nflows": "nflows",
+}
 
 
 def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
@@ -132,7 +144,10 @@ def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
     tuned = runs["flow.conditioner"] == "shared"
     columns = list(dict.fromkeys(zip(others["data.name"], others["data.noise"], strict=True)))
     parts = {}
-    for n, text in ((runs["data.n_samples"].max(), "fresh draws"), (runs["data.n_samples"].min(), None)):
+    for n, text in (
+        (runs["data.n_samples"].max(), "fresh draws"),
+        (runs["data.n_samples"].min(), None),
+    ):
         fixed = runs["data.n_samples"] == n
         text = text or f"{n:,.0f} fixed points"
         parts[f"nfexp, flow=tuned, {text}"] = runs[tuned & fixed]
@@ -144,7 +159,9 @@ def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
         parts[f"{KIND[model]}, {recipe}, fresh draws"] = own
     rows = []
     for name, own in parts.items():
-        cells = [own.loc[(own["data.name"] == t) & (own["data.noise"] == s), "kl"] for t, s in columns]
+        cells = [
+            own.loc[(own["data.name"] == t) & (own["data.noise"] == s), "kl"] for t, s in columns
+        ]
         lost = sum(int((~np.isfinite(kl)).sum()) for kl in cells)
         seeds = f"{max(map(len, cells))}" + f" (not finite: {lost})" * bool(lost)
         rows.append([name, seeds, *map(mean, cells)])
@@ -154,12 +171,18 @@ def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
 def aims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """What was aimed at with fresh draws, and what came out."""
     runs, others = frames["peers"], frames[OTHERS]
-    fresh = runs[(runs["data.n_samples"] == runs["data.n_samples"].max()) & (runs["status"] == "completed")]
+    fresh = runs[
+        (runs["data.n_samples"] == runs["data.n_samples"].max()) & (runs["status"] == "completed")
+    ]
     rows = []
     for (target, noise), (half, spline) in AIMS.items():
         own = fresh[(fresh["data.name"] == target) & (fresh["data.noise"] == noise)]
-        ours, plain_flow = (own.loc[own["flow.conditioner"] == kind, "kl"] for kind in ("shared", "separate"))
-        peers = others[(others["data.name"] == target) & (others["data.noise"] == noise)].fillna({"kl": np.inf})
+        ours, plain_flow = (
+            own.loc[own["flow.conditioner"] == kind, "kl"] for kind in ("shared", "separate")
+        )
+        peers = others[(others["data.name"] == target) & (others["data.noise"] == noise)].fillna(
+            {"kl": np.inf}
+        )
         means = peers[peers["model"] != "zuko_nsf"].groupby(["model", "recipe"])["kl"].mean()
         nsf = peers[peers["model"] == "zuko_nsf"].groupby("recipe")["kl"].mean().min()
         best = f"{number(means.min())} ({' '.join(means.idxmin())})"
@@ -183,14 +206,20 @@ def search_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centr
     for (target, noise), part in frames["search"].groupby(["data.name", "data.noise"]):
         centre = {target: centres["search"][target] | {"data.noise": noise}}
         for name, _, own in cell_rows(part, centre):
-            lost = excess(own, frames[VALIDATION], "val_nll").where(own["status"] == "completed", np.inf)
+            lost = excess(own, frames[VALIDATION], "val_nll").where(
+                own["status"] == "completed", np.inf
+            )
             cells.setdefault(CHOSEN.get(name, name), {})[target, noise] = lost
     rows = []
     for name, own in cells.items():
         met = sum(own[key].mean() <= half for key, (half, _) in AIMS.items())
         product = np.exp(np.mean([np.log(own[key].mean()) for key in AIMS]))
-        rows.append([name, *(mean(own[key]) for key in AIMS), f"{met} of {len(AIMS)}", number(product)])
-    return markdown(["changed", *(f"{t} {s:g}" for t, s in AIMS), "aims met", "geometric mean"], rows)
+        rows.append(
+            [name, *(mean(own[key]) for key in AIMS), f"{met} of {len(AIMS)}", number(product)]
+        )
+    return markdown(
+        ["changed", *(f"{t} {s:g}" for t, s in AIMS), "aims met", "geometric mean"], rows
+    )
 
 
 def spiral4_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
@@ -205,7 +234,14 @@ def spiral4_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
         rows.append([name, mean(done["kl"]), f"{number(best)} – {number(worst)}",
                      "–" if name == "the centre" else mean(gap), f"{len(done)} of {len(own)}",
                      number(done["n_parameters"].median())])  # fmt: skip
-    head = ["changed", "KL [95%]", "least – greatest", "minus the centre's, paired [95%]", "completed", "parameters"]
+    head = [
+        "changed",
+        "KL [95%]",
+        "least – greatest",
+        "minus the centre's, paired [95%]",
+        "completed",
+        "parameters",
+    ]
     return markdown(head, rows)
 
 
@@ -224,9 +260,16 @@ def original_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cen
         if (own["train.select"] == "val").all() and (own["train.schedule"] == "cosine").all():
             name = f"corrected: this project's recipe, {own['data.n_samples'].iloc[0]:.0f} points"
         lost = f" ({len(own) - len(done)} of {len(own)} lost)" if len(done) < len(own) else ""
-        text = f"{mean(excess(done, frames[TRAINING]))} → {mean(done['kl'])}{lost}" if len(done) else f"–{lost}"
+        text = (
+            f"{mean(excess(done, frames[TRAINING]))} → {mean(done['kl'])}{lost}"
+            if len(done)
+            else f"–{lost}"
+        )
         cells.setdefault(name.replace("the centre", "as in the report"), {})[target] = text
-    return markdown(["changed", *targets], [[n, *(own.get(t, "–") for t in targets)] for n, own in cells.items()])
+    return markdown(
+        ["changed", *targets],
+        [[n, *(own.get(t, "–") for t in targets)] for n, own in cells.items()],
+    )
 
 
 def layer_name(run: pd.Series) -> str:
@@ -263,12 +306,16 @@ def blog_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres
 def layers_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """Median over seeds of how flat each layer leaves the points, from base to data."""
     layers = frames["blog_layers"]
-    table = layers.pivot_table(index=["position", "layer"], columns="flow.norm", values="flattening", aggfunc="median")
+    table = layers.pivot_table(
+        index=["position", "layer"], columns="flow.norm", values="flattening", aggfunc="median"
+    )
     rows = {}
     for norm in table:
         for (_, name), value in table[norm].dropna().items():
             rows.setdefault(name, {})[norm] = number(value)
-    return markdown(["after", *table], [[name, *(own.get(n, "–") for n in table)] for name, own in rows.items()])
+    return markdown(
+        ["after", *table], [[name, *(own.get(n, "–") for n in table)] for name, own in rows.items()]
+    )
 
 
 def baselines_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
@@ -292,7 +339,10 @@ def axes_tables(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centre
     """KL along every single axis of the ablation study."""
     out = []
     for axis, table in stats.ablations(frames["ablations"], centres["ablations"]).items():
-        column = next((c for c in table if c.startswith(("flow.", "train.", "data.")) and c != "data.name"), "")
+        column = next(
+            (c for c in table if c.startswith(("flow.", "train.", "data.")) and c != "data.name"),
+            "",
+        )
         if "_x_" in axis:
             continue
         targets = list(dict.fromkeys(table["data.name"]))
@@ -317,7 +367,10 @@ def grid_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres
     """The cells of the paper's grid that were drawn and trained."""
     runs = stats.distinct(frames["paper_grid"]).sort_values([*CELL])
     runs = runs.assign(excess=excess(runs, frames[TRAINING]))
-    rows = [[*(plain(r[k]) for k in CELL), number(r["excess"]), number(r["kl"])] for r in runs.to_dict("records")]
+    rows = [
+        [*(plain(r[k]) for k in CELL), number(r["excess"]), number(r["kl"])]
+        for r in runs.to_dict("records")
+    ]
     return markdown([*CELL.values(), "training NLL − truth", "held-out KL"], rows)
 
 
@@ -329,8 +382,12 @@ def corner_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centr
     rows = []
     for cell, own in runs.groupby(key):
         at = own.set_index("train.steps")
-        rows.append([*map(plain, cell), *(number(at.loc[n, c]) for c in ("excess", "kl") for n in budgets)])
-    head = [f"{c}, {n:,.0f} steps" for c in ("training NLL − truth", "held-out KL") for n in budgets]
+        rows.append(
+            [*map(plain, cell), *(number(at.loc[n, c]) for c in ("excess", "kl") for n in budgets)]
+        )
+    head = [
+        f"{c}, {n:,.0f} steps" for c in ("training NLL − truth", "held-out KL") for n in budgets
+    ]
     return markdown(["target", "noise", "seed", *head], rows)
 
 

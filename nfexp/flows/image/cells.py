@@ -1,4 +1,7 @@
-"""Layers of single pixels: where in the cell of its level a point lies, from cells to the line, and scales."""
+"""Layers of single pixels.
+
+Where in the cell of its level a point lies, from cells to the line, and scales.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +45,14 @@ def _log_slope_of_sigmoid(a: Tensor) -> Tensor:
 
 
 class Dequantise(Layer):
-    """Where in its cell a level is put: k + ε ↦ k + u with logit u = exp(a) logit ε + b, and outside all cells nothing.
+    """Where in its cell a level is put.
 
-    For uniform dequantisation u = ε. Otherwise a and b are learned. "table": a pair for each level; "net": to this pair
-    a small network adds, for each pixel, what it makes of the levels of the whole image. With ε uniform in the cell,
-    the flow's log-density at k + ε is the single-sample bound on log P(k) (Ho et al. 2019, eq. 12).
+    k + ε ↦ k + u with logit u = exp(a) logit ε + b, and outside all cells nothing.
+
+    For uniform dequantisation u = ε. Otherwise a and b are learned. "table": a pair for each level;
+    "net": to this pair a small network adds, for each pixel, what it makes of the levels of the
+    whole image. With ε uniform in the cell, the flow's log-density at k + ε is the single-sample
+    bound on log P(k) (Ho et al. 2019, eq. 12).
     """
 
     maps = 16
@@ -59,7 +65,9 @@ class Dequantise(Layer):
         self.net: ResidualNet | None = None
         if flow.dequantisation == "net":
             n = image.channels
-            self.net = ResidualNet("dequantise.net", flow, n, 2 * n, maps=self.maps, blocks=self.blocks)
+            self.net = ResidualNet(
+                "dequantise.net", flow, n, 2 * n, maps=self.maps, blocks=self.blocks
+            )
 
     def learned_shapes(self) -> Shapes:
         shapes: Shapes = {}
@@ -78,7 +86,9 @@ class Dequantise(Layer):
         if self.net is not None:
             self.net.initialise(own, draws)
 
-    def _coefficients(self, p: Tensors, level: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor]:
+    def _coefficients(
+        self, p: Tensors, level: Tensor, batch: Batch | None
+    ) -> tuple[Tensor, Tensor]:
         """a and b at every pixel, (E, N, D)."""
         at = level.long().flatten(1)
         a = _Lookup.apply(p[f"{self.name}.log_slope"], at).view_as(level)
@@ -106,7 +116,9 @@ class Dequantise(Layer):
         inside, level, logit = self._cells(x)
         a, b = self._coefficients(p, level, batch)
         moved = torch.exp(a) * logit + b
-        return self._placed(x, inside, level, moved, a + _log_slope_of_sigmoid(moved) - _log_slope_of_sigmoid(logit))
+        return self._placed(
+            x, inside, level, moved, a + _log_slope_of_sigmoid(moved) - _log_slope_of_sigmoid(logit)
+        )
 
     def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
         if not self.learned:
@@ -114,7 +126,9 @@ class Dequantise(Layer):
         inside, level, moved = self._cells(z)
         a, b = self._coefficients(p, level, None)
         logit = (moved - b) * torch.exp(-a)
-        return self._placed(z, inside, level, logit, _log_slope_of_sigmoid(logit) - a - _log_slope_of_sigmoid(moved))
+        return self._placed(
+            z, inside, level, logit, _log_slope_of_sigmoid(logit) - a - _log_slope_of_sigmoid(moved)
+        )
 
     def _placed(
         self, x: Tensor, inside: Tensor, level: Tensor, logit: Tensor, log_slope: Tensor
@@ -128,8 +142,9 @@ class Dequantise(Layer):
 class Logit(Layer):
     """z = logit(α + (1 − 2 α) v / L) for v in [0, L]: from the cells of L levels to the line.
 
-    Source: Dinh et al. 2017, sec. 4.1, which prints α + (1 − α) v / L. That runs to infinity at the top
-    level; the released code, and this, keep away from both ends. On the way back v may lie a little outside [0, L].
+    Source: Dinh et al. 2017, sec. 4.1, which prints α + (1 − α) v / L. That runs to infinity at the
+    top level; the released code, and this, keep away from both ends. On the way back v may lie a
+    little outside [0, L].
     """
 
     def __init__(self, flow: Flow, image: Image) -> None:
@@ -147,7 +162,10 @@ class Logit(Layer):
 
 
 class PixelStandardise(Standardise):
-    """z = (x − m) / σ by each pixel's moments over the training images, or the identity; points are (E, N, D)."""
+    """z = (x − m) / σ by each pixel's moments over the training images, or the identity.
+
+    Points are (E, N, D).
+    """
 
     def _own(self, p: Tensors, key: str) -> Tensor:
         """A tensor of this layer as (E, 1, D)."""
@@ -163,7 +181,10 @@ class PixelStandardise(Standardise):
 
 
 class PixelScale(Layer):
-    """z = x exp(γ) with a learned γ per number: what additive couplings, which cannot scale, end with (NICE)."""
+    """z = x exp(γ) with a learned γ per number.
+
+    What additive couplings, which cannot scale, end with (NICE).
+    """
 
     def learned_shapes(self) -> Shapes:
         return self._per_coordinate("log_gain")

@@ -16,9 +16,12 @@ from nfexp.spec import Flow
 
 
 class ImageCoupling(ActiveLayer):
-    """z = x exp(s) + t where pixels or channels move, z = x where they pass; s and t by a network of what passes.
+    """z = x exp(s) + t where pixels or channels move, z = x where they pass.
 
-    s is bounded as in a coupling of vectors, by a learned factor per channel where `scale` is "learned".
+    s and t by a network of what passes.
+
+    s is bounded as in a coupling of vectors, by a learned factor per channel where `scale` is
+    "learned".
     """
 
     def __init__(self, flow: Flow, index: int, image: Image, stage: Stage) -> None:
@@ -34,7 +37,9 @@ class ImageCoupling(ActiveLayer):
         """How many channels the network sees, and for how many it gives s and t."""
         raise NotImplementedError
 
-    def _conditioned(self, p: Tensors, x: Tensor, batch: Batch | None) -> tuple[Tensor | None, Tensor]:
+    def _conditioned(
+        self, p: Tensors, x: Tensor, batch: Batch | None
+    ) -> tuple[Tensor | None, Tensor]:
         """s (None if additive) and t of all pixels that may move."""
         raise NotImplementedError
 
@@ -53,7 +58,9 @@ class ImageCoupling(ActiveLayer):
         if self.learned_scale:
             own[f"{self.name}.log_scale"].fill_(math.log(INITIAL_SCALE))
 
-    def _scale_and_shift(self, p: Tensors, passing: Tensor, batch: Batch | None) -> tuple[Tensor | None, Tensor]:
+    def _scale_and_shift(
+        self, p: Tensors, passing: Tensor, batch: Batch | None
+    ) -> tuple[Tensor | None, Tensor]:
         raw = self.net(p, passing, batch)
         if self.heads == 1:
             return None, raw
@@ -80,7 +87,9 @@ def moved_back(z: Tensor, s: Tensor | None, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def checkerboard(height: int, width: int, parity: int) -> Tensor:
-    """1 where a pixel passes, 0 where it moves, (H, W): row + column is even, or odd where the parity is 1.
+    """1 where a pixel passes, 0 where it moves, (H, W).
+
+    Row + column is even, or odd where the parity is 1.
 
     >>> checkerboard(2, 3, 0).tolist()
     [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
@@ -96,7 +105,9 @@ class CheckerboardCoupling(ImageCoupling):
     def _channels(self) -> tuple[int, int]:
         return self.shape[0], self.shape[0]
 
-    def _conditioned(self, p: Tensors, x: Tensor, batch: Batch | None) -> tuple[Tensor | None, Tensor]:
+    def _conditioned(
+        self, p: Tensors, x: Tensor, batch: Batch | None
+    ) -> tuple[Tensor | None, Tensor]:
         passes = checkerboard(self.shape[1], self.shape[2], self.stage.parity).to(x)
         s, t = self._scale_and_shift(p, x * passes, batch)
         moves = 1 - passes

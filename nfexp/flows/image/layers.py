@@ -1,7 +1,9 @@
-"""Layers of an image flow. Points are (E, N, D): the active part, (C, H, W) row by row, then what is factored out.
+"""Layers of an image flow.
 
-The first layer maps each cell of a level [k, k + 1) onto itself: it is the dequantisation, and its log-det is the term
-that the bound owes to it.
+Points are (E, N, D): the active part, (C, H, W) row by row, then what is factored out.
+
+The first layer maps each cell of a level [k, k + 1) onto itself: it is the dequantisation, and its
+log-det is the term that the bound owes to it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ from nfexp.spec import Flow
 
 def image_layers(flow: Flow, image: Image, plan: list[Stage]) -> list[Layer]:
     """All layers in data → base order."""
-    layers: list[Layer] = [Dequantise(flow, image), Logit(flow, image), PixelStandardise(flow, image.dim)]
+    layers: list[Layer] = [
+        Dequantise(flow, image),
+        Logit(flow, image),
+        PixelStandardise(flow, image.dim),
+    ]
     n_couplings = 0
     for stage in plan:
         if stage.kind == "squeeze":
@@ -34,7 +40,9 @@ def image_layers(flow: Flow, image: Image, plan: list[Stage]) -> list[Layer]:
             layers.append(kind(flow, n_couplings, image, stage))
             n_couplings += 1
             if flow.norm != "none" and n_couplings % flow.norm_every == 0:
-                layers.append(CHANNEL_NORMS[flow.norm](f"norm.{n_couplings - 1}", image, stage.shape))
+                layers.append(
+                    CHANNEL_NORMS[flow.norm](f"norm.{n_couplings - 1}", image, stage.shape)
+                )
     if flow.coupling == "additive":
         layers.append(PixelScale("diagonal", image.dim))
     return layers

@@ -1,4 +1,7 @@
-"""Layers between couplings: normalisation of channels, and the 1 x 1 convolution that mixes them."""
+"""Layers between couplings.
+
+Normalisation of channels, and the 1 x 1 convolution that mixes them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from nfexp.flows.layers import Batch, Points, Shapes, Tensors
 
 
 class ChannelNorm(ActiveLayer):
-    """z = (x − m) exp(l) + h, channel by channel; subclasses say what m, l and h are, (E, C) each."""
+    """z = (x − m) exp(l) + h, channel by channel.
+
+    Subclasses say what m, l and h are, (E, C) each.
+    """
 
     def _coefficients(self, p: Tensors) -> tuple[Tensor | None, Tensor, Tensor]:
         raise NotImplementedError
@@ -38,7 +44,10 @@ class ChannelNorm(ActiveLayer):
 
 
 class ChannelActNorm(ChannelNorm):
-    """l and h are learned, m is 0; the first batch sets them and comes out standardised (Kingma, Dhariwal 2018)."""
+    """l and h are learned, m is 0.
+
+    The first batch sets them and comes out standardised (Kingma, Dhariwal 2018).
+    """
 
     def learned_shapes(self) -> Shapes:
         return self._per_channel("log_gain", "shift")
@@ -56,8 +65,8 @@ class ChannelActNorm(ChannelNorm):
 class ChannelBatchNorm(ChannelNorm):
     """By the moments of the batch while training, by running averages otherwise, with learned gain and shift.
 
-    Statistics are taken over all pixels of the active part after the coupling, never over masked zeros. Source: Dinh
-    et al. 2017, sec. 3.7.
+    Statistics are taken over all pixels of the active part after the coupling, never over masked
+    zeros. Source: Dinh et al. 2017, sec. 3.7.
     """
 
     def learned_shapes(self) -> Shapes:
@@ -80,11 +89,16 @@ class ChannelBatchNorm(ChannelNorm):
         return p[f"{self.name}.mean"], log_gain, p[f"{self.name}.shift"]
 
 
-CHANNEL_NORMS: dict[str, type[ChannelNorm]] = {"actnorm": ChannelActNorm, "batchnorm": ChannelBatchNorm}
+CHANNEL_NORMS: dict[str, type[ChannelNorm]] = {
+    "actnorm": ChannelActNorm,
+    "batchnorm": ChannelBatchNorm,
+}
 
 
 class Mixing(ActiveLayer):
-    """An invertible 1 x 1 convolution: the channels of each pixel times a matrix W (Kingma, Dhariwal 2018, sec. 3.2).
+    """An invertible 1 x 1 convolution.
+
+    The channels of each pixel times a matrix W (Kingma, Dhariwal 2018, sec. 3.2).
 
     log-det H · W · log|det W|; W starts as a random rotation.
     """
@@ -112,5 +126,8 @@ class Mixing(ActiveLayer):
 
     def forward_active(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
         matrix = self._matrix(p)
-        x = mixed(z.unflatten(-1, self.shape), torch.stack([torch.linalg.inv(own) for own in matrix.unbind(0)]))
+        x = mixed(
+            z.unflatten(-1, self.shape),
+            torch.stack([torch.linalg.inv(own) for own in matrix.unbind(0)]),
+        )
         return x, -every_point(self._log_det(matrix), x)

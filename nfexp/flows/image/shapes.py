@@ -1,4 +1,7 @@
-"""Layers of the active part of an image, and those that only move its numbers about: squeeze and order."""
+"""Layers of the active part of an image, and those that only move its numbers about.
+
+Squeeze and order.
+"""
 
 from __future__ import annotations
 
@@ -48,17 +51,25 @@ class ActiveLayer(Layer):
         raise NotImplementedError
 
     def forward_active(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Of z (E, N, C · H · W): its shape is that after the layer, which may differ from `shape`."""
+        """Of z (E, N, C · H · W).
+
+        Its shape is that after the layer, which may differ from `shape`.
+        """
         raise NotImplementedError
 
 
-CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # of 2 x 2 pixels, in the order of the channels that they become
+# of 2 x 2 pixels, in the order of the channels that they become
+CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
-DIAGONALS = (0, 3, 1, 2)  # those on one diagonal first: half of the channels is then a checkerboard of pixels
+# those on one diagonal first: half of the channels is then a checkerboard of pixels
+DIAGONALS = (0, 3, 1, 2)
 
 
 def squeeze(x: Tensor) -> Tensor:
-    """(…, C, H, W) to (…, 4 C, H/2, W/2): each channel's 2 x 2 pixels become four channels in a row."""
+    """(…, C, H, W) to (…, 4 C, H/2, W/2).
+
+    Each channel's 2 x 2 pixels become four channels in a row.
+    """
     corners = [x[..., i::2, j::2] for i, j in CORNERS]
     return torch.stack(corners, -3).flatten(-4, -3)
 
@@ -85,8 +96,8 @@ class Squeeze(ActiveLayer):
 class Reorder(ActiveLayer):
     """Squeezed channels in the order in which half is factored out.
 
-    First the two pixels on one diagonal of every 2 x 2, of all channels, then the others, as in the released code of
-    Dinh et al. 2017: what stays active are the pixels of a checkerboard.
+    First the two pixels on one diagonal of every 2 x 2, of all channels, then the others, as in the
+    released code of Dinh et al. 2017: what stays active are the pixels of a checkerboard.
     """
 
     def inverse_active(self, p: Tensors, x: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor]:
