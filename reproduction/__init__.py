@@ -31,7 +31,9 @@ STUDIES: dict[str, tuple[str, ...]] = {  # with the pictures that need what its 
     "peers_again": (),
     "spiral4": ("density_*", "walk_*"),
 }
-OF_IMAGES: dict[str, tuple[str, ...]] = {  # studies that are kept in docs/images/, with pictures as above
+OF_IMAGES: dict[
+    str, tuple[str, ...]
+] = {  # studies that are kept in docs/images/, with pictures as above
     "images_digits": (),
     "images_headline": ("images_*", "temperatures_*", "interpolation_*", "scales_*", "imagewalk_*"),
     "images_sets": ("images_*",),

@@ -22,7 +22,9 @@ from reproduction.worst import worst
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m reproduction", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m reproduction",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     commands = parser.add_subparsers(dest="what", required=True)
     taking = commands.add_parser("take")

@@ -78,7 +78,15 @@ def claims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centr
             f"{claim} ({row['study']})", row["sentence"], verdict_text(row), by_target(own),
             estimate_text(row), looks, row["estimand"],
         ])  # fmt: skip
-    head = ["claim", "sentence", "verdict", "by target", "estimate [95%]", "rounds", "what was estimated"]
+    head = [
+        "claim",
+        "sentence",
+        "verdict",
+        "by target",
+        "estimate [95%]",
+        "rounds",
+        "what was estimated",
+    ]
     return markdown(head, rows)
 
 
@@ -94,13 +102,27 @@ def recipes_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
             continue
         row = [f"{claim}", overall(own)["sentence"]]
         for part in (own, then):
-            row += [f"{verdict_text(overall(part))}: {by_target(part)}", estimate_text(overall(part))]
+            row += [
+                f"{verdict_text(overall(part))}: {by_target(part)}",
+                estimate_text(overall(part)),
+            ]
         rows.append(row)
-    head = ["claim", "sentence", "today's recipe", "estimate [95%]", "`flow=classic train=classic`", "estimate [95%]"]
+    head = [
+        "claim",
+        "sentence",
+        "today's recipe",
+        "estimate [95%]",
+        "`flow=classic train=classic`",
+        "estimate [95%]",
+    ]
     return markdown(head, rows)
 
 
-FLOW_OF_THE_BLOG = {"B1": "blog", "B2": "blog", "B3": "blog_norm"}  # claims that are judged on it, and by which study
+FLOW_OF_THE_BLOG = {
+    "B1": "blog",
+    "B2": "blog",
+    "B3": "blog_norm",
+}  # claims that are judged on it, and by which study
 
 
 def judge(
@@ -119,7 +141,9 @@ def judge(
         judged_by = found["claim"].map(lambda claim: FLOW_OF_THE_BLOG.get(claim, ablations))
         parts.append(found[judged_by == study].assign(study=study))
     found = pd.concat(parts)
-    return found.sort_values("claim", kind="stable", key=lambda ids: ids.map(lambda i: ("KBN".index(i[0]), i)))
+    return found.sort_values(
+        "claim", kind="stable", key=lambda ids: ids.map(lambda i: ("KBN".index(i[0]), i))
+    )
 
 
 RESTED_ON = {  # claims of the report: what stands behind them in it, its code and its galleries
@@ -169,7 +193,12 @@ AIMS = {  # data.name, data.noise: held-out KL aimed at, half of the best peer's
     ("moons", 0.05): (0.029, 0.034), ("moons", 0.1): (0.0205, 0.025), ("circles", 0.1): (0.0225, 0.015),
     ("spiral2", 1.0): (0.0195, 0.038), ("spiral4", 1.0): (0.1595, 0.063),
 }  # fmt: skip
-KIND = {"zuko": "zuko RealNVP", "zuko_nsf": "zuko NSF (splines)", "normflows": "normflows", "nflows": "nflows"}
+KIND = {
+    "zuko": "zuko RealNVP",
+    "zuko_nsf": "zuko NSF (splines)",
+    "normflows": "normflows",
+    "nflows": "nflows",
+}
 
 
 def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
@@ -179,7 +208,10 @@ def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
     tuned = runs["flow.conditioner"] == "shared"
     columns = list(dict.fromkeys(zip(others["data.name"], others["data.noise"], strict=True)))
     parts = {}
-    for n, text in ((runs["data.n_samples"].max(), "fresh draws"), (runs["data.n_samples"].min(), None)):
+    for n, text in (
+        (runs["data.n_samples"].max(), "fresh draws"),
+        (runs["data.n_samples"].min(), None),
+    ):
         fixed = runs["data.n_samples"] == n
         text = text or f"{n:,.0f} fixed points"
         parts[f"nfexp, flow=tuned, {text}"] = runs[tuned & fixed]
@@ -192,7 +224,9 @@ def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
         parts[f"{KIND[model]}, {recipe}, fresh draws"] = own
     rows = []
     for name, own in parts.items():
-        cells = [own.loc[(own["data.name"] == t) & (own["data.noise"] == s), "kl"] for t, s in columns]
+        cells = [
+            own.loc[(own["data.name"] == t) & (own["data.noise"] == s), "kl"] for t, s in columns
+        ]
         lost = sum(int((~np.isfinite(kl)).sum()) for kl in cells)
         seeds = f"{max(map(len, cells))}" + f" (not finite: {lost})" * bool(lost)
         rows.append([name, seeds, *map(mean, cells)])
@@ -202,12 +236,18 @@ def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
 def aims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """What was aimed at with fresh draws, and what came out."""
     runs, others = frames["peers"], frames[OTHERS]
-    fresh = runs[(runs["data.n_samples"] == runs["data.n_samples"].max()) & (runs["status"] == "completed")]
+    fresh = runs[
+        (runs["data.n_samples"] == runs["data.n_samples"].max()) & (runs["status"] == "completed")
+    ]
     rows = []
     for (target, noise), (half, spline) in AIMS.items():
         own = fresh[(fresh["data.name"] == target) & (fresh["data.noise"] == noise)]
-        ours, plain_flow = (own.loc[own["flow.conditioner"] == kind, "kl"] for kind in ("shared", "separate"))
-        peers = others[(others["data.name"] == target) & (others["data.noise"] == noise)].fillna({"kl": np.inf})
+        ours, plain_flow = (
+            own.loc[own["flow.conditioner"] == kind, "kl"] for kind in ("shared", "separate")
+        )
+        peers = others[(others["data.name"] == target) & (others["data.noise"] == noise)].fillna(
+            {"kl": np.inf}
+        )
         means = peers[peers["model"] != "zuko_nsf"].groupby(["model", "recipe"])["kl"].mean()
         nsf = peers[peers["model"] == "zuko_nsf"].groupby("recipe")["kl"].mean().min()
         best = f"{number(means.min())} ({' '.join(means.idxmin())})"
@@ -224,7 +264,9 @@ CHOSEN = {  # by study: how cells are named beside their changes
         "the centre": "the centre: soft, random, shared, Gaussian base",
         "flow.norm=actnorm": "**flow.norm=actnorm**",
     },
-    "search_again": {"the centre": "**the centre**: soft, kaiming, shared, contaminated base, learned tail, 0.01"},
+    "search_again": {
+        "the centre": "**the centre**: soft, kaiming, shared, contaminated base, learned tail, 0.01"
+    },
 }
 
 
@@ -236,7 +278,9 @@ def search_table(study: str) -> Block:
         for (target, noise), part in frames[study].groupby(["data.name", "data.noise"]):
             centre = {target: centres[study][target] | {"data.noise": noise}}
             for name, _, own in cell_rows(part, centre):
-                lost = excess(own, frames[VALIDATION], "val_nll").where(own["status"] == "completed", np.inf)
+                lost = excess(own, frames[VALIDATION], "val_nll").where(
+                    own["status"] == "completed", np.inf
+                )
                 cells.setdefault(CHOSEN[study].get(name, name), {})[target, noise] = lost
         rows = []
         for name, own in cells.items():
@@ -246,7 +290,9 @@ def search_table(study: str) -> Block:
             n_tried = sum(key in own for key in AIMS)
             is_whole = n_tried == len(AIMS)
             rows.append([name, *shown, f"{met} of {n_tried}", number(product) if is_whole else "–"])
-        return markdown(["changed", *(f"{t} {s:g}" for t, s in AIMS), "aims met", "geometric mean"], rows)
+        return markdown(
+            ["changed", *(f"{t} {s:g}" for t, s in AIMS), "aims met", "geometric mean"], rows
+        )
 
     return table
 
@@ -263,7 +309,14 @@ def spiral4_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
         rows.append([name, mean(done["kl"]), f"{number(best)} – {number(worst)}",
                      "–" if name == "the centre" else mean(gap), f"{len(done)} of {len(own)}",
                      number(done["n_parameters"].median())])  # fmt: skip
-    head = ["changed", "KL [95%]", "least – greatest", "minus the centre's, paired [95%]", "completed", "parameters"]
+    head = [
+        "changed",
+        "KL [95%]",
+        "least – greatest",
+        "minus the centre's, paired [95%]",
+        "completed",
+        "parameters",
+    ]
     return markdown(head, rows)
 
 
@@ -282,9 +335,16 @@ def original_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cen
         if (own["train.select"] == "val").all() and (own["train.schedule"] == "cosine").all():
             name = f"corrected: this project's recipe, {own['data.n_samples'].iloc[0]:.0f} points"
         lost = f" ({len(own) - len(done)} of {len(own)} lost)" if len(done) < len(own) else ""
-        text = f"{mean(excess(done, frames[TRAINING]))} → {mean(done['kl'])}{lost}" if len(done) else f"–{lost}"
+        text = (
+            f"{mean(excess(done, frames[TRAINING]))} → {mean(done['kl'])}{lost}"
+            if len(done)
+            else f"–{lost}"
+        )
         cells.setdefault(name.replace("the centre", "as in the report"), {})[target] = text
-    return markdown(["changed", *targets], [[n, *(own.get(t, "–") for t in targets)] for n, own in cells.items()])
+    return markdown(
+        ["changed", *targets],
+        [[n, *(own.get(t, "–") for t in targets)] for n, own in cells.items()],
+    )
 
 
 def layer_name(run: pd.Series) -> str:
@@ -321,12 +381,16 @@ def blog_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres
 def layers_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """Median over seeds of how flat each layer leaves the points, from base to data."""
     layers = frames["blog_layers"]
-    table = layers.pivot_table(index=["position", "layer"], columns="flow.norm", values="flattening", aggfunc="median")
+    table = layers.pivot_table(
+        index=["position", "layer"], columns="flow.norm", values="flattening", aggfunc="median"
+    )
     rows = {}
     for norm in table:
         for (_, name), value in table[norm].dropna().items():
             rows.setdefault(name, {})[norm] = number(value)
-    return markdown(["after", *table], [[name, *(own.get(n, "–") for n in table)] for name, own in rows.items()])
+    return markdown(
+        ["after", *table], [[name, *(own.get(n, "–") for n in table)] for name, own in rows.items()]
+    )
 
 
 def baselines_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
@@ -352,7 +416,10 @@ def axes_tables(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centre
     """KL along every single axis of the ablation study."""
     out = []
     for axis, table in stats.ablations(frames["ablations"], centres["ablations"]).items():
-        column = next((c for c in table if c.startswith(("flow.", "train.", "data.")) and c != "data.name"), "")
+        column = next(
+            (c for c in table if c.startswith(("flow.", "train.", "data.")) and c != "data.name"),
+            "",
+        )
         if "_x_" in axis:
             continue
         targets = list(dict.fromkeys(table["data.name"]))
@@ -377,7 +444,10 @@ def grid_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres
     """The cells of the paper's grid that were drawn and trained."""
     runs = stats.distinct(frames["paper_grid"]).sort_values([*CELL])
     runs = runs.assign(excess=excess(runs, frames[TRAINING]))
-    rows = [[*(plain(r[k]) for k in CELL), number(r["excess"]), number(r["kl"])] for r in runs.to_dict("records")]
+    rows = [
+        [*(plain(r[k]) for k in CELL), number(r["excess"]), number(r["kl"])]
+        for r in runs.to_dict("records")
+    ]
     return markdown([*CELL.values(), "training NLL − truth", "held-out KL"], rows)
 
 
@@ -389,8 +459,12 @@ def corner_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centr
     rows = []
     for cell, own in runs.groupby(key):
         at = own.set_index("train.steps")
-        rows.append([*map(plain, cell), *(number(at.loc[n, c]) for c in ("excess", "kl") for n in budgets)])
-    head = [f"{c}, {n:,.0f} steps" for c in ("training NLL − truth", "held-out KL") for n in budgets]
+        rows.append(
+            [*map(plain, cell), *(number(at.loc[n, c]) for c in ("excess", "kl") for n in budgets)]
+        )
+    head = [
+        f"{c}, {n:,.0f} steps" for c in ("training NLL − truth", "held-out KL") for n in budgets
+    ]
     return markdown(["target", "noise", "seed", *head], rows)
 
 
