@@ -1,4 +1,7 @@
-"""What the figures of a run need: training points, samples, log-densities on a grid, the walk through the layers."""
+"""What the figures of a run need.
+
+Training points, samples, log-densities on a grid, the walk through the layers.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +61,12 @@ def _per_run(values: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
     return [value.float().cpu().numpy() for value in values]
 
 
-def _sample_arrays(datasets: Sequence[Dataset], flows: Ensembles, history: History, chosen: Tensor) -> Arrays:
-    """Training points and samples; in the plane also samples at the recorded steps, up to a run's divergence.
+def _sample_arrays(
+    datasets: Sequence[Dataset], flows: Ensembles, history: History, chosen: Tensor
+) -> Arrays:
+    """Training points and samples.
+
+    In the plane also samples at the recorded steps, up to a run's divergence.
 
     Every draw, at each step, is made by the member that is `chosen` (R, M) for it.
     """

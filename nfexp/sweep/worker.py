@@ -157,7 +157,9 @@ def train(
         checkpoints = _checkpoints_in(part_folders)  # before training writes its own
         trouble = None
         try:
-            results = run.run_stack(part_specs, folders=part_folders, code=code_version(), stop=stop, observer=observer)
+            results = run.run_stack(
+                part_specs, folders=part_folders, code=code_version(), stop=stop, observer=observer
+            )
         except (run.Interrupted, OSError):  # told to stop, or a checkpoint cannot be written
             raise
         except Exception as error:
@@ -179,8 +181,13 @@ def _checkpoints_in(folders: Sequence[Path]) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def _what_is_tried_again(part: list[int], error: Exception, checkpoints: Sequence[Path]) -> list[list[int]]:
-    """The stacks to train after this one raised; none where a run raised alone, from its beginning."""
+def _what_is_tried_again(
+    part: list[int], error: Exception, checkpoints: Sequence[Path]
+) -> list[list[int]]:
+    """The stacks to train after this one raised.
+
+    None where a run raised alone, from its beginning.
+    """
     reason = _in_words(error)
     if len(part) > 1:
         size = (len(part) + 1) // 2 if out_of_memory(error) else 1
