@@ -44,11 +44,19 @@ ACTIVATIONS = ("relu", "tanh", "silu", "elu")
 SETTINGS = (
     *(Setting(case=Case(members=e), activation=a) for a in ACTIVATIONS for e in (1, 16)),
     *(Setting(case=Case(members=e, batch=32)) for e in (1, 16)),
-    *(Setting(case=Case(members=e, batch=64, width=w)) for w in (16, 24, 32, 48, 64) for e in (1, 16)),
+    *(
+        Setting(case=Case(members=e, batch=64, width=w))
+        for w in (16, 24, 32, 48, 64)
+        for e in (1, 16)
+    ),
     *(Setting(case=Case(members=e, conditioner="shared")) for e in (1, 16)),
     *(Setting(case=Case(members=e, width=128)) for e in (1, 16)),
     *(Setting(case=Case(members=e, width=256)) for e in (1, 16)),
-    *(Setting(case=Case(members=e, width=128, n_flows=8), norm=n) for n in ("none", "batchnorm") for e in (1, 16)),
+    *(
+        Setting(case=Case(members=e, width=128, n_flows=8), norm=n)
+        for n in ("none", "batchnorm")
+        for e in (1, 16)
+    ),
 )
 
 

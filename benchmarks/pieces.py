@@ -17,7 +17,13 @@ from nfexp.flows.kernels.elementary import ACTIVATIONS, RELU
 from nfexp.flows.kernels.lanes import LANES, OPTIONS, VECTOR, inner
 from nfexp.flows.kernels.moments import move
 from nfexp.flows.kernels.plan import zeros
-from nfexp.flows.kernels.products import add_dots, add_outer_products, add_weighted_rows, product, rounded_up
+from nfexp.flows.kernels.products import (
+    add_dots,
+    add_outer_products,
+    add_weighted_rows,
+    product,
+    rounded_up,
+)
 from nfexp.flows.kernels.rows import matrix_in, matrix_out, transpose
 
 WIDTHS = (16, 24, 32, 48, 64, 128)
@@ -90,7 +96,10 @@ def parts(width: int) -> dict[str, Part]:
         "matrix into panels": (matrix_in, (row, 0, 0, width, matrix)),
         "matrix transposed": (transpose, (transposed, matrix)),
         "matrix out of panels": (matrix_out, (row, 0, 0, width, sums)),
-        "optimiser on a matrix": (move, (row, moment, square, 0, row_grad, 0, np.float32(1), 1e-3, 0.0, LAW, 9)),
+        "optimiser on a matrix": (
+            move,
+            (row, moment, square, 0, row_grad, 0, np.float32(1), 1e-3, 0.0, LAW, 9),
+        ),
     }
     return found
 

@@ -17,7 +17,8 @@ FEWEST_ROWS = 10
 # A column with so few distinct values, or so few for its rows, is not continuous
 FEW_VALUES = 20
 FEW_SHARE = 0.05
-# Of the standard deviation of a column: flows train in float32, and it is the variance that they hold
+# Of the standard deviation of a column: flows train in float32, and it is the variance that they
+# hold
 LEAST_SD = 1e-18
 MOST_SD = 1e18
 LEAST_SHARE = 4e-6  # of a standard deviation in the largest value: about 32 steps of float32
@@ -131,7 +132,11 @@ def numbers(
     Its last columns are those of the `context`.
     """
     names = tuple(str(name) for name in frame.columns)
-    columns = [_as_numbers(frame[name], key, label) for name in frame.columns]
+    n_context = 0 if context is None else len(names_of(context))
+    columns = []
+    for position, name in enumerate(frame.columns):
+        is_given = position >= len(frame.columns) - n_context
+        columns.append(_as_numbers(frame[name], "data.context" if is_given else key, label))
     values = np.stack(columns, axis=1)
     _check_finite(names, values, key, label)
     lacks_some = np.isnan(values).any(axis=1)
@@ -142,7 +147,7 @@ def numbers(
         names=names,
         values=values[~lacks_some],
         dropped=int(lacks_some.sum()),
-        n_context=0 if context is None else len(names_of(context)),
+        n_context=n_context,
     )
 
 
@@ -159,7 +164,10 @@ def _as_numbers(column: pd.Series, key: str, label: str) -> np.ndarray:
     no_numbers = np.flatnonzero((converted.isna() & column.notna()).to_numpy())
     if len(no_numbers):
         row = no_numbers[0]
-        expected = f"columns of numbers (data.drop={column.name} leaves one out)"
+        hint = f"data.drop={column.name} leaves one out"
+        if key == "data.context":
+            hint = "name others, or give words as numbers"
+        expected = f"columns of numbers ({hint})"
         got = f"{str(column.iloc[row])!r:.60} in column {column.name!r}, row {row + 1} of {label}"
         raise SpecError(key, expected, Words(got))
     return converted.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -179,7 +187,9 @@ def _check_complete(names: Sequence[str], values: np.ndarray, label: str) -> Non
     if len(missing):
         row, column = missing[0]
         n_rows = len(np.unique(missing[:, 0]))
-        got = f"none in column {names[column]!r}, row {row + 1} of {label} ({n_rows} rows lack some)"
+        got = (
+            f"none in column {names[column]!r}, row {row + 1} of {label} ({n_rows} rows lack some)"
+        )
         raise SpecError("data.missing", "a value in every cell", Words(got))
 
 

@@ -405,6 +405,15 @@ def test_a_context_that_does_not_vary(table):
         settled(table_spec(data__path="given.csv", data__drop=["one"]))
 
 
+def test_words_in_a_context(table):
+    pd.read_csv(table).assign(colour="red").to_csv("given.csv", index=False)
+    message = r"data.context: expected columns of numbers \(name others, .*\); got 'red' in column 'colour', row 1"
+    with pytest.raises(SpecError, match=message):
+        settled(table_spec(data__path="given.csv", data__context=["u", "colour"]))
+    with pytest.raises(SpecError, match=r"data.path: expected .*data.drop=colour leaves one out"):
+        settled(table_spec(data__path="given.csv", data__context=["u"]))
+
+
 REFUSED = {
     "near": (["u", "vv"], {}, r"data.context: expected columns of linear.csv: x, y, u, v; got 'vv' \(near: 'v'\)"),
     "twice": (["u", 2], {}, "data.context: expected columns of their own, .*; got 'u' again"),

@@ -130,6 +130,7 @@ def test_the_kernel_knows_every_key_of_an_architecture():
     known = set(kernels.KNOWN) | {key.removeprefix("flow.") for key in specs.ADDED}
     of_images = set(specs.OF_IMAGES["flow"])  # null for what the kernel knows, flow.kind=vector
     assert {f.name for f in fields(Flow)} <= known | of_images
+    assert kernels.KNOWN["activation"] == tuple(elementary.ACTIVATIONS)
 
 
 ALL_LAYERS = {"norm": "actnorm", "tail": "learned", "tail_bound": 1.0, "conditioner_input": "passed", "dim": 4}

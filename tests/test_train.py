@@ -18,7 +18,7 @@ from nfexp.flows.stack import from_state
 from nfexp.run import Interrupted, prepare_runs, run_stack
 from nfexp.spec import SpecError, flatten
 from nfexp.streams import stream
-from nfexp.train import advance, fit, log_spaced, lr_factor, mean_nll
+from nfexp.train import advance, begin, fit, log_spaced, lr_factor, mean_nll
 
 
 def metrics(spec, **kwargs):
@@ -156,6 +156,21 @@ def test_batches_are_passes_without_replacement():
     assert taken[:10].tolist() != taken[10:].tolist()
     assert torch.equal(Order(n=10, batch=4, seed=0).at(4), taken[12:16])
     assert Order(n=3, batch=9, seed=0).at(2).sort().values.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_slices_of_a_training_share_its_passes(make_spec, monkeypatch):
+    drawn = []
+
+    def noted(self, k):
+        drawn.append(k)
+        return torch.arange(self.n)
+
+    monkeypatch.setattr(Order, "drawn", noted)
+    training = prepare_runs([make_spec()])
+    state = begin(training)
+    for step in range(1, 6):
+        advance(training, state, until=step)
+    assert drawn == [0]
 
 
 def test_training_noise_goes_in_a_straight_line(make_spec):

@@ -112,7 +112,8 @@ def baselines_tex(centre: Sequence[CentreRow]) -> str:
         rows.append([target, model, first, row.over, row.test_nll, row.n])
     measure = "bits/dim" if in_bits else "KL"
     head = ["target", "model", measure, f"{measure} − flow", "test NLL", "seeds"]
-    about = "The centre of the study and, on the same draws, densities without a flow: mean [95% interval], nats."
+    unit = "bits/dim, NLL in nats" if in_bits else "nats"
+    about = f"The centre of the study and, on the same draws, densities without a flow: mean [95% interval], {unit}."
     return to_tex(head, rows, about=about, label="baselines")
 
 

@@ -1,4 +1,7 @@
-"""How good a trained stack is: every member's metrics on its test points, and the arrays its figures need."""
+"""How good a trained stack is.
+
+Every member's metrics on its test points, and the arrays its figures need.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,14 @@ from nfexp.score.noted import (
 from nfexp.score.results import Arrays, Metrics, Result, finite_or_none
 from nfexp.score.samples import sample_metrics
 from nfexp.spec import Spec
-from nfexp.train import History
+from nfexp.train import History, dequantised
 
 __all__ = ["Divergence", "Metrics", "Result", "score"]
 
 
-def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, history: History) -> list[Result]:
+def score(
+    specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, history: History
+) -> list[Result]:
     """The result of every run of a stack with the weights `kept`, in the order of the specs.
 
     Metrics of a completed run: `train_nll`, `val_nll`, `test_nll`, `true_nll` (nats per point, data
@@ -50,9 +55,10 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
     not known, and bits/dim but for images. A diverged one has `diverged_at` (step) and
     `diverged_layer` (position in data → base order, 0 the standardisation).
 
-    An ensemble is scored as one density, the mean of those of its members. A member that diverged
-    is left out; the run has diverged when none is left. What is told of layers (walk,
-    `coordinates_moved`, `flattening`, `batch_gap`) is told of its first member.
+    An ensemble is scored as one density, the mean of those of its members, weighted as
+    `flow.weights` says. A member that diverged is left out; the run has diverged when none is left.
+    What is told of layers (walk, `coordinates_moved`, `flattening`, `batch_gap`) is told of its
+    first member.
 
     With a context every NLL is of x given c, at each point's own c, and samples are drawn at the
     context of the test rows in turn. What is told of one map from base to data (walk, `flattening`,
@@ -64,7 +70,9 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
 
 @dataclass(frozen=True, kw_only=True)
 class _Evaluated:
-    """A stack of R runs, of K members each, on N test points of each; what is computed of all at once.
+    """A stack of R runs, of K members each, on N test points of each.
+
+    What is computed of all at once.
 
     `log_q_of_draws` (draws, R, N) has one draw, but of images several: of where in their cells the
     test points lie. `log_q_of_members` (R, K, N) is that of the first draw.
@@ -86,9 +94,11 @@ class _Evaluated:
     arrays: Arrays
 
 
-def _evaluate(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, history: History) -> _Evaluated:
+def _evaluate(
+    specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, history: History
+) -> _Evaluated:
     counted = [step is None for step in history.diverged_at]
-    flows = Ensembles(kept, specs[0].flow.members, counted=counted)
+    flows = _weighted(specs, datasets, Ensembles(kept, specs[0].flow.members, counted=counted))
     draws = points_to_score(specs, datasets, kept)
     context = torch.stack([dataset.context_of("test") for dataset in datasets]).to(kept.theta)
     of_members = [log_densities(flows.of_members, points, context) for points in draws]
@@ -109,6 +119,22 @@ def _evaluate(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStac
         n_parameters=kept.n_parameters(),
         arrays=arrays_for_figures(specs, datasets, flows, history),
     )
+
+
+def _weighted(specs: Sequence[Spec], datasets: Sequence[Dataset], flows: Ensembles) -> Ensembles:
+    """The ensembles with the weights that `flow.weights` asks for."""
+    if specs[0].flow.weights == "equal" or flows.n_members == 1:
+        return flows
+    of_members = []
+    for r, (spec, dataset) in enumerate(zip(specs, datasets, strict=True)):
+        val = (
+            dequantised(dataset.val, dataset, spec.seed, "val")
+            .flatten(1)[None]
+            .to(flows.stack.theta)
+        )
+        context = dataset.context_of("val")[None].to(val)
+        of_members.append(log_densities(flows.one(r).of_members, val, context)[0])
+    return flows.weighted(of_members)
 
 
 def _result_of(evaluated: _Evaluated, r: int) -> Result:
@@ -135,7 +161,7 @@ def _result_of(evaluated: _Evaluated, r: int) -> Result:
         history=curve,
         arrays={key: of_runs[r] for key, of_runs in evaluated.arrays.items()},
         state=flows.state(r),
-        members=members_alone(history, rows, evaluated.log_q_of_members[r]),
+        members=members_alone(history, flows, r, evaluated.log_q_of_members[r]),
     )
 
 

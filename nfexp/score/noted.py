@@ -1,4 +1,7 @@
-"""What the evaluations during training noted of a run: its curve, its best step, how it diverged."""
+"""What the evaluations during training noted of a run.
+
+Its curve, its best step, how it diverged.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,10 @@ def steps_to_converge(curve: Curve) -> int:
 def divergence_of(
     history: History, flows: Ensembles, r: int, test: Tensor, context: Tensor, log_q: Tensor
 ) -> Divergence | None:
-    """How run `r` diverged: all members in training, or the kept weights on its test points (N, D)."""
+    """How run `r` diverged.
+
+    All members in training, or the kept weights on its test points (N, D).
+    """
     rows = flows.rows(r)
     in_training = []
     for e in rows:
@@ -86,15 +92,17 @@ def divergence_of(
     return Divergence(step=last_best, layer=layer, what="test NLL")
 
 
-def members_alone(history: History, rows: range, log_q: Tensor) -> list[Metrics]:
-    """What each member of an ensemble is alone; nothing for a single flow.
+def members_alone(history: History, flows: Ensembles, r: int, log_q: Tensor) -> list[Metrics]:
+    """What each member of ensemble `r` is alone, and its weight if it has one.
+
+    Nothing for a single flow.
 
     `log_q` (K, N) are the members' log-densities at the test points.
     """
-    if len(rows) == 1:
+    if flows.n_members == 1:
         return []
     members = []
-    for e, log_q_of_member in zip(rows, log_q.double().cpu(), strict=True):
+    for k, (e, log_q_of_member) in enumerate(zip(flows.rows(r), log_q.double().cpu(), strict=True)):
         diverged_at = history.diverged_at[e]
         metrics: Metrics = {
             "val_nll": None,
@@ -108,5 +116,7 @@ def members_alone(history: History, rows: range, log_q: Tensor) -> list[Metrics]
             metrics["val_nll"] = float(history.val_nll[e, position])
             metrics["test_nll"] = -log_q_of_member.mean().item()
             metrics["best_step"] = best_step
+        if flows.weights is not None:
+            metrics["weight"] = float(flows.weights[r, k])
         members.append(finite_or_none(metrics))
     return members

@@ -1,4 +1,7 @@
-"""A sweep from its command to its report: plan, have a launcher train, round by round, and report."""
+"""A sweep from its command to its report.
+
+Plan, have a launcher train, round by round, and report.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ from nfexp.commands import is_said_once
 from nfexp.configuration import check_controls
 from nfexp.files import replacing
 from nfexp.record import RunFailed
+from nfexp.record.formats import printable
 from nfexp.record.plan import Plan
 from nfexp.spec import Spec, SpecError, Words
 from nfexp.sweep import conclusion, dry_run
-from nfexp.sweep.claim import check_output_subdir, claimed, named_folder
+from nfexp.sweep.claim import check_output_subdir, claimed, is_named_by_clock, named_folder
 from nfexp.sweep.dry_run import Stacks, describe, seconds_to_train
 from nfexp.sweep.folder import Step, begin_sweep, read_plan
 from nfexp.sweep.intent import Command, Intent, check_targets, intent_of
@@ -35,13 +39,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ADHOC = "adhoc"  # the key `name` in conf/config.yaml, where a command gives none
+
 
 class Launcher(Protocol):
-    """Any launcher of Hydra's; `varied` holds the keys that the whole sweep varies, for those that ask."""
+    """Any launcher of Hydra's.
+
+    `varied` holds the keys that the whole sweep varies, for those that ask.
+    """
 
     varied: Sequence[str]
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]: ...
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]: ...
 
 
 class Running:
@@ -126,7 +137,9 @@ class Running:
 
             first = [spec for spec in step.specs() if spec.seed in intent.rounds.first]
             more = most(first, intent.rounds, total_cost(specs) / seconds)
-        return describe(specs, stacks, seconds=seconds, n_finished=n_finished, dropped=dropped, more=more)
+        return describe(
+            specs, stacks, seconds=seconds, n_finished=n_finished, dropped=dropped, more=more
+        )
 
     def _rate(self, spec: Spec, members: int, *, at_once: int) -> float:
         """The work that one of `at_once` workers does in a second while all of them train."""
@@ -142,14 +155,28 @@ class Running:
         """Write what the sweep intends: `multirun.yaml` as Hydra does, and `sweep.json`."""
         with replacing(folder / "multirun.yaml") as path:
             OmegaConf.save(self.config, path)
+        before = read_plan(folder)
         plan = Plan(
-            name=self.config.name,
+            name=self._title(folder) if before is None else before.name,
             arguments=[word for word in sys.argv[1:] if not is_said_once(word)],
             centres=self.command.centres(step.jobs.values()),
             rounds=intent.rounds.written() if intent.rounds else {},
             contrasts={contrast.name: contrast.written() for contrast in intent.contrasts},
         )
-        begin_sweep(folder, read_plan(folder), step, plan)
+        begin_sweep(folder, before, step, plan)
+
+    def _title(self, folder: Path) -> str:
+        """What the report is headed.
+
+        The key `name` or, where nobody has set it, the experiment or the folder.
+        """
+        name = str(self.config.name)
+        if name != ADHOC:
+            return name
+        experiment = self.config.hydra.runtime.choices.get("experiment")
+        if experiment:
+            return printable(experiment)
+        return name if is_named_by_clock(self.config, "sweep") else printable(folder.name)
 
     def _train(self, folder: Path, step: Step, intent: Intent) -> list[JobReturn]:
         """Have the launcher run the jobs, round by round, then report; raises if a run failed."""
@@ -201,7 +228,9 @@ class Running:
             specs[number] = job.spec
             overrides[number] = job.overrides
             requests[job.run_id] = Request(job.overrides, job.spec)
-        judged = judged_round(folder, step.folders(), specs, overrides, rounds, fail_fast=self.config.fail_fast)
+        judged = judged_round(
+            folder, step.folders(), specs, overrides, rounds, fail_fast=self.config.fail_fast
+        )
         if judged is None or not judged.overrides:
             return None
         requests |= self.command.composed(judged.overrides).requests

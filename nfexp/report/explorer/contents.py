@@ -60,11 +60,21 @@ def explorer_contents(
         "rows": _rows(runs),
         "same": _same(runs),
         "targets": list(dict.fromkeys(map(str, runs["data.name"]))),
-        "measures": {name: DRAWN[name] for name in measures},
+        "measures": {name: _label(name, runs) for name in measures},
         "axes": _axes(runs, cells, centres, measures),
         "claims": _claims(runs, judged, centres),
         "samples": asdict(frames) | {"levels": LEVELS, "outside": OUTSIDE, "kept": KEPT},
     }
+
+
+def _label(measure: str, runs: pd.DataFrame) -> str:
+    """A measure with its unit: of images the difference to the centre is that of the bits/dim."""
+    label = DRAWN[measure]
+    if measure == "kl_diff" and stats.has_bits(runs):
+        done = runs[runs["status"] == "completed"]
+        are_all = bool(done[stats.BITS].notna().all())
+        label = label.replace("nats", "bits/dim" if are_all else "nats, of images bits/dim")
+    return label
 
 
 def _is_known(cells: Mapping[str, pd.DataFrame], measure: str) -> bool:
