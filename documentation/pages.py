@@ -23,7 +23,12 @@ FURTHER = {
         "nfexp.flows.layers",
         "nfexp.flows.bases",
     ],
-    "Training and scores": ["nfexp.run.run_stack", "nfexp.train.begin", "nfexp.train.advance", "nfexp.train.finish"],
+    "Training and scores": [
+        "nfexp.run.run_stack",
+        "nfexp.train.begin",
+        "nfexp.train.advance",
+        "nfexp.train.finish",
+    ],
     "The schema": [
         "nfexp.spec.schema",
         "nfexp.spec.parameters",
@@ -71,7 +76,10 @@ def commands_page() -> str:
 
 def interface_page() -> str:
     """The functions and classes for scripts and notebooks, from their docstrings."""
-    parts = ["# From Python", "Generated from the docstrings. `import nfexp` brings the names of the first part."]
+    parts = [
+        "# From Python",
+        "Generated from the docstrings. `import nfexp` brings the names of the first part.",
+    ]
     parts.append("## nfexp")
     for name in nfexp.__all__:
         parts.append(f"::: {nfexp._HOMES[name]}.{name}\n    options:\n      heading_level: 3")

@@ -62,8 +62,8 @@ def wanted(
 ) -> tuple[list[Task], list[str]]:
     """What `fits` lacks for the table `runs`, each draw once; and what cannot be drawn.
 
-    `sources` are the targets of the user's own that may be executed, by their digest. Validation draws
-    are as many as of the first run with these draws.
+    `sources` are the targets of the user's own that may be executed, by their digest. Validation
+    draws are as many as of the first run with these draws.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "data.n_samples": 9, "data.noise": 0.1, "data.n_test": 9,
     ...                      "data.n_val": 9, "data.text": None, "seed": [0, 0, 1]})
@@ -107,7 +107,8 @@ def _data_of(row: Mapping[str, Any], sources: Mapping[str, str]) -> Data:
     Raises
     ------
     SpecError
-        Of a target of the user's own that is not among `sources`, too: a record is not trusted to name code.
+        Of a target of the user's own that is not among `sources`, too: a record is not trusted to
+        name code.
     """
     digest = row.get("data.digest")
     is_table = isinstance(digest, str) and bool(digest)
@@ -115,13 +116,21 @@ def _data_of(row: Mapping[str, Any], sources: Mapping[str, str]) -> Data:
     for column, value in row.items():
         is_wanted = column in (*DATA, "data.n_val") or is_table
         if column.startswith("data.") and is_wanted and value is not None and value == value:
-            is_whole = isinstance(value, float) and value.is_integer() and column not in ("data.jitter", "data.noise")
+            is_whole = (
+                isinstance(value, float)
+                and value.is_integer()
+                and column not in ("data.jitter", "data.noise")
+            )
             given[column.removeprefix("data.")] = int(value) if is_whole else value
     given |= parameters_in(row)
     if given.get("kind") == "own":
         if not isinstance(digest, str) or digest not in sources:
-            expected = "target=FILE.py:NAME with the source that its runs learned, which is then executed"
-            raise SpecError(str(given["name"]), expected, Words("another source" if sources else "no source"))
+            expected = (
+                "target=FILE.py:NAME with the source that its runs learned, which is then executed"
+            )
+            raise SpecError(
+                str(given["name"]), expected, Words("another source" if sources else "no source")
+            )
         given["target"] = sources[digest]
     return from_mapping(given, Data, "data.")
 
@@ -150,7 +159,10 @@ def fit_all(folder: Path, workers: int, sources: Mapping[str, str]) -> int:
     context = multiprocessing.get_context("spawn")
     n_workers = max(1, min(workers, len(tasks)))
     if tasks:
-        print(f"{printable(folder, 4096)}: {len(tasks)} draws to fit, {n_workers} at a time", flush=True)
+        print(
+            f"{printable(folder, 4096)}: {len(tasks)} draws to fit, {n_workers} at a time",
+            flush=True,
+        )
     with ProcessPoolExecutor(n_workers, mp_context=context, initializer=_begin) as pool:
         try:
             with _deaf_to_interrupts():  # processes start here, and inherit it
@@ -269,7 +281,9 @@ def _fit_folders(folders: list[str], options: dict[str, str]) -> int:
 
 
 def _sources(text: str) -> dict[str, str]:
-    """Targets by digest, from what the user gives: FILE.py:NAME, or MODULE:NAME, several with commas.
+    """Targets by digest, from what the user gives.
+
+    FILE.py:NAME, or MODULE:NAME, several with commas.
 
     Raises
     ------

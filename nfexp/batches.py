@@ -1,4 +1,7 @@
-"""The points of each step: which ones, and what is drawn to change them. Every step can be asked for by itself."""
+"""The points of each step: which ones, and what is drawn to change them.
+
+Every step can be asked for by itself.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from nfexp.streams import of_member, stream
 
 
 class Passes:
-    """Endless passes over `n` points, each drawn by itself: what step 1, 2, … takes of them, `batch` at a time.
+    """Endless passes over `n` points, each drawn by itself.
+
+    What step 1, 2, … takes of them, `batch` at a time.
 
     `member` is the position in an ensemble: the members of one seed draw differently.
     """
@@ -64,8 +69,8 @@ class Order(Passes):
 class Noise(Passes):
     """Normal noise for the points of each step: its sd is that of the training points, (D,).
 
-    What is added is a share of it, see :func:`noise_share`. Noise on the data smooths what is learned as the kernel of
-    a density estimate does (Rothfuss et al. 2019).
+    What is added is a share of it, see :func:`noise_share`. Noise on the data smooths what is
+    learned as the kernel of a density estimate does (Rothfuss et al. 2019).
     """
 
     def __init__(self, *, n: int, batch: int, seed: int, sd: Tensor, member: int = 0) -> None:
@@ -73,7 +78,9 @@ class Noise(Passes):
         self.sd = sd
 
     def drawn(self, k: int) -> Tensor:
-        draws = torch.randn(self.n, len(self.sd), generator=self.generator(f"noise/{k}"), dtype=torch.float64)
+        draws = torch.randn(
+            self.n, len(self.sd), generator=self.generator(f"noise/{k}"), dtype=torch.float64
+        )
         return draws.to(self.sd) * self.sd
 
 
@@ -89,8 +96,8 @@ def noise_share(recipe: Train, step: int) -> float:
 def within_cells(shape: tuple[int, ...], levels: int, generator: Generator) -> Tensor:
     """Where in the cells of their levels points lie, uniform in (0, 1), float64.
 
-    The draws are the middles of so many equal parts of a cell that level + draw is exact in float32: never is it
-    rounded up into the next cell.
+    The draws are the middles of so many equal parts of a cell that level + draw is exact in
+    float32: never is it rounded up into the next cell.
 
     >>> draws = within_cells((1000,), 256, torch.Generator().manual_seed(0))
     >>> bool(((255 + draws).float() < 256).all())
@@ -110,7 +117,8 @@ def flipped(images: Tensor, share: float, generator: Generator) -> Tensor:
 def shifted(images: Tensor, share: float, generator: Generator) -> Tensor:
     """Images (N, C, H, W), each moved by at most a pixel up or down and left or right with probability `share`.
 
-    Nothing is lost: where the line of pixels that would leave the picture is not empty (level 0), it stays.
+    Nothing is lost: where the line of pixels that would leave the picture is not empty (level 0),
+    it stays.
 
     >>> corner = torch.zeros(100, 1, 3, 3)
     >>> corner[:, :, 0, 0] = 1.0
@@ -129,11 +137,17 @@ def shifted(images: Tensor, share: float, generator: Generator) -> Tensor:
     return images
 
 
-AUGMENTATIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {"shift": shifted, "flip": flipped}
+AUGMENTATIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {
+    "shift": shifted,
+    "flip": flipped,
+}
 
 
 def augmented(images: Tensor, recipe: Train, *, step: int, generator: Generator) -> Tensor:
-    """The images of a step as `train.augment` changes them; only in the first part of the steps, `augment_until`."""
+    """The images of a step as `train.augment` changes them.
+
+    Only in the first part of the steps, `augment_until`.
+    """
     kind = recipe.augment or "none"
     share = 0.5 if recipe.augment_share is None else recipe.augment_share
     until = 1.0 if recipe.augment_until is None else recipe.augment_until
@@ -201,7 +215,10 @@ class Batches:
         return x
 
     def context(self, positions: Tensor) -> Tensor:
-        """The context of the points at these positions (E, N); the noise of a step is on points alone."""
+        """The context of the points at these positions (E, N).
+
+        The noise of a step is on points alone.
+        """
         return self.given[self.rows, positions.to(self.rows.device)]
 
     def mode(self, step: int) -> Batch:

@@ -17,7 +17,8 @@ FEWEST_ROWS = 10
 # A column with so few distinct values, or so few for its rows, is not continuous
 FEW_VALUES = 20
 FEW_SHARE = 0.05
-# Of the standard deviation of a column: flows train in float32, and it is the variance that they hold
+# Of the standard deviation of a column: flows train in float32, and it is the variance that they
+# hold
 LEAST_SD = 1e-18
 MOST_SD = 1e18
 LEAST_SHARE = 4e-6  # of a standard deviation in the largest value: about 32 steps of float32
@@ -186,7 +187,9 @@ def _check_complete(names: Sequence[str], values: np.ndarray, label: str) -> Non
     if len(missing):
         row, column = missing[0]
         n_rows = len(np.unique(missing[:, 0]))
-        got = f"none in column {names[column]!r}, row {row + 1} of {label} ({n_rows} rows lack some)"
+        got = (
+            f"none in column {names[column]!r}, row {row + 1} of {label} ({n_rows} rows lack some)"
+        )
         raise SpecError("data.missing", "a value in every cell", Words(got))
 
 

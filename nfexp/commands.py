@@ -88,7 +88,8 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
     words = list(arguments)
     literal: list[str] = []
     if "--" in words:
-        # What follows is no flag, even if it begins with a dash; parse_intermixed_args forgets that.
+        # What follows is no flag, even if it begins with a dash; parse_intermixed_args forgets
+        # that.
         end = words.index("--")
         literal = words[end + 1 :]
         words = words[:end]

@@ -52,7 +52,11 @@ def export(dirs: Sequence[str | Path], kind: str, out: str | Path | None = None)
         store.mkdir(parents=True, exist_ok=True)
         for number, row in enumerate(ended):
             folder = Path(row["dir"])
-            name = os.path.relpath(folder, dirs[0]) if len(dirs) == 1 else f"{number:04d}-{folder.name}"
+            name = (
+                os.path.relpath(folder, dirs[0])
+                if len(dirs) == 1
+                else f"{number:04d}-{folder.name}"
+            )
             _export_run(folder, kind, store, name)
     except OSError as error:
         raise cannot_write(store, error) from error

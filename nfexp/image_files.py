@@ -1,4 +1,6 @@
-"""Images as they stand in files: IDX, CIFAR's binary batches, NPZ and NPY, folders of pictures. No torch.
+"""Images as they stand in files: IDX, CIFAR's binary batches, NPZ and NPY, folders of pictures.
+
+No torch.
 
 Every reader gives whole numbers (N, C, H, W) as they are in the files, row by row from the top.
 """
@@ -29,8 +31,18 @@ MOST_CHANNELS = 4  # an axis so short holds channels
 SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".webp")
 NPY_BEGINS = b"\x93NUMPY"
 ZIP_BEGINS = b"PK"
-# What numpy and zipfile raise of a file that is damaged, asks for a password, or claims more than the memory holds
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+# What numpy and zipfile raise of a file that is damaged, asks for a password, or claims more than
+# the memory holds
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # In how many levels a mode of Pillow's counts: these alone have 256, others would be rounded
 GREY_MODES = ("L", "1")
 COLOUR_MODES = ("RGB", "P", "RGBA", "LA")
@@ -126,7 +138,9 @@ def read_published(name: str, folder: str, *, check: str) -> tuple[np.ndarray, n
     train, test = parts
     if train.shape[1:] != test.shape[1:]:
         got = f"{_size(train.shape)} and {_size(test.shape)}"
-        raise SpecError("data.path", f"training and test images of one size in {folder}", Words(got))
+        raise SpecError(
+            "data.path", f"training and test images of one size in {folder}", Words(got)
+        )
     return train, test
 
 
@@ -151,10 +165,16 @@ def _unpacked(path: Path) -> bytes:
         with opened(path, "rb") as file:
             raw: bytes = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise SpecError("data.path", "a file that can be read to its end", Words(f"{path}: {said}")) from None
+        said = (
+            getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        )
+        raise SpecError(
+            "data.path", "a file that can be read to its end", Words(f"{path}: {said}")
+        ) from None
     if len(raw) > MOST_BYTES:
-        raise SpecError("data.path", f"a file of at most {MOST_BYTES:,} bytes", Words(f"{path}, which has more"))
+        raise SpecError(
+            "data.path", f"a file of at most {MOST_BYTES:,} bytes", Words(f"{path}, which has more")
+        )
     return raw
 
 
@@ -183,8 +203,14 @@ def _idx_images(path: Path, raw: bytes) -> np.ndarray:
         raise SpecError("data.path", f"an IDX file of images in {path}", Words(f"{len(raw)} bytes"))
     magic, n, height, width = struct.unpack(">4I", raw[:IDX_HEAD])
     if magic != IDX_IMAGES:
-        got = "an IDX file of labels" if magic == IDX_LABELS else f"a file that begins with {raw[:4].hex(' ')}"
-        raise SpecError("data.path", f"an IDX file of images (it begins with 00 00 08 03) in {path}", Words(got))
+        got = (
+            "an IDX file of labels"
+            if magic == IDX_LABELS
+            else f"a file that begins with {raw[:4].hex(' ')}"
+        )
+        raise SpecError(
+            "data.path", f"an IDX file of images (it begins with 00 00 08 03) in {path}", Words(got)
+        )
     if 0 in (n, height, width):
         raise SpecError("data.path", f"images in {path}", Words(f"{n} of {height} × {width}"))
     expected = IDX_HEAD + n * height * width
@@ -195,12 +221,17 @@ def _idx_images(path: Path, raw: bytes) -> np.ndarray:
 
 
 def _cifar_batch(path: Path, raw: bytes) -> np.ndarray:
-    """Images of a binary batch of CIFAR-10 (Krizhevsky 2009), (N, 3, 32, 32) bytes; labels are left out."""
+    """Images of a binary batch of CIFAR-10 (Krizhevsky 2009), (N, 3, 32, 32) bytes.
+
+    Labels are left out.
+    """
     record = 1 + int(np.prod(CIFAR_SHAPE))  # a label, then the red, green and blue planes
     if not raw or len(raw) % record:
         expected = f"records of {record:,} bytes (a label and 3 × 32 × 32 pixels) in {path}"
         whole, rest = divmod(len(raw), record)
-        raise SpecError("data.path", expected, Words(f"{len(raw):,} bytes, {whole} records and {rest:,} bytes"))
+        raise SpecError(
+            "data.path", expected, Words(f"{len(raw):,} bytes, {whole} records and {rest:,} bytes")
+        )
     records = np.frombuffer(raw, np.uint8).reshape(-1, record)
     highest = int(records[:, 0].max())
     if highest >= CIFAR_CLASSES:
@@ -214,20 +245,28 @@ def _cifar_batch(path: Path, raw: bytes) -> np.ndarray:
 
 
 def read_array(key: str, path: str) -> np.ndarray:
-    """Images of an NPY file or of an NPZ archive, (N, C, H, W): its array `images`, or the only one it has.
+    """Images of an NPY file or of an NPZ archive, (N, C, H, W).
 
-    Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W); an axis of at most 4 holds channels, the last
-    one if both could: (N, C, H, W) with W at most 4 is taken for (N, H, W, C). Whole numbers, also as floats.
+    Its array `images`, or the only one it has.
+
+    Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W); an axis of at most 4 holds channels, the
+    last one if both could: (N, C, H, W) with W at most 4 is taken for (N, H, W, C). Whole numbers,
+    also as floats.
     """
     source = Path(path).expanduser()
     try:
         with source.open("rb") as file:
             if not file.peek(len(NPY_BEGINS)).startswith((NPY_BEGINS, ZIP_BEGINS)):
-                raise ValueError("a file of another kind")  # numpy would take it for pickled objects
+                # numpy would take it for pickled objects
+                raise ValueError("a file of another kind")
             loaded = np.load(file, allow_pickle=False)
             values = _only_array(loaded) if hasattr(loaded, "files") else loaded
     except UNREADABLE as error:
-        said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+        said = (
+            getattr(error, "strerror", None)
+            or " ".join(str(error).split())[:200]
+            or type(error).__name__
+        )
         raise SpecError(key, "an NPZ or NPY file of images", Words(f"{path}: {said}")) from None
     return _whole(key, path, _channels_first(key, path, values))
 
@@ -274,16 +313,21 @@ def _whole(key: str, path: str, values: np.ndarray) -> np.ndarray:
 
 
 def read_folder(key: str, folder: str, *, channels: int | None) -> np.ndarray:
-    """The pictures of a folder in the order of their names, (N, C, H, W) bytes; sub-folders are left out.
+    """The pictures of a folder in the order of their names, (N, C, H, W) bytes.
 
-    `channels` 1 makes them grey, 3 coloured; None leaves grey ones grey where all are. Transparency is left out.
+    Sub-folders are left out.
+
+    `channels` 1 makes them grey, 3 coloured; None leaves grey ones grey where all are. Transparency
+    is left out.
     """
     from PIL import Image
 
     source = Path(folder).expanduser()
     if not source.is_dir():
         raise SpecError(key, "a folder of images", Words(f"{folder}, which is none"))
-    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(
+        path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
     if not paths:
         raise SpecError(key, f"images ({', '.join(SUFFIXES)}) in {folder}", Words("none"))
     pictures: list[Image.Image] = []
@@ -299,7 +343,10 @@ def read_folder(key: str, folder: str, *, channels: int | None) -> np.ndarray:
             got = f"{path.name} of Pillow's mode {picture.mode}"
             raise SpecError(key, f"pictures of 8 bits a channel in {folder}", Words(got))
         if pictures and picture.size != pictures[0].size:
-            shown = [f"{a.name} {b[0]} × {b[1]}" for a, b in ((paths[0], pictures[0].size), (path, picture.size))]
+            shown = [
+                f"{a.name} {b[0]} × {b[1]}"
+                for a, b in ((paths[0], pictures[0].size), (path, picture.size))
+            ]
             raise SpecError(key, f"images of one size in {folder}", Words(", ".join(shown)))
         modes.add(picture.mode)
         pictures.append(picture)

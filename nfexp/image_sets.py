@@ -1,4 +1,7 @@
-"""Sets of images: scikit-learn's, scikit-image's, standard ones in a folder, the user's own. No torch."""
+"""Sets of images: scikit-learn's, scikit-image's, standard ones in a folder, the user's own.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,10 @@ def _photographs(data: Data) -> Album:
 
 
 def _pictures(data: Data) -> Album:
-    """Patches of scikit-image's pictures: three for training and validation, one held out for the test."""
+    """Patches of scikit-image's pictures.
+
+    Three for training and validation, one held out for the test.
+    """
     *others, held_out = _of_scikit_image()
     train = []
     val = []
@@ -118,7 +124,9 @@ def _mnist_5k(data: Data) -> Album:
 
 
 def strips(picture: np.ndarray) -> dict[str, np.ndarray]:
-    """A picture (H, W, 3) cut from left to right: 70% of its width for training, 10% and 20% held out.
+    """A picture (H, W, 3) cut from left to right.
+
+    70% of its width for training, 10% and 20% held out.
 
     >>> [strip.shape for strip in strips(np.zeros((4, 100, 3))).values()]
     [(4, 70, 3), (4, 10, 3), (4, 20, 3)]
@@ -126,11 +134,18 @@ def strips(picture: np.ndarray) -> dict[str, np.ndarray]:
     width = picture.shape[1]
     first = int(TRAINING * width)
     second = int(VALIDATION * width)
-    return {"train": picture[:, :first], "val": picture[:, first:second], "test": picture[:, second:]}
+    return {
+        "train": picture[:, :first],
+        "val": picture[:, first:second],
+        "test": picture[:, second:],
+    }
 
 
 def patches_of(strip: np.ndarray, data: Data, *, overlapping: bool) -> np.ndarray:
-    """The patches (N, 3, h, w) of a strip (H, W, 3), row by row; `overlapping` ones are half a side apart."""
+    """The patches (N, 3, h, w) of a strip (H, W, 3), row by row.
+
+    `overlapping` ones are half a side apart.
+    """
     if data.height is None or data.width is None:
         missing = "height" if data.height is None else "width"
         raise SpecError(f"data.{missing}", "the side of the patches to cut, in pixels", None)
@@ -167,7 +182,9 @@ def _own(read: Callable[[str, str], np.ndarray], data: Data) -> Album:
         parts[key] = read(f"data.{key}", path)
         if parts[key].shape[1:] != parts["path"].shape[1:]:
             sizes = [" × ".join(map(str, parts[part].shape[1:])) for part in ("path", key)]
-            raise SpecError(f"data.{key}", f"images of {sizes[0]}, as those of {data.path}", Words(sizes[1]))
+            raise SpecError(
+                f"data.{key}", f"images of {sizes[0]}, as those of {data.path}", Words(sizes[1])
+            )
         if len(parts[key]) < FEWEST_HELD_OUT:
             expected = f"at least {FEWEST_HELD_OUT} images, for the sake of a standard error"
             raise SpecError(f"data.{key}", expected, Words(f"{len(parts[key])} in {path}"))
@@ -178,7 +195,11 @@ def _own(read: Callable[[str, str], np.ndarray], data: Data) -> Album:
             expected = f"levels from 0 to {levels - 1} (data.levels={levels})"
             raise SpecError(f"data.{key}", expected, Words(f"{highest} in {getattr(data, key)}"))
     return Album(
-        place=str(data.path), levels=levels, main=parts["path"], val=parts.get("val_path"), test=parts.get("test_path")
+        place=str(data.path),
+        levels=levels,
+        main=parts["path"],
+        val=parts.get("val_path"),
+        test=parts.get("test_path"),
     )
 
 

@@ -1,4 +1,6 @@
-"""Image sets: which pictures a run learns from, checked where a configuration is composed. No torch.
+"""Image sets: which pictures a run learns from, checked where a configuration is composed.
+
+No torch.
 
 As a table is (:mod:`nfexp.tables`), a set is read when a run is planned: its shape decides what can
 stack, and a digest of its pixels, not its path, is part of the run's identity.
@@ -83,7 +85,9 @@ def _album(data: Data, signatures: tuple[object, ...]) -> Album:
     album = SETS[str(data.images)](data)
     n = len(album.main)
     if n < FEWEST_IMAGES:
-        raise SpecError("data.path", f"at least {FEWEST_IMAGES} images", Words(f"{n} in {album.place}"))
+        raise SpecError(
+            "data.path", f"at least {FEWEST_IMAGES} images", Words(f"{n} in {album.place}")
+        )
     if int(album.main.min()) == int(album.main.max()):
         got = f"the level {int(album.main.min())} in every pixel of {album.place}"
         raise SpecError("data.path", "images that vary", Words(got))
@@ -149,7 +153,11 @@ def _settled_mesh(data: Data) -> Data:
             raise SpecError(f"data.{key}", "a number of images to draw", None)
     n_drawn = sum(data.points) * mesh.dim
     if n_drawn > MOST_DRAWN:
-        raise SpecError("data", f"at most {MOST_DRAWN:,} pixels in all images that are drawn", Words(f"{n_drawn:,}"))
+        raise SpecError(
+            "data",
+            f"at most {MOST_DRAWN:,} pixels in all images that are drawn",
+            Words(f"{n_drawn:,}"),
+        )
     return replace(data, val_share=None, test_share=None, dim=mesh.dim, digest=mesh.digest)
 
 
@@ -164,12 +172,19 @@ def _left(album: Album, n_val: int, n_test: int) -> int:
 
 
 def _part(key: str, data: Data, given: np.ndarray | None, n: int) -> int:
-    """Images for validation or test: as many as asked for, all of a set's own, or a share of the n."""
+    """Images for validation or test.
+
+    As many as asked for, all of a set's own, or a share of the n.
+    """
     asked = getattr(data, f"n_{key}")
     share = getattr(data, f"{key}_share")
     if given is not None:
         if asked is not None and asked > len(given):
-            raise SpecError(f"data.n_{key}", f"at most {len(given)}, all that the set has, or null for them", asked)
+            raise SpecError(
+                f"data.n_{key}",
+                f"at most {len(given)}, all that the set has, or null for them",
+                asked,
+            )
         return int(asked or len(given))
     if asked is not None:
         return int(asked)
@@ -179,7 +194,9 @@ def _part(key: str, data: Data, given: np.ndarray | None, n: int) -> int:
 
 
 def split_images(data: Data, seed: int, album: Album) -> Split:
-    """Which images of `main` are for what, by ``default_rng(seed).permutation``: training, validation, test.
+    """Which images of `main` are for what, by ``default_rng(seed).permutation``.
+
+    Training, validation, test.
 
     `seed` is the run's; `data.split`, where given, makes one split serve all seeds. With fewer
     images for training (`data.n_samples`) those for validation and test stay the same.

@@ -159,9 +159,13 @@ def _bsds300(files: list[Path]) -> Parts:
     try:
         import h5py
     except ImportError:
-        raise SpecError("data.path", "h5py to read BSDS300 (pip install 'nfexp[tables]')", str(files[0])) from None
+        raise SpecError(
+            "data.path", "h5py to read BSDS300 (pip install 'nfexp[tables]')", str(files[0])
+        ) from None
     with h5py.File(files[0], "r") as file:
-        train, val, test = (np.asarray(file[part], dtype=np.float64) for part in ("train", "validation", "test"))
+        train, val, test = (
+            np.asarray(file[part], dtype=np.float64) for part in ("train", "validation", "test")
+        )
     return Parts(train, val, test)
 
 
@@ -208,5 +212,7 @@ def read_published(name: str, folder: str) -> Parts:
     if parts.sizes != SIZES[name]:
         expected = "{:,}, {:,} and {:,} rows of {} columns".format(*SIZES[name])
         got = "{:,}, {:,} and {:,} rows of {}".format(*parts.sizes)
-        raise SpecError("data.path", f"{name} with {expected} (train, validation, test)", Words(got))
+        raise SpecError(
+            "data.path", f"{name} with {expected} (train, validation, test)", Words(got)
+        )
     return parts

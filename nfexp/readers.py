@@ -42,7 +42,9 @@ def read_file(key: str, path: str, *, header: str = "auto") -> pd.DataFrame:
         raise
     except (OSError, ValueError, LookupError, zipfile.BadZipFile, ImportError) as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SpecError(key, f"a {suffix.upper()} file, as its name says", Words(f"{path}: {said}")) from None
+        raise SpecError(
+            key, f"a {suffix.upper()} file, as its name says", Words(f"{path}: {said}")
+        ) from None
 
 
 def _read_text(key: str, path: str, header: str) -> pd.DataFrame:
@@ -56,7 +58,11 @@ def _read_text(key: str, path: str, header: str) -> pd.DataFrame:
         "skip_blank_lines": True,
         "encoding": "utf-8-sig",
     }
-    first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **opened).iloc[0].tolist()
+    first = (
+        pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **opened)
+        .iloc[0]
+        .tolist()
+    )
     has_names = not all(_is_number(cell) for cell in first)
     named = header == "first_row" or (header == "auto" and has_names)
     if header == "none" and has_names:
@@ -129,7 +135,9 @@ def _of_array(values: np.ndarray) -> pd.DataFrame:
     if values.ndim == 1 and values.dtype.names is None:
         values = values[:, None]
     if values.ndim != 2:
-        raise ValueError(f"expected rows and columns; got an array of shape {values.shape} and type {values.dtype}")
+        raise ValueError(
+            f"expected rows and columns; got an array of shape {values.shape} and type {values.dtype}"
+        )
     return pd.DataFrame(values, columns=[str(i) for i in range(values.shape[1])])
 
 

@@ -85,7 +85,9 @@ def train_stack(
     dtype: torch.dtype = torch.float32,
     observer: Observer | None = None,
 ) -> tuple[FlowStack, History]:
-    """Train a stack on these points, without checkpoints and without scoring it: the kept weights and what was seen.
+    """Train a stack on these points, without checkpoints and without scoring it.
+
+    The kept weights and what was seen.
 
     Each run has as many rows as it has members. `observer` is called after each evaluation.
     """
@@ -270,8 +272,8 @@ MEASURED_SECONDS = 0.4  # of training, to know how quick a machine is
 def training_rate(spec: Spec, *, members: int) -> float:
     """How many seconds of :func:`nfexp.flows.cost.training_cost` this machine does in one.
 
-    Measured by training a stack of so many members of this architecture, batch and training set
-    for a second, or for one step where that takes longer. Compiling the fused kernel is not counted.
+    Measured by training a stack of so many members of this architecture, batch and training set for
+    a second, or for one step where that takes longer. Compiling the fused kernel is not counted.
     """
     train = replace(spec.train, steps=1_000_000, warmup=0, n_evals=1)
     one = replace(spec, train=train)

@@ -71,7 +71,10 @@ def train_sweep(
     from nfexp.analysis.table import load_runs
 
     sweep_folder = Path(folder) if folder is not None else _new_folder(Path("outputs/sweeps/adhoc"))
-    _call(["-m", *_lines(overrides), f"hydra.sweep.dir={hydra_text(str(sweep_folder))}"], verbose=verbose)
+    _call(
+        ["-m", *_lines(overrides), f"hydra.sweep.dir={hydra_text(str(sweep_folder))}"],
+        verbose=verbose,
+    )
     return load_runs(sweep_folder)
 
 
@@ -88,7 +91,9 @@ def _new_folder(above: Path) -> Path:
 
 def _lines(overrides: Overrides) -> list[str]:
     if isinstance(overrides, str):
-        raise TypeError(f"overrides: expected a list of overrides or a mapping; got the text {overrides!r}")
+        raise TypeError(
+            f"overrides: expected a list of overrides or a mapping; got the text {overrides!r}"
+        )
     if isinstance(overrides, Mapping):
         return [f"{key}={_text(value)}" for key, value in overrides.items()]
     return list(overrides)

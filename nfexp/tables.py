@@ -1,4 +1,7 @@
-"""The user's own tables: those that a spec names, read and checked; which of their rows train. No torch."""
+"""The user's own tables: those that a spec names, read and checked; which of their rows train.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -214,7 +217,9 @@ def settled(spec: Spec) -> Spec:
         raise SpecError("data.n_val", expected, Words(f"{left}"))
     if data.n_samples is not None and data.n_samples > left:
         rows = f"the rows for training in {tables.main.label}"
-        raise SpecError("data.n_samples", f"at most {left}, {rows}, or null for all of them", data.n_samples)
+        raise SpecError(
+            "data.n_samples", f"at most {left}, {rows}, or null for all of them", data.n_samples
+        )
     full = replace(
         data,
         name=_full_name(data, tables.main),
@@ -231,7 +236,10 @@ def settled(spec: Spec) -> Spec:
 
 
 def _size_of(split: str, data: Data, table: Table | None, n_rows: int) -> int:
-    """Rows of "val" or "test": as many as asked for, all of its own table, or a share of the main one."""
+    """Rows of "val" or "test".
+
+    As many as asked for, all of its own table, or a share of the main one.
+    """
     wanted = getattr(data, f"n_{split}")
     if table is not None:
         most = len(table.values)

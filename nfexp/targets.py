@@ -1,4 +1,7 @@
-"""A density of the user's own: where its source lies, and a digest of it. Nothing is executed here; no torch."""
+"""A density of the user's own: where its source lies, and a digest of it.
+
+Nothing is executed here; no torch.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,9 @@ def _origin(module: str) -> str:
         paths = list(module_spec.submodule_search_locations or [])
     origin = module_spec.origin if module_spec is not None else None
     if origin is None or not origin.endswith(".py"):
-        raise SpecError(KEY, "a module with a source in Python, for that is what names its runs", module)
+        raise SpecError(
+            KEY, "a module with a source in Python, for that is what names its runs", module
+        )
     return origin
 
 

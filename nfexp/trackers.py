@@ -1,7 +1,7 @@
 """What labs watch runs with, TensorBoard and MLflow, behind one small interface; off by default.
 
-Both write below the folder of the sweep or the run, and nothing is sent anywhere. A tracker that fails
-ends with a warning; the run goes on.
+Both write below the folder of the sweep or the run, and nothing is sent anywhere. A tracker that
+fails ends with a warning; the run goes on.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class TensorBoard:
 
         plugin = SummaryMetadata.PluginData(plugin_name="text")
         tensor = TensorProto(dtype="DT_STRING", string_val=[text.encode()])
-        return self.summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)
+        return self.summary.Value(
+            tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor
+        )
 
     def _add(self, step: int, values: Sequence[Any]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -175,7 +177,10 @@ def _note(one: Tracker, *, step: int, values: Mapping[str, float]) -> None:
 
 
 class Tracking:
-    """Trackers of the runs that train in this process, by identity; without a `kind` there are none."""
+    """Trackers of the runs that train in this process, by identity.
+
+    Without a `kind` there are none.
+    """
 
     def __init__(self, kind: str | None, store: Path, names: Mapping[str, str]) -> None:
         self.kind = kind

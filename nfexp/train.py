@@ -58,7 +58,10 @@ AT_ONCE = 16  # steps of members that a kernel makes in one go
 
 
 def lr_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
-    """The learning rate of `step` (1 … steps) over its peak: linear warm-up, then constant or a half cosine to 0."""
+    """The learning rate of `step` (1 … steps) over its peak.
+
+    Linear warm-up, then constant or a half cosine to 0.
+    """
     if step <= warmup:
         return step / warmup
     if schedule == "constant":
@@ -67,13 +70,20 @@ def lr_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
 
 
 class Density(Protocol):
-    """What has a log-density at points, maybe one that depends on a context: (E, N, D) and (E, N, C) to (E, N)."""
+    """What has a log-density at points, maybe one that depends on a context.
+
+    (E, N, D) and (E, N, C) to (E, N).
+    """
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor: ...
 
 
-def mean_nll(flow: Density, x: Tensor, context: Tensor | None = None, *, chunk: int = CHUNK) -> Tensor:
-    """Mean −log q over the real (non-NaN) rows of x (E, N, D), in nats per point; shape (E,), float64.
+def mean_nll(
+    flow: Density, x: Tensor, context: Tensor | None = None, *, chunk: int = CHUNK
+) -> Tensor:
+    """Mean −log q over the real (non-NaN) rows of x (E, N, D), in nats per point.
+
+    Shape (E,), float64.
 
     Of a conditional density −log q(x | c), with the context (E, N, C).
     """
@@ -90,7 +100,10 @@ def mean_nll(flow: Density, x: Tensor, context: Tensor | None = None, *, chunk: 
 
 
 def fit(training: Training) -> tuple[FlowStack, History]:
-    """Train a stack from its first step to its last: :func:`begin`, :func:`advance`, :func:`finish`."""
+    """Train a stack from its first step to its last.
+
+    :func:`begin`, :func:`advance`, :func:`finish`.
+    """
     state = begin(training)
     advance(training, state, until=training.lead.train.steps)
     return finish(training, state)
@@ -118,7 +131,10 @@ def advance(training: Training, state: State, *, until: int) -> None:
 
 
 class _Stepper:
-    """The steps of a training, on each member's own mini-batches. Holds what is worth computing once."""
+    """The steps of a training, on each member's own mini-batches.
+
+    Holds what is worth computing once.
+    """
 
     def __init__(self, training: Training, state: State) -> None:
         self.training = training
@@ -165,7 +181,10 @@ class _Stepper:
                 self._average()
 
     def _gradient(self, x: Tensor, context: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Each member's mean NLL of its points x (E, N, D), nats, and the gradient: (E,) and (E, P)."""
+        """Each member's mean NLL of its points x (E, N, D), nats, and the gradient.
+
+        (E,) and (E, P).
+        """
         loss = -self._flow(self.theta).log_prob(x, context, batch=batch).mean(1)
         # Member e's loss depends on row e alone, so the gradient of the sum holds that of each.
         (grad,) = torch.autograd.grad(loss.sum(), self.theta)
@@ -183,7 +202,10 @@ class _Stepper:
     # --- Steps by a kernel ---
 
     def steps_by(self, kernel: Kernel, most: int) -> None:
-        """The next steps of every member that is alive, by a kernel: as many as it makes in one go, and at `most`."""
+        """The next steps of every member that is alive, by a kernel.
+
+        As many as it makes in one go, and at `most`.
+        """
         state = self.state
         begun = state.step
         steps = self._steps_in_one_go(most)
@@ -239,7 +261,10 @@ class _Stepper:
     # --- After a step ---
 
     def _average(self) -> None:
-        """Take this step's weights into the running mean: it forgets at most as `ema` says, at first more quickly."""
+        """Take this step's weights into the running mean.
+
+        It forgets at most as `ema` says, at first more quickly.
+        """
         step = self.state.step
         decay = min(self.training.lead.train.ema, (1 + step) / (10 + step))
         alive = self.state.alive[:, None]
@@ -247,7 +272,10 @@ class _Stepper:
         self.state.average.copy_(torch.where(alive, moved, self.state.average))
 
     def _freeze_lost(self, finite: Tensor, x: Tensor, context: Tensor, batch: Batch | None) -> None:
-        """Note which members just diverged, and in which layer; `finite` (E,), x the points that showed it."""
+        """Note which members just diverged, and in which layer.
+
+        `finite` (E,), x the points that showed it.
+        """
         state = self.state
         if bool(finite.all()):
             return
@@ -285,7 +313,10 @@ class _Stepper:
         state.best_step[better] = state.step
 
     def _scores(self, train_nll: Tensor, val_nll: Tensor) -> Tensor:
-        """What each member keeps its weights by, the lower the better: −∞, always better, for `select` "last"."""
+        """What each member keeps its weights by, the lower the better.
+
+        −∞, always better, for `select` "last".
+        """
         always = torch.full_like(val_nll, -math.inf)
         by_select = {"train": train_nll, "val": val_nll, "last": always}
         scores = [by_select[spec.train.select][e] for e, spec in enumerate(self.training.specs)]

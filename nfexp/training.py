@@ -98,11 +98,17 @@ class Training:
         )
 
     def evaluation_steps(self) -> list[int]:
-        """The steps after which the stack is evaluated: logarithmically spaced, the last one included."""
+        """The steps after which the stack is evaluated.
+
+        Logarithmically spaced, the last one included.
+        """
         return log_spaced(self.lead.train.steps, self.lead.train.n_evals)
 
     def snapshot_steps(self) -> list[int]:
-        """The evaluations that also record samples: evenly spread over all of them, counted from the last."""
+        """The evaluations that also record samples.
+
+        Evenly spread over all of them, counted from the last.
+        """
         steps = self.evaluation_steps()
         last = len(steps) - 1
         n = self.lead.record.snapshots
@@ -113,11 +119,17 @@ class Training:
 
     @property
     def snapshot_points(self) -> int:
-        """M, the points of a snapshot. There are none of images: a thousand of them would weigh more than all else."""
+        """M, the points of a snapshot.
+
+        There are none of images: a thousand of them would weigh more than all else.
+        """
         return self.contexts.samples.shape[1]
 
     def snapshot_base(self) -> Tensor:
-        """The base draws that every snapshot shows, (E, M, D): the same for all flows of one seed."""
+        """The base draws that every snapshot shows, (E, M, D).
+
+        The same for all flows of one seed.
+        """
         generators = [stream(spec.seed, "base") for spec in self.specs]
         return self.fresh.base_draws(self.snapshot_points, generators)
 
@@ -185,7 +197,10 @@ def _rows_of(specs: Sequence[Spec], datasets: Sequence[Dataset]) -> list[_Row]:
 
 
 def padded(parts: Sequence[Tensor]) -> Tensor:
-    """Stack (n_e, *event_shape) tensors to (E, max n_e, D), missing rows NaN; an image is one row of numbers."""
+    """Stack (n_e, *event_shape) tensors to (E, max n_e, D), missing rows NaN.
+
+    An image is one row of numbers.
+    """
     rows = [part.flatten(1) for part in parts]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.nan)
 
@@ -215,7 +230,9 @@ def dequantised(points: Tensor, dataset: Dataset, seed: int, purpose: str) -> Te
 
 @dataclass(kw_only=True)
 class State:
-    """Where the training of a stack stands after `step` steps; row e of every tensor is member e, whole.
+    """Where the training of a stack stands after `step` steps.
+
+    Row e of every tensor is member e, whole.
 
     `theta`, `fixed` and the moments `first`, `second` (E, ·); the running mean `average` of the
     weights, (E, P), or (E, 0) where none is kept; the kept weights `best_theta`, `best_fixed`,
@@ -263,7 +280,9 @@ class State:
         return runs
 
     @classmethod
-    def join(cls, step: int, runs: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> State:
+    def join(
+        cls, step: int, runs: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu"
+    ) -> State:
         """The state of a stack of these runs, which all stand after `step` steps."""
         tensors = {}
         for name in runs[0]:

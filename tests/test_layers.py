@@ -14,7 +14,8 @@ ROOMS = """
     spec.errors spec.ranges spec.schema spec.parameters spec.shapes spec.checks spec.mapping spec.identity spec
     mesh image_files image_sets images readers published columns tables targets arguments commands streams
     flows.fusible flows.image.plan flows.cost flows.nn flows.bases flows.layer flows.layers flows.elementwise
-    flows.image.maps flows.image.networks flows.image.layers flows.image
+    flows.image.maps flows.image.networks flows.image.shapes flows.image.cells
+    flows.image.couplings flows.image.norms flows.image.layers flows.image
     flows.architecture flows.kernel_protocol flows.flow_stack flows.stack flows.distribution
     flows.ensemble flows.export
     flows.kernels.lanes flows.kernels.elementary flows.kernels.blocks flows.kernels.products flows.kernels.bases
@@ -47,7 +48,7 @@ ROOMS = """
     sweep.options sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion sweep.intent sweep.running
     export estimator.inputs estimator.stacks estimator
-    image_baselines baseline_fits baselines scripting doctor cli __main__
+    image_baselines baseline_fits baselines scripting doctor explanations cli __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = (

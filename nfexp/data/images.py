@@ -1,4 +1,7 @@
-"""Images as the dataset of a run: which of a set it trains on, or fresh draws of a law that is known."""
+"""Images as the dataset of a run.
+
+Which of a set it trains on, or fresh draws of a law that is known.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A density of the user's own: an object with `sample` and `log_prob`, checked before anything is trained on it."""
+"""A density of the user's own.
+
+An object with `sample` and `log_prob`, checked before anything is trained on it.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,9 @@ SEEN = 0.02  # nats, or standard deviations: what a check lets pass however cert
 class OwnTarget:
     """A user's density with the face of the built-in ones; every answer of it is checked.
 
-    `density` has ``sample(n, generator)``, n independent points (n, D) from the generator alone, and
-    ``log_prob(x)``, (n, D) to (n,), nats. If it has ``draw(n, generator)``, that is its law without
-    the noise.
+    `density` has ``sample(n, generator)``, n independent points (n, D) from the generator alone,
+    and ``log_prob(x)``, (n, D) to (n,), nats. If it has ``draw(n, generator)``, that is its law
+    without the noise.
     """
 
     name: str
@@ -131,13 +134,16 @@ def own_target(law: Data) -> OwnTarget:
     Raises
     ------
     SpecError
-        If the source changed since the run was planned, raises, or has no such density; one message.
+        If the source changed since the run was planned, raises, or has no such density; one
+        message.
     """
     if law.name in TARGET_NAMES:
         raise SpecError("data.name", "a name that no built-in target has", law.name)
     source = find_source(str(law.target))
     if law.digest is not None and source.digest != law.digest:
-        raise SpecError(KEY, f"{source.place} as it was when the run was planned", Words("another content"))
+        raise SpecError(
+            KEY, f"{source.place} as it was when the run was planned", Words("another content")
+        )
     member = _member(_module(source), source)
     given = dict(law.parameters)
     if law.noise is not None:
@@ -184,7 +190,11 @@ def _made(member: Any, source: TargetSource, given: Mapping[str, Any]) -> Any:
     """A class or function called with the parameters; any other object is the density itself."""
     if not callable(member):
         for name in given:
-            raise SpecError(f"data.{name}", f"no parameters, for {source.name} is an object and no class", given[name])
+            raise SpecError(
+                f"data.{name}",
+                f"no parameters, for {source.name} is an object and no class",
+                given[name],
+            )
         return member
     try:
         signature = inspect.signature(member)
@@ -207,7 +217,9 @@ def _check_signature(signature: inspect.Signature, name: str, given: Mapping[str
             listed = ", ".join(known) or "it has none"
             raise SpecError(f"data.{key}", f"one of the parameters of {name}: {listed}", value)
     for key, parameter in known.items():
-        is_needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        is_needed = (
+            parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        )
         if is_needed and parameter.kind is not parameter.VAR_POSITIONAL and key not in given:
             raise SpecError(f"data.{key}", f"a value, which {name} needs", Words("nothing"))
 
@@ -274,7 +286,9 @@ def _check_balance(target: OwnTarget, x: Tensor, log_p: Tensor) -> None:
             mean = float(drift.mean())
             error = float(drift.std()) / math.sqrt(n)
             if abs(mean) > CERTAIN * error and abs(mean) > SEEN * share:
-                what = f"moves that leave log_prob's law alone shift the mean of {name} of the draws"
+                what = (
+                    f"moves that leave log_prob's law alone shift the mean of {name} of the draws"
+                )
                 _refuse(
                     "draws of sample that follow log_prob",
                     f"others: {what} by {mean:.2g} ± {error:.1g} standard deviations",
@@ -288,7 +302,8 @@ def _check_integral(target: OwnTarget, x: Tensor, log_p: Tensor) -> None:
     y = known.sample(n, stream(0, "check/known"))
     ratio_own = log_p[1::2] - known.log_prob(half)  # log p/q at draws of p
     ratio_known = target.log_prob(y) - known.log_prob(y)  # and at draws of q
-    # log ∫ p is the c at which Σ_x σ(c − log p/q) over draws of p equals Σ_y σ(log p/q − c) over those of q
+    # log ∫ p is the c at which Σ_x σ(c − log p/q) over draws of p equals Σ_y σ(log p/q − c) over
+    # those of q
     low = -1e3
     high = 1e3
     for _ in range(100):
@@ -309,20 +324,27 @@ def _check_integral(target: OwnTarget, x: Tensor, log_p: Tensor) -> None:
 
 
 class _Known:
-    """Half a normal density, half a kernel density of some points: normalised, and near their law."""
+    """Half a normal density, half a kernel density of some points.
+
+    Normalised, and near their law.
+    """
 
     def __init__(self, x: Tensor) -> None:
         n, dim = x.shape
         self.x = x
         self.mean = x.mean(0)
-        self.factor = torch.linalg.cholesky(x.T.cov().reshape(dim, dim) * 1.2 + 1e-9 * torch.eye(dim, dtype=x.dtype))
+        self.factor = torch.linalg.cholesky(
+            x.T.cov().reshape(dim, dim) * 1.2 + 1e-9 * torch.eye(dim, dtype=x.dtype)
+        )
         self.width = 0.5 * x.std(0) * n ** (-1 / (dim + 4))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         noise = torch.randn(n, len(self.mean), generator=generator, dtype=torch.float64)
         centres = torch.randint(len(self.x), (n,), generator=generator)
         is_kernel = torch.rand(n, 1, generator=generator) < 0.5
-        return torch.where(is_kernel, self.x[centres] + self.width * noise, self.mean + noise @ self.factor.T)
+        return torch.where(
+            is_kernel, self.x[centres] + self.width * noise, self.mean + noise @ self.factor.T
+        )
 
     def log_prob(self, x: Tensor) -> Tensor:
         dim = len(self.mean)
@@ -330,5 +352,10 @@ class _Known:
         white = torch.linalg.solve_triangular(self.factor, (x - self.mean).T, upper=False)
         normal = -white.square().sum(0) / 2 - self.factor.diagonal().log().sum() - constant
         apart = torch.cdist(x / self.width, self.x / self.width).square()
-        kernel = torch.logsumexp(-apart / 2, 1) - math.log(len(self.x)) - self.width.log().sum() - constant
+        kernel = (
+            torch.logsumexp(-apart / 2, 1)
+            - math.log(len(self.x))
+            - self.width.log().sum()
+            - constant
+        )
         return torch.logaddexp(normal, kernel) - math.log(2)

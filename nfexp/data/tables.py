@@ -25,7 +25,9 @@ def checked_source(data: Data) -> Source:
 
 
 def load_parts(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Points for training, validation and test, (N, D + C) in float64, data units: C columns are given, not learned.
+    """Points for training, validation and test, (N, D + C) in float64, data units.
+
+    C columns are given, not learned.
 
     Raises
     ------
@@ -61,7 +63,10 @@ def _tensor(values: np.ndarray) -> Tensor:
 
 
 def _widths(data: Data, tables: Source) -> np.ndarray:
-    """The width of the uniform noise of each column, (D + C,): 0 where a column has many values, or is given."""
+    """The width of the uniform noise of each column, (D + C,).
+
+    0 where a column has many values, or is given.
+    """
     few = few_values(tables.main)
     widths = []
     for name in tables.main.names:

@@ -35,7 +35,8 @@ from nfexp.streams import stream
 from nfexp.tables import split_rows
 
 FEWEST_ROWS = 4
-# How scikit-learn's searches and cross-validation hand on a context: by themselves they give it to fit alone
+# How scikit-learn's searches and cross-validation hand on a context: by themselves they give it to
+# fit alone
 ROUTE = (
     "a search passes it on with sklearn.set_config(enable_metadata_routing=True) and "
     "model.set_fit_request(context=True).set_score_request(context=True)"
@@ -95,7 +96,8 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
     best_step_ : list
         The step whose weights are kept, by member.
     context_names_in_ : tuple or None
-        The names of the columns of the context, where that was a table of pandas; others are refused later.
+        The names of the columns of the context, where that was a table of pandas; others are
+        refused later.
 
     Examples
     --------
@@ -186,7 +188,9 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, *, context: Any = None, **unsupported: Any) -> RealNVP:
-        """Learn the density of the rows of X (N, D), or with a `context` (N, C) that of x given c; `y` is ignored.
+        """Learn the density of the rows of X (N, D), or with a `context` (N, C) that of x given c.
+
+        `y` is ignored.
 
         Raises
         ------
@@ -212,16 +216,20 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         flows = self._flows()
         log_q = np.empty(len(X))
         for begin in range(0, len(X), CHUNK):
-            points = torch.tensor(X[begin : begin + CHUNK]).unsqueeze(0)  # a copy: pandas gives rows not to be written
+            # a copy: pandas gives rows not to be written
+            points = torch.tensor(X[begin : begin + CHUNK]).unsqueeze(0)
             of_points = torch.from_numpy(given[begin : begin + CHUNK]).unsqueeze(0)
             with torch.no_grad():
                 log_q[begin : begin + CHUNK] = flows.log_density(points, of_points)[0].numpy()
         return log_q
 
-    def score(self, X: Any, y: Any = None, *, context: Any = None, sample_weight: Any = None) -> float:
+    def score(
+        self, X: Any, y: Any = None, *, context: Any = None, sample_weight: Any = None
+    ) -> float:
         """The mean log-density of the rows of X, nats per point: the higher the better.
 
-        The mean can be weighted. A pipeline's `score` hands on weights, if only None, once metadata is routed.
+        The mean can be weighted. A pipeline's `score` hands on weights, if only None, once metadata
+        is routed.
         """
         check_is_fitted(self)
         if context is None and self.spec_.data.context_dim > 0:
@@ -231,11 +239,13 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
             return float(log_q.mean())
         return float(np.average(log_q, weights=_check_sample_weight(sample_weight, log_q)))
 
-    def sample(self, n_samples: int | None = None, random_state: Any = None, *, context: Any = None) -> np.ndarray:
+    def sample(
+        self, n_samples: int | None = None, random_state: Any = None, *, context: Any = None
+    ) -> np.ndarray:
         """Draw rows, (n_samples, D); of an ensemble each from a member drawn at random.
 
-        With a context draw i is given row i of it, or each the only row. Without a number of samples there are as many
-        as the context has rows, or one.
+        With a context draw i is given row i of it, or each the only row. Without a number of
+        samples there are as many as the context has rows, or one.
         """
         check_is_fitted(self)
         if n_samples is None:
@@ -246,7 +256,9 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         seed = seed_of(self.random_state if random_state is None else random_state)
         of_draws = torch.from_numpy(given).unsqueeze(0)
         with torch.no_grad():
-            draws = self._flows().sample(n_samples, [stream(seed, "sample")], [stream(seed, CHOICE)], of_draws)
+            draws = self._flows().sample(
+                n_samples, [stream(seed, "sample")], [stream(seed, CHOICE)], of_draws
+            )
         return draws[0].numpy()
 
     def _context(self, context: Any, n: int, *, one_for_all: bool = False) -> np.ndarray:
@@ -264,7 +276,9 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         flow = self.spec_.flow
         theta = torch.from_numpy(self.weights_).double()
         fixed = torch.from_numpy(self.fixed_).double()
-        return FlowStack(flow, self.n_features_in_, theta, fixed, n_context=self.spec_.data.context_dim)
+        return FlowStack(
+            flow, self.n_features_in_, theta, fixed, n_context=self.spec_.data.context_dim
+        )
 
     def _flows(self) -> Ensembles:
         """The one density of the fitted flows."""
@@ -275,11 +289,15 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if unsupported:
             name = next(iter(unsupported))
             hint = "; resample rows by their weights" if name == "sample_weight" else ""
-            raise TypeError(f"fit: expected X and maybe a context, for the loss takes no {name}{hint}")
+            raise TypeError(
+                f"fit: expected X and maybe a context, for the loss takes no {name}{hint}"
+            )
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=FEWEST_ROWS)
         given = np.empty((len(X), 0)) if context is None else context_rows(context)
         if len(given) != len(X):
-            raise ValueError(f"context: expected {len(X)} rows, one for each of X; got {len(given)}")
+            raise ValueError(
+                f"context: expected {len(X)} rows, one for each of X; got {len(given)}"
+            )
         seed = seed_of(self.random_state)
         members = self.n_members
         if not isinstance(members, int | np.integer) or members < 1:
@@ -351,7 +369,9 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
 
-def fit_many(estimators: Iterable[RealNVP | Mapping[str, Any]], X: Any, *, context: Any = None) -> list[RealNVP]:
+def fit_many(
+    estimators: Iterable[RealNVP | Mapping[str, Any]], X: Any, *, context: Any = None
+) -> list[RealNVP]:
     """Fit many estimators to the rows of X (N, D), those of one architecture as one stack.
 
     Each is a :class:`RealNVP`, which is left alone, or the parameters of one; the fitted ones come

@@ -1,4 +1,7 @@
-"""What the estimator is given: rows and contexts as arrays, checked, and as the dataset of a run."""
+"""What the estimator is given.
+
+Rows and contexts as arrays, checked, and as the dataset of a run.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +120,10 @@ def _check_held(name: str, values: np.ndarray) -> None:
 
 
 def dataset_of(X: np.ndarray, context: np.ndarray, rows: Rows) -> Dataset:
-    """The dataset of an estimator's run: the rows that train and those that choose; none to test on."""
+    """The dataset of an estimator's run: the rows that train and those that choose.
+
+    None to test on.
+    """
     n_columns = X.shape[1]
     n_given = context.shape[1]
     return Dataset(

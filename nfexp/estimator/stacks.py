@@ -37,7 +37,10 @@ class Member:
 
 
 def train_together(tasks: Sequence[Task], *, verbose: bool = False) -> list[list[Member]]:
-    """Train estimators, those of one architecture as one stack; the members of each, in their order."""
+    """Train estimators, those of one architecture as one stack.
+
+    The members of each, in their order.
+    """
     specs = [task.spec for task in tasks]
     of_tasks: dict[int, list[Member]] = {}
     for positions in plan_stacks(specs):

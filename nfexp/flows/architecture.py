@@ -42,7 +42,9 @@ class Layout:
 
 
 @lru_cache(maxsize=64)
-def architecture(flow: Flow, dim: int, image: Image | None, n_context: int) -> tuple[list[Layer], Layout, Layout]:
+def architecture(
+    flow: Flow, dim: int, image: Image | None, n_context: int
+) -> tuple[list[Layer], Layout, Layout]:
     """The layers in data → base order, and where their learned and their fixed tensors lie."""
     if image is None:
         layers = _vector_layers(flow, dim, n_context)

@@ -1,4 +1,7 @@
-"""Layers that map each coordinate by itself: affine ones (normalisation), and the learned tail next to the base."""
+"""Layers that map each coordinate by itself.
+
+Affine ones (normalisation), and the learned tail next to the base.
+"""
 
 from __future__ import annotations
 
@@ -114,12 +117,17 @@ class BatchNorm(Elementwise):
         return super().inverse(p, x, batch)
 
     def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
-        log_gain = self._tensor(p, "log_gain") - 0.5 * torch.log(self._tensor(p, "var") + self.epsilon)
+        log_gain = self._tensor(p, "log_gain") - 0.5 * torch.log(
+            self._tensor(p, "var") + self.epsilon
+        )
         return self._tensor(p, "mean"), log_gain, self._tensor(p, "shift")
 
 
 class Diagonal(Elementwise):
-    """z = x exp(γ) with learned γ: the last layer of NICE, whose couplings cannot scale (Dinh et al. 2015)."""
+    """z = x exp(γ) with learned γ.
+
+    The last layer of NICE, whose couplings cannot scale (Dinh et al. 2015).
+    """
 
     def learned_shapes(self) -> Shapes:
         return self._per_coordinate("log_gain")
@@ -134,10 +142,12 @@ def _log_cosh(x: Tensor) -> Tensor:
 
 
 class Tail(Layer):
-    """z = sinh(d asinh(x)) with a learned d > 0 per coordinate: z ~ x^d far out, so that d < 1 draws tails in.
+    """z = sinh(d asinh(x)) with a learned d > 0 per coordinate.
 
-    It stands next to the base, whose tails it thereby learns, and starts as the identity, d = 1. Source: Jones and
-    Pewsey 2009.
+    z ~ x^d far out, so that d < 1 draws tails in.
+
+    It stands next to the base, whose tails it thereby learns, and starts as the identity, d = 1.
+    Source: Jones and Pewsey 2009.
     """
 
     def learned_shapes(self) -> Shapes:

@@ -21,11 +21,13 @@ WITHIN = 1e-4  # nats of the most likely weights
 
 
 def fitted_weights(log_q: Tensor) -> Tensor:
-    """The weights w that make N points most likely, of members with log q_k(x_n), nats: (K, N) to (K,) in float64.
+    """The weights w that make N points most likely, of members with log q_k(x_n), nats.
 
-    L(w) = (1/N) Σ_n log Σ_k w_k q_k(x_n) is concave. With g_k = ∂L/∂w_k = (1/N) Σ_n q_k(x_n) / q(x_n) a step of EM is
-    w_k ← w_k g_k, and the largest L is at most max_k g_k − 1 above L(w): EM from equal weights, until that is below
-    `WITHIN`.
+    (K, N) to (K,) in float64.
+
+    L(w) = (1/N) Σ_n log Σ_k w_k q_k(x_n) is concave. With g_k = ∂L/∂w_k = (1/N) Σ_n q_k(x_n) /
+    q(x_n) a step of EM is w_k ← w_k g_k, and the largest L is at most max_k g_k − 1 above L(w): EM
+    from equal weights, until that is below `WITHIN`.
 
     >>> fitted_weights(torch.tensor([[0.0, 0.0], [-9.0, -9.0]])).round(decimals=3)
     tensor([1., 0.], dtype=torch.float64)
@@ -46,8 +48,8 @@ def fitted_weights(log_q: Tensor) -> Tensor:
 class Ensembles:
     """The ensembles of a stack, K members each: q(x) = (1/K) Σ_k q_k(x), in logarithms.
 
-    Rows r K … r K + K − 1 of the stack are the members of ensemble r. With K = 1 an ensemble is its one flow, to the
-    last bit.
+    Rows r K … r K + K − 1 of the stack are the members of ensemble r. With K = 1 an ensemble is its
+    one flow, to the last bit.
 
     Parameters
     ----------
@@ -59,10 +61,12 @@ class Ensembles:
         Which rows count, (R · K) truth values: the mean is over those. Of an ensemble where none
         does, all count. All rows if not given.
     weights
-        (R, K), with 0 for rows that do not count: then q(x) = Σ_k w_k q_k(x). Equal ones if not given.
+        (R, K), with 0 for rows that do not count: then q(x) = Σ_k w_k q_k(x). Equal ones if not
+        given.
 
-    Source: Lakshminarayanan, Pritzel, Blundell, "Simple and scalable predictive uncertainty estimation using deep
-    ensembles", 2017: members differ in where they start and in the order of their batches.
+    Source: Lakshminarayanan, Pritzel, Blundell, "Simple and scalable predictive uncertainty
+    estimation using deep ensembles", 2017: members differ in where they start and in the order of
+    their batches.
     """
 
     def __init__(
@@ -74,7 +78,11 @@ class Ensembles:
     ) -> None:
         self.stack = stack
         self.n_members = n_members
-        wanted = torch.ones(stack.n_members, dtype=torch.bool) if counted is None else torch.tensor(counted)
+        wanted = (
+            torch.ones(stack.n_members, dtype=torch.bool)
+            if counted is None
+            else torch.tensor(counted)
+        )
         wanted = wanted.view(-1, n_members)
         none = ~wanted.any(1, keepdim=True)
         self.counted = wanted | none  # (R, K)
@@ -94,7 +102,10 @@ class Ensembles:
         return Ensembles(self.stack, self.n_members, self.counted.flatten().tolist(), weights)
 
     def of_members(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density of each member, nats: (R, N, D) to (R, K, N); with a context (R, N, C), given that."""
+        """The log-density of each member, nats: (R, N, D) to (R, K, N).
+
+        With a context (R, N, C), given that.
+        """
         if self.n_members == 1:
             return self.stack.log_prob(x, context).unsqueeze(1)
         # One member may have no density at all where another has some: −∞, not NaN
@@ -120,10 +131,15 @@ class Ensembles:
 
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """:meth:`log_prob`, never NaN where `x` is a number: see :meth:`FlowStack.log_density`."""
-        return self.stack.log_density(x, context) if self.n_members == 1 else self.log_prob(x, context)
+        return (
+            self.stack.log_density(x, context) if self.n_members == 1 else self.log_prob(x, context)
+        )
 
     def choose(self, n: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """The member that each of `n` draws comes from, (R, n): counted ones, as likely as their weights say."""
+        """The member that each of `n` draws comes from, (R, n).
+
+        Counted ones, as likely as their weights say.
+        """
         chosen = []
         if self.weights is not None:
             for weights, generator in zip(self.weights, generators, strict=True):
@@ -135,7 +151,10 @@ class Ensembles:
         return torch.stack(chosen)
 
     def forward(self, z: Tensor, chosen: Tensor, context: Tensor | None = None) -> Tensor:
-        """Base to data, each point by the member that is chosen for it: (R, N, D) and (R, N) to (R, N, D)."""
+        """Base to data, each point by the member that is chosen for it.
+
+        (R, N, D) and (R, N) to (R, N, D).
+        """
         if self.n_members == 1:
             return self.stack.forward(z, context)[0]
         x = torch.empty_like(z)
@@ -167,10 +186,15 @@ class Ensembles:
     def one(self, r: int) -> Ensembles:
         """Ensemble `r` by itself."""
         weights = None if self.weights is None else self.weights[r : r + 1]
-        return Ensembles(self.stack.pick(self.rows(r)), self.n_members, self.counted[r].tolist(), weights)
+        return Ensembles(
+            self.stack.pick(self.rows(r)), self.n_members, self.counted[r].tolist(), weights
+        )
 
     def state(self, r: int) -> dict[str, Tensor]:
-        """The named tensors of ensemble `r`, ready to be stored: of members that count, as "members.3.coupling.0…"."""
+        """The named tensors of ensemble `r`, ready to be stored.
+
+        Of members that count, as "members.3.coupling.0…".
+        """
         if self.n_members == 1:
             return self.stack.state(r)
         named = {}
@@ -201,7 +225,11 @@ class Members:
 
 
 def members_from_state(
-    flow: Flow, dim: int, state: Mapping[str, Tensor], image: Image | None = None, n_context: int = 0
+    flow: Flow,
+    dim: int,
+    state: Mapping[str, Tensor],
+    image: Image | None = None,
+    n_context: int = 0,
 ) -> Members:
     """The members of one ensemble from the tensors of :meth:`Ensembles.state`.
 
@@ -218,7 +246,9 @@ def members_from_state(
             continue
         match = re.fullmatch(r"members\.(\d{1,4})\.(.+)", name)
         if match is None or int(match[1]) >= flow.members:
-            raise ValueError(f"weights: expected those of {flow.members} members; got an unknown one, {name}")
+            raise ValueError(
+                f"weights: expected those of {flow.members} members; got an unknown one, {name}"
+            )
         parts.setdefault(int(match[1]), {})[match[2]] = value
     if not parts:
         raise ValueError(f"weights: expected those of {flow.members} members; got nothing")
@@ -226,7 +256,9 @@ def members_from_state(
     flows = [from_state(flow, dim, parts[k], image, n_context) for k in positions]
     theta = torch.cat([own.theta for own in flows])
     fixed = torch.cat([own.fixed for own in flows])
-    return Members(flows[0].with_rows(theta, fixed), positions, _weights_of(flow, state, len(positions)))
+    return Members(
+        flows[0].with_rows(theta, fixed), positions, _weights_of(flow, state, len(positions))
+    )
 
 
 def _weights_of(flow: Flow, state: Mapping[str, Tensor], n: int) -> Tensor | None:
@@ -234,7 +266,12 @@ def _weights_of(flow: Flow, state: Mapping[str, Tensor], n: int) -> Tensor | Non
     if flow.weights == "equal":
         return None
     weights = state.get(WEIGHTS)
-    if weights is None or weights.shape != (n,) or not bool((weights >= 0).all()) or abs(weights.sum() - 1) > 1e-3:
+    if (
+        weights is None
+        or weights.shape != (n,)
+        or not bool((weights >= 0).all())
+        or abs(weights.sum() - 1) > 1e-3
+    ):
         got = "none" if weights is None else f"{weights.tolist()!s:.60}"
         raise ValueError(f"weights: expected {WEIGHTS}, {n} shares that sum to 1; got {got}")
     return weights.double()

@@ -1,9 +1,9 @@
 """RealNVP over stacks: E flows of one architecture as one batched program.
 
-`forward` maps base to data, `inverse` maps data to base (the direction of training). The weights of a stack are one
-matrix `theta` of shape (E, P) and its fixed numbers (masks, standardisation, running statistics) one matrix `fixed`
-of shape (E, S): row e is member e, whole, so that selecting, freezing, clipping and copying members are row
-operations.
+`forward` maps base to data, `inverse` maps data to base (the direction of training). The weights of
+a stack are one matrix `theta` of shape (E, P) and its fixed numbers (masks, standardisation,
+running statistics) one matrix `fixed` of shape (E, S): row e is member e, whole, so that selecting,
+freezing, clipping and copying members are row operations.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class FlowStack:
     Parameters
     ----------
     flow
-        The shared architecture. Masks are among the fixed numbers: its `mask` says at most how many coordinates each
-        coupling passes (where `conditioner_input` is "passed").
+        The shared architecture. Masks are among the fixed numbers: its `mask` says at most how many
+        coordinates each coupling passes (where `conditioner_input` is "passed").
     dim
         D, the numbers in a point; an image is one row of them.
     theta
@@ -43,8 +43,8 @@ class FlowStack:
     image
         Shape and levels of a point that is an image; None for vectors.
     n_context
-        C, the numbers that are given at each point. Where C > 0 the density is q(x | c), and every map takes c beside
-        its points: (E, N, C), data units.
+        C, the numbers that are given at each point. Where C > 0 the density is q(x | c), and every
+        map takes c beside its points: (E, N, C), data units.
 
     Examples
     --------
@@ -76,7 +76,9 @@ class FlowStack:
         self.kernel = kernel
         self.image = image
         self.n_context = n_context
-        self.layers, self.learned_layout, self.fixed_layout = architecture(flow, dim, image, n_context)
+        self.layers, self.learned_layout, self.fixed_layout = architecture(
+            flow, dim, image, n_context
+        )
 
     @property
     def n_members(self) -> int:
@@ -88,7 +90,9 @@ class FlowStack:
 
     def with_kernel(self, kernel: Kernel | None) -> FlowStack:
         """The same numbers, computed with by this kernel."""
-        return FlowStack(self.flow, self.dim, self.theta, self.fixed, kernel, self.image, self.n_context)
+        return FlowStack(
+            self.flow, self.dim, self.theta, self.fixed, kernel, self.image, self.n_context
+        )
 
     def member(self, e: int) -> FlowStack:
         """Member `e` as a stack of one."""
@@ -103,7 +107,9 @@ class FlowStack:
         """The same flows with both matrices on this device and of this dtype, without a kernel."""
         theta = self.theta.to(device, dtype)
         fixed = self.fixed.to(device, dtype)
-        return FlowStack(self.flow, self.dim, theta, fixed, image=self.image, n_context=self.n_context)
+        return FlowStack(
+            self.flow, self.dim, theta, fixed, image=self.image, n_context=self.n_context
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Every named tensor, shape (E, …): views of the two matrices."""
@@ -138,12 +144,18 @@ class FlowStack:
     def _turned(self, x: Tensor) -> Tensor:
         """From points as a caller has them, (E, N, D), to points as layers have them, and back.
 
-        Layers of vectors have (E, D, N), so that points run along the last axis; those of images have (E, N, D).
+        Layers of vectors have (E, D, N), so that points run along the last axis; those of images
+        have (E, N, D).
         """
         return x if self.image is not None else x.mT
 
-    def _inverse_steps(self, x: Tensor, context: Tensor | None, batch: Batch | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """From data (E, N, D) to base: the points after each layer, as layers have them, and its log-det."""
+    def _inverse_steps(
+        self, x: Tensor, context: Tensor | None, batch: Batch | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """From data (E, N, D) to base.
+
+        The points after each layer, as layers have them, and its log-det.
+        """
         self._check_context(x, context)
         p = self._blocks(context)
         x = self._turned(x).contiguous()
@@ -160,11 +172,13 @@ class FlowStack:
             z, log_det = layer.forward(p, z)
             yield z, log_det
 
-    def inverse(self, x: Tensor, context: Tensor | None = None, *, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, x: Tensor, context: Tensor | None = None, *, batch: Batch | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Data to base: z and log|det ∂z/∂x|.
 
-        Shapes: (E, N, D) to (E, N, D) and (E, N). With a `batch` the points are one to train on, see
-        :class:`nfexp.flows.layers.Batch`.
+        Shapes: (E, N, D) to (E, N, D) and (E, N). With a `batch` the points are one to train on,
+        see :class:`nfexp.flows.layers.Batch`.
         """
         if self.kernel is not None and batch is None:
             return self.kernel.inverse(self.theta, self.fixed, x)
@@ -190,15 +204,22 @@ class FlowStack:
         Returns pairs of a name ("base", "coupling 5", …, "data") and points (E, N, D).
         """
         frames = [("base", z)]
-        for layer, (x, _) in zip(reversed(self.layers), self._forward_steps(z, context), strict=True):
+        for layer, (x, _) in zip(
+            reversed(self.layers), self._forward_steps(z, context), strict=True
+        ):
             first = layer is self.layers[0]  # the last one on this way
             frames.append(("data" if first else layer.name.replace(".", " "), self._turned(x)))
         return frames
 
-    def first_nonfinite(self, x: Tensor, context: Tensor | None = None, *, batch: Batch | None = None) -> Tensor:
-        """Which layer, on the way from data to base, first puts out a number that is not finite; its log-det counts.
+    def first_nonfinite(
+        self, x: Tensor, context: Tensor | None = None, *, batch: Batch | None = None
+    ) -> Tensor:
+        """Which layer, on the way from data to base, first puts out a number that is not finite.
 
-        Returns the position in `layers`, shape (E,), or their number where every layer's output is finite.
+        Its log-det counts.
+
+        Returns the position in `layers`, shape (E,), or their number where every layer's output is
+        finite.
         """
         total = x.new_zeros(x.shape[:-1])
         first = torch.full((len(x),), len(self.layers), device=x.device)
@@ -210,20 +231,32 @@ class FlowStack:
 
     def layer_name(self, position: int) -> str:
         """What stands at a position of `layers`, such as "coupling.0", or behind them all."""
-        return self.layers[position].name if position < len(self.layers) else "the base density or the gradient"
+        return (
+            self.layers[position].name
+            if position < len(self.layers)
+            else "the base density or the gradient"
+        )
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None, *, batch: Batch | None = None) -> Tensor:
-        """log q(x) = log p(z) + log|det ∂z/∂x|, in nats; shapes (E, N, D) to (E, N). With a context, log q(x | c)."""
+    def log_prob(
+        self, x: Tensor, context: Tensor | None = None, *, batch: Batch | None = None
+    ) -> Tensor:
+        """log q(x) = log p(z) + log|det ∂z/∂x|, in nats; shapes (E, N, D) to (E, N).
+
+        With a context, log q(x | c).
+        """
         if self.kernel is not None and batch is None:
             return self.kernel.log_prob(self.theta, self.fixed, x)
         z, log_det = self.inverse(x, context, batch=batch)
         return base_log_prob(self.flow.base, z) + log_det
 
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """:meth:`log_prob`, with −inf where that is not a number although `x` is one; all others are the same bits.
+        """:meth:`log_prob`, with −inf where that is not a number although `x` is one.
 
-        A gain that overflows sends a point to infinity, where the next network says ∞ − ∞. Such points are computed
-        again in float64. What overflows there too has a density of zero in every precision.
+        All others are the same bits.
+
+        A gain that overflows sends a point to infinity, where the next network says ∞ − ∞. Such
+        points are computed again in float64. What overflows there too has a density of zero in
+        every precision.
         """
         log_q = self.log_prob(x, context)
         lost = log_q.isnan() & ~x.isnan().any(-1)
@@ -245,12 +278,19 @@ class FlowStack:
         draws = [base_sample(self.flow.base, (n, self.dim), generator) for generator in generators]
         return torch.stack(draws).to(self.theta)
 
-    def sample(self, n: int, generators: Sequence[torch.Generator], context: Tensor | None = None) -> Tensor:
-        """Draw `n` points per member, each with its own CPU generator; shape (E, n, D). Images are whole levels."""
+    def sample(
+        self, n: int, generators: Sequence[torch.Generator], context: Tensor | None = None
+    ) -> Tensor:
+        """Draw `n` points per member, each with its own CPU generator; shape (E, n, D).
+
+        Images are whole levels.
+        """
         return self.as_levels(self.forward(self.base_draws(n, generators), context)[0])
 
     def as_levels(self, x: Tensor) -> Tensor:
-        """The levels whose cells the points x lie in, the nearest ones where they lie in none; vectors stay.
+        """The levels whose cells the points x lie in, the nearest ones where they lie in none.
+
+        Vectors stay.
 
         Shape (E, N, D).
         """
@@ -270,4 +310,6 @@ class FlowStack:
 
     def state(self, e: int) -> dict[str, Tensor]:
         """The named tensors of member `e`, without the stack axis, ready to be stored."""
-        return {name: value[e].detach().cpu().contiguous() for name, value in self.tensors().items()}
+        return {
+            name: value[e].detach().cpu().contiguous() for name, value in self.tensors().items()
+        }

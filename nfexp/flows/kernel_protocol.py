@@ -1,4 +1,7 @@
-"""What a kernel is to a stack: the same maps and steps of training, computed in another way than by its layers."""
+"""What a kernel is to a stack.
+
+The same maps and steps of training, computed in another way than by its layers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """What an optimiser with two moments does at one step: θ moves along of_grad · g + of_first · m, over √v̂ + ε."""
+    """What an optimiser with two moments does at one step.
+
+    θ moves along of_grad · g + of_first · m, over √v̂ + ε.
+    """
 
     of_grad: float
     of_first: float
@@ -22,7 +28,10 @@ class Law:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What a step of training reads and changes: weights, fixed numbers and both moments of a stack, (E, ·)."""
+    """What a step of training reads and changes.
+
+    Weights, fixed numbers and both moments of a stack, (E, ·).
+    """
 
     theta: Tensor
     fixed: Tensor
@@ -34,8 +43,9 @@ class Rows:
 class Course:
     """The next steps of a training, after `begun` of them.
 
-    By row: the bound `clip` on the norm of its gradient, its learning rate `lr` and its weight decay `decay`; by step
-    the factor of the learning rate and the optimiser's law. Rows that are not among `members` stay as they are.
+    By row: the bound `clip` on the norm of its gradient, its learning rate `lr` and its weight
+    decay `decay`; by step the factor of the learning rate and the optimiser's law. Rows that are
+    not among `members` stay as they are.
     """
 
     members: Sequence[int]
@@ -56,7 +66,10 @@ class Made:
 
 
 class Kernel(Protocol):
-    """A quicker way to the numbers of a stack than its layers in torch: the same up to rounding, not differentiable."""
+    """A quicker way to the numbers of a stack than its layers in torch.
+
+    The same up to rounding, not differentiable.
+    """
 
     def log_prob(self, theta: Tensor, fixed: Tensor, x: Tensor) -> Tensor:
         """As :meth:`FlowStack.log_prob`."""
@@ -68,7 +81,9 @@ class Kernel(Protocol):
         """As :meth:`FlowStack.forward`."""
 
     def steps(self, rows: Rows, x: Tensor, order: Tensor, course: Course) -> Made:
-        """Make S steps in place: step i of row e learns from the points order[i, e] of x[e], (S, E, N) and (E, M, D).
+        """Make S steps in place.
+
+        Step i of row e learns from the points order[i, e] of x[e], (S, E, N) and (E, M, D).
 
         A row whose loss or gradient is not finite is not moved then, nor later.
         """

@@ -14,16 +14,18 @@ from torch import Generator, Tensor
 
 Tensors = Mapping[str, Tensor]
 CONTEXT = "context"  # among the tensors: what is given at each point, standardised, (E, C, N)
-Shapes = dict[str, dict[str, tuple[int, ...]]]  # block → the tensors in it; a block is (E, size) in a layer's hands
+# block → the tensors in it; a block is (E, size) in a layer's hands
+Shapes = dict[str, dict[str, tuple[int, ...]]]
 
 
 @dataclass(kw_only=True)
 class Batch:
     """Says that the points are a training batch; without one, layers use what they have stored.
 
-    Batch norm normalises by the batch's own statistics. With `initialise`, actnorm sets itself by them. What a layer
-    wants to be stored it leaves in `updates`, by the name of the block. The networks of images drop a share of their
-    hidden numbers, `dropout`, which each member's own generator chooses.
+    Batch norm normalises by the batch's own statistics. With `initialise`, actnorm sets itself by
+    them. What a layer wants to be stored it leaves in `updates`, by the name of the block. The
+    networks of images drop a share of their hidden numbers, `dropout`, which each member's own
+    generator chooses.
     """
 
     initialise: bool = False
@@ -34,7 +36,10 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """What one member's layers may know of its training points: mean and variance of each coordinate, (D,)."""
+    """What one member's layers may know of its training points.
+
+    Mean and variance of each coordinate, (D,).
+    """
 
     mean: Tensor
     var: Tensor

@@ -46,7 +46,8 @@ def _soft_backward(grad: Tensor, y: Tensor) -> Tensor:
 
 Squash = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
 _TANH: Squash = (torch.tanh, torch.ops.aten.tanh_backward)
-SQUASH: dict[str, Squash] = {  # by `scale`: y = squash(r) of a network's output r; ∂L/∂r from (∂L/∂y, y)
+# by `scale`: y = squash(r) of a network's output r; ∂L/∂r from (∂L/∂y, y)
+SQUASH: dict[str, Squash] = {
     "learned": _TANH,
     "tanh": _TANH,
     "soft": (_soft, _soft_backward),
@@ -56,7 +57,10 @@ SQUASH: dict[str, Squash] = {  # by `scale`: y = squash(r) of a network's output
 
 @dataclass(frozen=True)
 class LogScale:
-    """s = y ⊙ bound with y = squash(r); all (E, O, N) but the bound, (E, O, 1). s = 0 where a coordinate passes."""
+    """s = y ⊙ bound with y = squash(r).
+
+    All (E, O, N) but the bound, (E, O, 1). s = 0 where a coordinate passes.
+    """
 
     s: Tensor
     squashed: Tensor
@@ -64,7 +68,10 @@ class LogScale:
 
 
 def _log_scale(scale: str, raw: Tensor, log_bound: Tensor | None, moves: Tensor) -> LogScale:
-    """The log-scale s from a network's output `raw`; its bound is exp(c) where a coordinate moves, without c 1."""
+    """The log-scale s from a network's output `raw`.
+
+    Its bound is exp(c) where a coordinate moves, without c 1.
+    """
     squash, _ = SQUASH[scale]
     squashed = squash(raw)
     bound = moves
@@ -83,7 +90,13 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, raw: Tensor, log_bound: Tensor | None, moves: Tensor, scatter: Tensor | None, scale: str
+        ctx: Any,
+        x: Tensor,
+        raw: Tensor,
+        log_bound: Tensor | None,
+        moves: Tensor,
+        scatter: Tensor | None,
+        scale: str,
     ) -> tuple[Tensor, Tensor]:
         raw_s, raw_t = raw.chunk(2, 1)
         log_scale = _log_scale(scale, raw_s, log_bound, moves)
@@ -94,7 +107,9 @@ class _Affine(torch.autograd.Function):
             t = scatter @ t
         gain = torch.exp(s)
         ctx.scale = scale
-        ctx.save_for_backward(x, log_scale.s, log_scale.squashed, gain, log_scale.bound, moves, scatter)
+        ctx.save_for_backward(
+            x, log_scale.s, log_scale.squashed, gain, log_scale.bound, moves, scatter
+        )
         z = torch.addcmul(t, x, gain)
         return z, log_scale.s.sum(1)
 
@@ -104,7 +119,8 @@ class _Affine(torch.autograd.Function):
         x, s, squashed, gain, bound, moves, scatter = ctx.saved_tensors
         _, squash_backward = SQUASH[ctx.scale]
         grad_x = grad_z * gain  # ∂z/∂x = exp(s)
-        grad_s = torch.addcmul(grad_log_det.unsqueeze(1), grad_x, x)  # ∂z/∂s = x exp(s), and the log-det is Σ s
+        # ∂z/∂s = x exp(s), and the log-det is Σ s
+        grad_s = torch.addcmul(grad_log_det.unsqueeze(1), grad_x, x)
         grad_t = grad_z
         if scatter is not None:
             grad_s = scatter.mT @ grad_s
@@ -136,7 +152,9 @@ class Conditioned:
 
 
 def selection(mask: Tensor) -> Tensor:
-    """Masks (…, D) as matrices (…, D, D): the first rows pick the coordinates that pass, the others those that move.
+    """Masks (…, D) as matrices (…, D, D).
+
+    The first rows pick the coordinates that pass, the others those that move.
 
     >>> selection(torch.tensor([0.0, 1.0, 0.0])).tolist()
     [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
@@ -151,15 +169,16 @@ def selection(mask: Tensor) -> Tensor:
 class Coupling(Layer):
     """A coupling layer: z = x ⊙ exp(s(b ⊙ x)) + t(b ⊙ x) where b = 0, z = x where b = 1.
 
-    s = exp(c) tanh(r) with a learned c per coordinate, or c = 0 ("tanh"), or r / (1 + |r| / 6.9), as in zuko ("soft"),
-    or r itself, unbounded ("exp"), for a network's output r; the additive layer (NICE) has s = 0. Source: Dinh,
-    Sohl-Dickstein, Bengio 2017, eq. 7-9.
+    s = exp(c) tanh(r) with a learned c per coordinate, or c = 0 ("tanh"), or r / (1 + |r| / 6.9),
+    as in zuko ("soft"), or r itself, unbounded ("exp"), for a network's output r; the additive
+    layer (NICE) has s = 0. Source: Dinh, Sohl-Dickstein, Bengio 2017, eq. 7-9.
 
-    With a `tail_bound` B the networks see b ⊙ x clamped to ±B. Beyond B, where no training point told them anything,
-    s and t are those of the edge: the layer is affine there, as the tails of a spline flow are (Durkan et al. 2019).
+    With a `tail_bound` B the networks see b ⊙ x clamped to ±B. Beyond B, where no training point
+    told them anything, s and t are those of the edge: the layer is affine there, as the tails of a
+    spline flow are (Durkan et al. 2019).
 
-    With a context c of C numbers the networks see [b ⊙ x, c], both clamped: at each c the layer is a coupling of x
-    (Winkler et al. 2019).
+    With a context c of C numbers the networks see [b ⊙ x, c], both clamped: at each c the layer is
+    a coupling of x (Winkler et al. 2019).
     """
 
     def __init__(self, flow: Flow, index: int, dim: int, n_context: int = 0) -> None:
@@ -169,7 +188,8 @@ class Coupling(Layer):
         self.heads = flow.heads
         self.nets = flow.nets
         self.learned_scale = self.heads == 2 and flow.scale == "learned"
-        self.compact = flow.conditioner_input == "passed"  # no weight is one of a masked input or output
+        # no weight is one of a masked input or output
+        self.compact = flow.conditioner_input == "passed"
         self.n_inputs = dim
         self.n_outputs = dim
         if self.compact:
@@ -196,18 +216,21 @@ class Coupling(Layer):
         return self._per_coordinate("mask")
 
     def initialise(self, tensors: Tensors, points: Points, draws: Generator) -> None:
-        """Weights and biases uniform in ±1/√fan_in; the last layer zero unless `init` is "random" or "kaiming".
+        """Weights and biases uniform in ±1/√fan_in.
 
-        A zero last layer makes every coupling start as the identity. With "kaiming" the weights between hidden layers
-        are uniform in ±√(6/fan_in): half of the units of a ReLU are off, and what is left keeps its size from layer to
-        layer (He et al. 2015). The mask is set before.
+        The last layer zero unless `init` is "random" or "kaiming".
+
+        A zero last layer makes every coupling start as the identity. With "kaiming" the weights
+        between hidden layers are uniform in ±√(6/fan_in): half of the units of a ReLU are off, and
+        what is left keeps its size from layer to layer (He et al. 2015). The mask is set before.
         """
         depth = self.flow.hidden_depth
         layers = depth + 1 if self.flow.init in FULL_STARTS else depth
         for i in range(layers):
             weight = tensors[f"{self.name}.net.{i}.weight"]
             bias = tensors[f"{self.name}.net.{i}.bias"]
-            largest = math.sqrt(max(weight.shape[1], 1))  # in one dimension a coupling may pass nothing
+            # in one dimension a coupling may pass nothing
+            largest = math.sqrt(max(weight.shape[1], 1))
             weight.copy_(_uniform(weight.shape, draws) / largest)
             bias.copy_(_uniform(bias.shape, draws) / largest)
             if self.flow.init == "kaiming" and 0 < i < depth:
@@ -218,8 +241,9 @@ class Coupling(Layer):
     def spread_bends(self, tensors: Tensors, points: Points, draws: Generator) -> None:
         """Draw the first layer anew so that each of its units, σ(wᵀ(x − k)), bends at a point k of its own.
 
-        k is uniform over ±2.5 standard deviations of the data; the usual biases bunch the bends near the centre. w is
-        uniform in ±slope/√(coordinates that pass, and the context), the slope 1 or, where σ bends smoothly, 3.
+        k is uniform over ±2.5 standard deviations of the data; the usual biases bunch the bends
+        near the centre. w is uniform in ±slope/√(coordinates that pass, and the context), the slope
+        1 or, where σ bends smoothly, 3.
         """
         weight = tensors[f"{self.name}.net.0.weight"]
         bias = tensors[f"{self.name}.net.0.bias"]
@@ -234,7 +258,8 @@ class Coupling(Layer):
         if self.flow.standardise != "none":
             mean = torch.zeros_like(mean)
             sd = torch.ones_like(sd)
-        of_context = mean.new_ones(self.n_context, 1)  # it is standardised, and none of it is masked
+        # it is standardised, and none of it is masked
+        of_context = mean.new_ones(self.n_context, 1)
         passed = torch.cat([passed, of_context])
         centre = torch.cat([mean, 0 * of_context])
         unit = torch.cat([sd, of_context])
@@ -262,7 +287,9 @@ class Coupling(Layer):
             x = torch.cat([x, p[CONTEXT]], 1)
         if self.flow.tail_bound is not None:
             x = x.clamp(-self.flow.tail_bound, self.flow.tail_bound)
-        return mlp(x, p[f"{self.name}.net"], self.widths, nets=self.nets, activation=self.flow.activation)
+        return mlp(
+            x, p[f"{self.name}.net"], self.widths, nets=self.nets, activation=self.flow.activation
+        )
 
     def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
         said = self._conditioned(p, x)
@@ -270,7 +297,9 @@ class Coupling(Layer):
             z = torch.addcmul(x, said.scattered(said.raw), said.scattered(said.moves))
             return z, x.new_zeros(())
         log_bound = p.get(f"{self.name}.log_scale")
-        z, log_det = _Affine.apply(x, said.raw, log_bound, said.moves, said.scatter, self.flow.scale)
+        z, log_det = _Affine.apply(
+            x, said.raw, log_bound, said.moves, said.scatter, self.flow.scale
+        )
         return z, log_det
 
     def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,7 +314,10 @@ class Coupling(Layer):
         return (z - t) * torch.exp(-said.scattered(s)), -s.sum(1)
 
     def dead_parameters(self, passed: int) -> int:
-        """Learned numbers that a mask passing so many coordinates keeps from acting: inputs and outputs of zero."""
+        """Learned numbers that a mask passing so many coordinates keeps from acting.
+
+        Inputs and outputs of zero.
+        """
         if self.compact:
             return 0
         dead_inputs = self.nets * self.flow.hidden_width * (self.dim - passed)
@@ -300,10 +332,12 @@ def _uniform(shape: tuple[int, ...], draws: Generator) -> Tensor:
 
 
 def draw_mask(schedule: str, n_flows: int, dim: int, generator: Generator) -> Tensor:
-    """Masks of all coupling layers in data → base order; 1 marks a coordinate that passes unchanged.
+    """Masks of all coupling layers in data → base order.
 
-    `alternating` even and odd coordinates in turn; `fixed` the same every time; `once` switches one time half-way;
-    `random` a random half per layer; `half` first and second half in turn.
+    1 marks a coordinate that passes unchanged.
+
+    `alternating` even and odd coordinates in turn; `fixed` the same every time; `once` switches one
+    time half-way; `random` a random half per layer; `half` first and second half in turn.
 
     Returns shape (n_flows, dim), float64.
 

@@ -1,6 +1,9 @@
-"""Stacked multilayer perceptrons: G small networks for each of E members, as batched matrix products.
+"""Stacked multilayer perceptrons.
 
-Every tensor has a leading axis E, the members of a stack. A member's numbers never depend on its stack mates.
+G small networks for each of E members, as batched matrix products.
+
+Every tensor has a leading axis E, the members of a stack. A member's numbers never depend on its
+stack mates.
 """
 
 from __future__ import annotations
@@ -100,13 +103,18 @@ def mlp_shapes(widths: Sequence[int], nets: int) -> list[tuple[int, int, int]]:
 
 
 class _MLP(torch.autograd.Function):
-    """:func:`mlp` with its derivative written out: σ' in place, products in one layout. Differentiable once.
+    """:func:`mlp` with its derivative written out: σ' in place, products in one layout.
 
-    Member and network share one axis of length E G, so that all networks of all members are one batched product.
+    Differentiable once.
+
+    Member and network share one axis of length E G, so that all networks of all members are one
+    batched product.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, widths: Sequence[int], nets: int, sigma: Activation) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weights: Tensor, widths: Sequence[int], nets: int, sigma: Activation
+    ) -> Tensor:
         n_members, n_in, n_points = x.shape
         shapes = mlp_shapes(widths, nets)
         flat = []  # weight, bias, weight, bias, …, each (E G, ·, ·)
@@ -144,7 +152,8 @@ class _MLP(torch.autograd.Function):
         grad = grad.reshape(n_members * nets, weights[-1].shape[-1], n_points)
         for i in reversed(range(depth)):
             h = inputs[i]
-            if grad.shape[1] < h.shape[1]:  # of the two equal products the one with fewer rows is quicker
+            # of the two equal products the one with fewer rows is quicker
+            if grad.shape[1] < h.shape[1]:
                 of_weight = torch.bmm(grad, h.mT).mT
             else:
                 of_weight = torch.bmm(h, grad.mT)
@@ -167,8 +176,8 @@ def _split(weights: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, 
 def mlp(x: Tensor, weights: Tensor, widths: Sequence[int], *, nets: int, activation: str) -> Tensor:
     """Evaluate G networks per member on the same input, as batched matrix products.
 
-    h ← σ(Wᵀh + b) for all layers but the last, which is affine. Points run along the last axis, so that a thin layer
-    (2 → H, H → 2) is read and written in whole rows.
+    h ← σ(Wᵀh + b) for all layers but the last, which is affine. Points run along the last axis, so
+    that a thin layer (2 → H, H → 2) is read and written in whole rows.
 
     Parameters
     ----------

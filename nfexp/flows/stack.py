@@ -1,4 +1,7 @@
-"""How a stack comes about: fresh, from what was stored, or without numbers; see :class:`FlowStack`."""
+"""How a stack comes about: fresh, from what was stored, or without numbers.
+
+See :class:`FlowStack`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from nfexp.flows.elementwise import ContextMoments
 from nfexp.flows.flow_stack import FlowStack
-from nfexp.flows.image.layers import Logit
+from nfexp.flows.image.cells import Logit
 from nfexp.flows.image.plan import Image
 from nfexp.flows.layers import Batch, Points, Tensors, draw_mask
 from nfexp.spec import Flow
@@ -18,13 +21,21 @@ from nfexp.streams import of_member, stream
 __all__ = ["FlowStack", "build", "from_state", "initialise_actnorm", "without_numbers"]
 
 
-def without_numbers(flow: Flow, dim: int, image: Image | None = None, n_context: int = 0) -> FlowStack:
+def without_numbers(
+    flow: Flow, dim: int, image: Image | None = None, n_context: int = 0
+) -> FlowStack:
     """A stack of one without numbers: it knows the layers and where their tensors lie."""
-    return FlowStack(flow, dim, torch.empty(1, 0), torch.empty(1, 0), image=image, n_context=n_context)
+    return FlowStack(
+        flow, dim, torch.empty(1, 0), torch.empty(1, 0), image=image, n_context=n_context
+    )
 
 
 def from_state(
-    flow: Flow, dim: int, state: Mapping[str, Tensor], image: Image | None = None, n_context: int = 0
+    flow: Flow,
+    dim: int,
+    state: Mapping[str, Tensor],
+    image: Image | None = None,
+    n_context: int = 0,
 ) -> FlowStack:
     """A stack of one from the tensors of :meth:`FlowStack.state`.
 
@@ -37,7 +48,9 @@ def from_state(
     expected = empty.learned_layout.shapes | empty.fixed_layout.shapes
     unknown = sorted(set(state) - set(expected))
     if unknown:
-        raise ValueError(f"weights: expected the tensors of this architecture; got an unknown one, {unknown[0]}")
+        raise ValueError(
+            f"weights: expected the tensors of this architecture; got an unknown one, {unknown[0]}"
+        )
     for name, shape in expected.items():
         got = tuple(state[name].shape) if name in state else "nothing"
         if got != shape:
@@ -71,11 +84,14 @@ def build(
     masks, seeds
         One mask schedule and one seed per member.
     data
-        Training points, shape (E, N, D); NaN rows are padding. dtype and device of the stack are those of `data`.
+        Training points, shape (E, N, D); NaN rows are padding. dtype and device of the stack are
+        those of `data`.
     positions
-        Where each member stands in its ensemble: those of one seed start differently. All 0 if not given.
+        Where each member stands in its ensemble: those of one seed start differently. All 0 if not
+        given.
     image
-        Shape and levels where points are images: dequantised ones, anywhere in the cells of their levels.
+        Shape and levels where points are images: dequantised ones, anywhere in the cells of their
+        levels.
     context
         What is given at each training point, shape (E, N, C): of a density q(x | c).
     """
@@ -95,7 +111,9 @@ def build(
         moments = _moments(points[e][is_real])
         if stack.n_context:
             of_context = _moments(given[e][is_real])
-            ContextMoments(stack.n_context).initialise(tensors_of_member, of_context, torch.Generator())
+            ContextMoments(stack.n_context).initialise(
+                tensors_of_member, of_context, torch.Generator()
+            )
         _initialise_member(
             stack,
             tensors_of_member,

@@ -48,7 +48,9 @@ def git_commit() -> str | None:
     # Within a git hook GIT_DIR and the like name another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=10)
+        answer = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=10
+        )
         return answer.stdout.strip()
     return None
 

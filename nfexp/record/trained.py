@@ -37,9 +37,9 @@ class TrainedFlow:
     equal unless ``flow.weights`` is ``val``. The way from base to data is each
     member's own: :meth:`member`.
 
-    A flow with a context (``data.context``) is of p(x | c). Everything that takes points takes their
-    context beside them, (N, C) in data units with the columns in the order of `context`, the names
-    that ``data.context`` lists; a single row (1, C) serves all points.
+    A flow with a context (``data.context``) is of p(x | c). Everything that takes points takes
+    their context beside them, (N, C) in data units with the columns in the order of `context`, the
+    names that ``data.context`` lists; a single row (1, C) serves all points.
     """
 
     def __init__(
@@ -85,7 +85,9 @@ class TrainedFlow:
         """Member `k` of an ensemble, by itself; a single flow is its own member 0."""
         k = integer(k, "k")
         if k not in self.members:
-            raise ValueError(f"k: expected one of the members {', '.join(map(str, self.members))}; got {k}")
+            raise ValueError(
+                f"k: expected one of the members {', '.join(map(str, self.members))}; got {k}"
+            )
         stack = self.stack.member(self.members.index(k))
         return TrainedFlow(self.spec, stack, folder=self.folder, members=[k])
 
@@ -93,14 +95,19 @@ class TrainedFlow:
         """The stack, if it is of one flow; each of several has a way of its own."""
         if len(self.members) > 1:
             hint = f"flow.member({self.members[0]}).{what}"
-            raise ValueError(f"{what}: expected one flow; got an ensemble of {len(self.members)}: take {hint}")
+            raise ValueError(
+                f"{what}: expected one flow; got an ensemble of {len(self.members)}: take {hint}"
+            )
         return self.stack
 
     def distribution(self, context: object = None) -> FlowDistribution:
-        """The flow as a distribution of PyTorch, with weights of its own; of an ensemble a member's.
+        """The flow as a distribution of PyTorch, with weights of its own.
 
-        With a context it is p(x | c) at the one row c, (1, C): gradients reach a tensor c. Of images it is the law of
-        points in the cells of their levels, as rows of D numbers: ``(images + u).flatten(1)`` with u in [0, 1).
+        Of an ensemble a member's.
+
+        With a context it is p(x | c) at the one row c, (1, C): gradients reach a tensor c. Of
+        images it is the law of points in the cells of their levels, as rows of D numbers: ``(images
+        + u).flatten(1)`` with u in [0, 1).
         """
         from nfexp.flows.distribution import FlowDistribution
 
@@ -108,14 +115,19 @@ class TrainedFlow:
         given = self._given(context, 1)
         theta = self.stack.theta.clone()
         fixed = self.stack.fixed.clone()
-        return FlowDistribution(self.stack.with_rows(theta, fixed), None if given is None else given[0])
+        return FlowDistribution(
+            self.stack.with_rows(theta, fixed), None if given is None else given[0]
+        )
 
     def export(self, to: str = "torch") -> Any:
-        """The flow in the modules of another library, with weights of its own; log-densities agree to rounding.
+        """The flow in the modules of another library, with weights of its own.
 
-        ``"torch"`` gives an ``nn.Module`` of ``nn.Linear`` layers with `log_prob`, `sample`, `forward` and `inverse`
-        (:class:`nfexp.flows.export.PlainFlow`), ``"zuko"`` a ``zuko.lazy.Flow``, where zuko is installed and has the
-        parts. Both take a context, in data units. Flows of images stay here.
+        Log-densities agree to rounding.
+
+        ``"torch"`` gives an ``nn.Module`` of ``nn.Linear`` layers with `log_prob`, `sample`,
+        `forward` and `inverse` (:class:`nfexp.flows.export.PlainFlow`), ``"zuko"`` a
+        ``zuko.lazy.Flow``, where zuko is installed and has the parts. Both take a context, in data
+        units. Flows of images stay here.
         """
         from nfexp.flows.export import EXPORTS
 
@@ -151,7 +163,11 @@ class TrainedFlow:
         names = ", ".join(self.context)
         if context is None:
             raise ValueError(f"context: expected rows of {width} numbers ({names}); got none")
-        rows = context if isinstance(context, torch.Tensor) else torch.from_numpy(numbers(context, "context"))
+        rows = (
+            context
+            if isinstance(context, torch.Tensor)
+            else torch.from_numpy(numbers(context, "context"))
+        )
         if rows.ndim != 2 or rows.shape[1] != width or len(rows) not in (1, n):
             raise ValueError(
                 f"context: expected shape ({n}, {width}), or (1, {width}) for all points ({names}); "
@@ -192,11 +208,13 @@ class TrainedFlow:
         draws: int = DRAWS,
         seed: int = 0,
     ) -> Tensor:
-        """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,). With a context log q(x | c).
+        """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,).
 
-        Of images, whole levels (N, C, H, W), it is an estimate of log P(x) from below: log (1/K) Σ_k q(x + u_k) with
-        K = `draws` places u_k in the cells of the levels (Burda et al. 2016). One draw is the single-sample bound,
-        and `seed` says which they are.
+        With a context log q(x | c).
+
+        Of images, whole levels (N, C, H, W), it is an estimate of log P(x) from below: log (1/K)
+        Σ_k q(x + u_k) with K = `draws` places u_k in the cells of the levels (Burda et al. 2016).
+        One draw is the single-sample bound, and `seed` says which they are.
 
         Many points are evaluated a part at a time. It is −inf where the density is too small for
         the precision of the weights, also where a scale overflows on the way (``flow.scale=exp``).
@@ -254,17 +272,27 @@ class TrainedFlow:
         import torch
 
         if self.spec.flow.standardise != "moments":
-            raise ValueError("warn_beyond: expected a flow with flow.standardise=moments; got one without moments")
+            raise ValueError(
+                "warn_beyond: expected a flow with flow.standardise=moments; got one without moments"
+            )
         of_flow = self.stack.tensors()
         with torch.no_grad():
-            distance = ((x - of_flow["standardise.mean"][0]) / of_flow["standardise.var"][0].sqrt()).abs()
+            distance = (
+                (x - of_flow["standardise.mean"][0]) / of_flow["standardise.var"][0].sqrt()
+            ).abs()
             if given is not None:
-                of_given = (given[0] - of_flow["context.mean"][0]) / of_flow["context.var"][0].sqrt()
+                of_given = (given[0] - of_flow["context.mean"][0]) / of_flow["context.var"][
+                    0
+                ].sqrt()
                 distance = torch.cat([distance, of_given.abs()], 1)
         is_far = (distance > beyond).any(1)
         if bool(is_far.any()):
             row, column = divmod(int(distance.nan_to_num(nan=-1.0).argmax()), distance.shape[1])
-            name = str(column) if column < self.dim else f"{self.context[column - self.dim]} of the context"
+            name = (
+                str(column)
+                if column < self.dim
+                else f"{self.context[column - self.dim]} of the context"
+            )
             warnings.warn(
                 f"{int(is_far.sum())} of {len(x)} points lie more than {beyond:g} standard deviations of the training "
                 f"points from their mean, row {row} by {float(distance[row, column]):.3g} in column {name}: log_prob "
@@ -279,7 +307,9 @@ class TrainedFlow:
         return -self.log_prob(x, draws=draws, seed=seed) / (self.dim * math.log(2))
 
     def forward(self, z: object, context: object = None) -> Tensor:
-        """Base to data, (N, D) to (N, *event_shape); of images, to points in the cells of their levels.
+        """Base to data, (N, D) to (N, *event_shape).
+
+        Of images, to points in the cells of their levels.
 
         `stack.as_levels` makes levels of them. Of an ensemble it is a member's.
         """
@@ -288,7 +318,9 @@ class TrainedFlow:
         return self._shaped(self._single("forward").forward(points, given)[0])
 
     def inverse(self, x: object, context: object = None) -> Tensor:
-        """Data to base, (N, *event_shape) to (N, D); of images, points in cells: level + ½ is the middle of one.
+        """Data to base, (N, *event_shape) to (N, D).
+
+        Of images, points in cells: level + ½ is the middle of one.
 
         Of an ensemble it is a member's.
 
@@ -298,7 +330,9 @@ class TrainedFlow:
             For points of images so far outside all cells that nothing is mapped there.
         """
         points = self._points(x, "x")
-        z: Tensor = self._single("inverse").inverse(points, self._given(context, points.shape[1]))[0][0]
+        z: Tensor = self._single("inverse").inverse(points, self._given(context, points.shape[1]))[
+            0
+        ][0]
         image = self.stack.image
         if image is not None:
             outside = (points < 0) | (points >= image.levels)
@@ -314,8 +348,9 @@ class TrainedFlow:
     def sample(self, n: int, context: object = None, *, seed: int = 0) -> Tensor:
         """`n` draws, (n, *event_shape), the same for the same seed; images are whole levels.
 
-        Of an ensemble each is from a member drawn at random. With a context draw i is given row i of it, or each the
-        only row: ``flow.sample(1000, [[0.5, 2.0]])`` draws from p(x | c = (0.5, 2)).
+        Of an ensemble each is from a member drawn at random. With a context draw i is given row i
+        of it, or each the only row: ``flow.sample(1000, [[0.5, 2.0]])`` draws from p(x | c = (0.5,
+        2)).
         """
         from nfexp.flows.ensemble import CHOICE
         from nfexp.streams import stream
@@ -366,5 +401,10 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
     dim = math.prod(event_shape(spec.data))
     kept = members_from_state(spec.flow, dim, state, image_of(spec.data), spec.data.context_dim)
     return TrainedFlow(
-        spec, kept.stack, folder=folder, metrics=record["metrics"], members=kept.positions, weights=kept.weights
+        spec,
+        kept.stack,
+        folder=folder,
+        metrics=record["metrics"],
+        members=kept.positions,
+        weights=kept.weights,
     )

@@ -108,8 +108,8 @@ def claim_lines(judged: pd.DataFrame, width: int = 100) -> list[str]:
 def ablation_lines(ablation: AblationTable) -> list[str]:
     """An ablation as plain text: a line for each swept value, a column for each target.
 
-    A cell is the mean score over seeds with its 95% interval and the number of runs; ``*`` marks the
-    centre of the study, and what did not complete is said.
+    A cell is the mean score over seeds with its 95% interval and the number of runs; ``*`` marks
+    the centre of the study, and what did not complete is said.
     """
     rows = [[*ablation.columns, *ablation.targets]]
     for line in ablation.lines:

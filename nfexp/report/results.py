@@ -74,7 +74,10 @@ def centre_rows(runs: pd.DataFrame, centres: Centres, fits: Fits) -> list[Centre
 
 
 def in_bits(fits: pd.DataFrame, run: Row) -> pd.DataFrame:
-    """Baselines of images with the column test_bpd: their NLL in bits/dim, for images as those of a run."""
+    """Baselines of images with the column test_bpd.
+
+    Their NLL in bits/dim, for images as those of a run.
+    """
     return fits.assign(**{stats.BITS: fits["test_nll"] / (float(run["data.dim"]) * math.log(2))})
 
 
@@ -115,7 +118,10 @@ def _score(row: Row) -> str:
 
 
 def measure_word(scores: pd.DataFrame) -> str:
-    """What the scores of runs, or of cells of an ablation, are: "KL", "NLL", "KL or NLL"; of images "bits/dim"."""
+    """What the scores of runs, or of cells of an ablation, are: "KL", "NLL", "KL or NLL".
+
+    Of images "bits/dim".
+    """
     if stats.has_bits(scores):
         return "bits/dim"
     if not has_truth(scores):

@@ -41,7 +41,10 @@ def swept(ablation: pd.DataFrame) -> list[str]:
 
 
 def has_truth(scores: pd.DataFrame) -> bool:
-    """Whether any KL is known: of runs (column kl) or of ablation cells (kl_mean); images have bits/dim instead."""
+    """Whether any KL is known: of runs (column kl) or of ablation cells (kl_mean).
+
+    Images have bits/dim instead.
+    """
     if has_bits(scores):
         return False
     column = "kl" if "kl" in scores else "kl_mean"
@@ -99,7 +102,8 @@ def learning_curves(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Learning curves along one axis, as excess over the true NLL (nats), and their means.
 
-    Where no run of the table has a true NLL, the excess is the NLL itself. Of images it is in bits/dim.
+    Where no run of the table has a true NLL, the excess is the NLL itself. Of images it is in
+    bits/dim.
 
     Parameters
     ----------
@@ -137,7 +141,10 @@ def learning_curves(
 
 
 def _nats_of_a_unit(runs: pd.DataFrame) -> np.ndarray:
-    """How many nats per point the unit is in which NLLs of each run are shown: of images, one bit/dim."""
+    """How many nats per point the unit is in which NLLs of each run are shown.
+
+    Of images, one bit/dim.
+    """
     if "data.levels" not in runs:
         return np.ones(len(runs))
     is_image = runs["data.levels"].notna()
@@ -146,7 +153,11 @@ def _nats_of_a_unit(runs: pd.DataFrame) -> np.ndarray:
 
 def _true_nll(chosen: pd.DataFrame, runs: pd.DataFrame) -> np.ndarray:
     """The true NLL of each chosen run, or else the mean of those with its target, noise and parameters."""
-    of_law = ["data.name", "data.noise", *(column for column in map(str, runs) if is_parameter_key(column))]
+    of_law = [
+        "data.name",
+        "data.noise",
+        *(column for column in map(str, runs) if is_parameter_key(column)),
+    ]
     completed = runs[(runs["status"] == "completed") & runs["true_nll"].notna()]
     known: dict[tuple[str, ...], list[float]] = {}
     for row in rows_of(completed[[*of_law, "true_nll"]]):

@@ -1,4 +1,7 @@
-"""How good a trained stack is: every member's metrics on its test points, and the arrays its figures need."""
+"""How good a trained stack is.
+
+Every member's metrics on its test points, and the arrays its figures need.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ from nfexp.train import History, dequantised
 __all__ = ["Divergence", "Metrics", "Result", "score"]
 
 
-def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, history: History) -> list[Result]:
+def score(
+    specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, history: History
+) -> list[Result]:
     """The result of every run of a stack with the weights `kept`, in the order of the specs.
 
     Metrics of a completed run: `train_nll`, `val_nll`, `test_nll`, `true_nll` (nats per point, data
@@ -65,7 +70,9 @@ def score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, h
 
 @dataclass(frozen=True, kw_only=True)
 class _Evaluated:
-    """A stack of R runs, of K members each, on N test points of each; what is computed of all at once.
+    """A stack of R runs, of K members each, on N test points of each.
+
+    What is computed of all at once.
 
     `log_q_of_draws` (draws, R, N) has one draw, but of images several: of where in their cells the
     test points lie. `log_q_of_members` (R, K, N) is that of the first draw.
@@ -87,7 +94,9 @@ class _Evaluated:
     arrays: Arrays
 
 
-def _evaluate(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, history: History) -> _Evaluated:
+def _evaluate(
+    specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, history: History
+) -> _Evaluated:
     counted = [step is None for step in history.diverged_at]
     flows = _weighted(specs, datasets, Ensembles(kept, specs[0].flow.members, counted=counted))
     draws = points_to_score(specs, datasets, kept)
@@ -118,7 +127,11 @@ def _weighted(specs: Sequence[Spec], datasets: Sequence[Dataset], flows: Ensembl
         return flows
     of_members = []
     for r, (spec, dataset) in enumerate(zip(specs, datasets, strict=True)):
-        val = dequantised(dataset.val, dataset, spec.seed, "val").flatten(1)[None].to(flows.stack.theta)
+        val = (
+            dequantised(dataset.val, dataset, spec.seed, "val")
+            .flatten(1)[None]
+            .to(flows.stack.theta)
+        )
         context = dataset.context_of("val")[None].to(val)
         of_members.append(log_densities(flows.one(r).of_members, val, context)[0])
     return flows.weighted(of_members)

@@ -1,4 +1,7 @@
-"""Evaluating a stack on many points: a few at a time, at the context of each, from streams of its own."""
+"""Evaluating a stack on many points.
+
+A few at a time, at the context of each, from streams of its own.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ def in_parts(x: Tensor, context: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(x.split(CHUNK, dim=1), context.split(CHUNK, dim=1), strict=True)
 
 
-def log_densities(density: Callable[[Tensor, Tensor], Tensor], x: Tensor, context: Tensor) -> Tensor:
+def log_densities(
+    density: Callable[[Tensor, Tensor], Tensor], x: Tensor, context: Tensor
+) -> Tensor:
     """What `density` gives at points x (R, N, D), in parts: (…, N)."""
     parts = [density(points, given) for points, given in in_parts(x, context)]
     return torch.cat(parts, dim=-1)

@@ -1,4 +1,7 @@
-"""What the figures of an image flow need: samples, temperatures, interpolations, what each scale holds, the walk."""
+"""What the figures of an image flow need.
+
+Samples, temperatures, interpolations, what each scale holds, the walk.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ import torch
 from torch import Tensor
 
 from nfexp.data import Dataset
-from nfexp.flows.image.layers import Reorder, Squeeze
 from nfexp.flows.image.plan import Image, factored_out
+from nfexp.flows.image.shapes import Reorder, Squeeze
 from nfexp.flows.stack import FlowStack
 from nfexp.score.evaluation import base_draws
 from nfexp.score.results import Arrays
@@ -24,13 +27,17 @@ BETWEEN = 9  # images in each
 WALKED = 6  # samples that are followed through the layers
 
 
-def image_arrays(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, shown: int) -> Arrays:
-    """What each member keeps for its figures, at most `shown` images of a kind; images are (…, C, H, W) of levels.
+def image_arrays(
+    specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack, shown: int
+) -> Arrays:
+    """What each member keeps for its figures, at most `shown` images of a kind.
+
+    Images are (…, C, H, W) of levels.
 
     `tempered` (T, N, C, H, W) are samples from one base draw times each temperature. `interpolated`
-    (pairs, steps, C, H, W) lie between two test images. `redrawn` (rows, N, C, H, W) are test images
-    and, below them, the images that share all base coordinates but those of the first one, two, …
-    scales, which are drawn anew; `redrawn_numbers` says how many are kept. `image_walk`
+    (pairs, steps, C, H, W) lie between two test images. `redrawn` (rows, N, C, H, W) are test
+    images and, below them, the images that share all base coordinates but those of the first one,
+    two, … scales, which are drawn anew; `redrawn_numbers` says how many are kept. `image_walk`
     (layers, N, C, H, W) are samples after every layer, in the places of the pixels they come from.
     """
     image = kept.image
@@ -91,7 +98,9 @@ def _interpolated(kept: FlowStack, latents: Tensor, image: Image) -> Arrays:
     return {"interpolated": _stacked(rows, axis=1)}
 
 
-def _redrawn(specs: Sequence[Spec], kept: FlowStack, test: Tensor, latents: Tensor, image: Image) -> Arrays:
+def _redrawn(
+    specs: Sequence[Spec], kept: FlowStack, test: Tensor, latents: Tensor, image: Image
+) -> Arrays:
     """Test images with the base coordinates of the finest scales drawn anew, one scale more in each row."""
     sizes = factored_out(kept.flow, image.shape)
     fresh = base_draws(specs, kept, latents.shape[1], "redrawn")

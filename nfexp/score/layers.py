@@ -1,4 +1,7 @@
-"""What the layers of a flow do to points: what each coupling moves, what flattens, what a batch norm hides."""
+"""What the layers of a flow do to points.
+
+What each coupling moves, what flattens, what a batch norm hides.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ BATCH_GAP_POINTS = 4096
 
 
 def walk_metrics(specs: Sequence[Spec], kept: FlowStack) -> list[Metrics]:
-    """`coordinates_moved`: the most that any coupling changed of 500 points on their way from base to data.
+    """`coordinates_moved`.
+
+    The most that any coupling changed of 500 points on their way from base to data.
 
     `flattening`: the smallest ratio, over the layers, of the least to the greatest standard
     deviation of the points along any direction.
@@ -57,7 +62,9 @@ def walk_metrics(specs: Sequence[Spec], kept: FlowStack) -> list[Metrics]:
     return of_runs
 
 
-def batch_gaps(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack) -> list[float | None]:
+def batch_gaps(
+    specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack
+) -> list[float | None]:
     """Batch norm: mean NLL of a training batch by its own statistics minus that by the running ones, nats per point."""
     if kept.flow.norm != "batchnorm":
         return [None] * len(specs)

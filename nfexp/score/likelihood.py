@@ -20,7 +20,9 @@ from nfexp.train import dequantised, mean_nll
 INVERSE_POINTS = 1000
 
 
-def points_to_score(specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack) -> list[Tensor]:
+def points_to_score(
+    specs: Sequence[Spec], datasets: Sequence[Dataset], kept: FlowStack
+) -> list[Tensor]:
     """The test points (R, N, D); of images several draws of where in their cells they lie."""
     draws = []
     for k in range(DRAWS if kept.image is not None else 1):
@@ -47,7 +49,9 @@ def nlls_now(flows: Ensembles, r: int, dataset: Dataset, seed: int) -> Metrics:
 
 
 def nll_metrics(log_q: Tensor, log_p: Tensor | None) -> Metrics:
-    """The NLLs on the test points; `log_q`, `log_p` (N,) are the flow's and the exact log-density there.
+    """The NLLs on the test points.
+
+    `log_q`, `log_p` (N,) are the flow's and the exact log-density there.
 
     KL(p ‖ q) = E_p[log p − log q]: its terms are paired point by point, so that its standard error
     is that of the differences.
@@ -70,7 +74,9 @@ def nll_metrics(log_q: Tensor, log_p: Tensor | None) -> Metrics:
 
 
 def bits_per_dim(log_q: Tensor, kept: FlowStack) -> Metrics:
-    """Two bounds on −log P of the test images in bits per dimension; `log_q` (K, N) is that of K draws of each.
+    """Two bounds on −log P of the test images in bits per dimension.
+
+    `log_q` (K, N) is that of K draws of each.
 
     `test_bpd` is the mean of single draws, −E[log q] (Theis et al. 2016), `test_bpd_iw` that of
     −log (1/K) Σ_k q_k, which is nearer to the truth (Burda et al. 2016). A point is counted in

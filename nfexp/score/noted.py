@@ -1,4 +1,7 @@
-"""What the evaluations during training noted of a run: its curve, its best step, how it diverged."""
+"""What the evaluations during training noted of a run.
+
+Its curve, its best step, how it diverged.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,10 @@ def steps_to_converge(curve: Curve) -> int:
 def divergence_of(
     history: History, flows: Ensembles, r: int, test: Tensor, context: Tensor, log_q: Tensor
 ) -> Divergence | None:
-    """How run `r` diverged: all members in training, or the kept weights on its test points (N, D)."""
+    """How run `r` diverged.
+
+    All members in training, or the kept weights on its test points (N, D).
+    """
     rows = flows.rows(r)
     in_training = []
     for e in rows:
@@ -87,7 +93,9 @@ def divergence_of(
 
 
 def members_alone(history: History, flows: Ensembles, r: int, log_q: Tensor) -> list[Metrics]:
-    """What each member of ensemble `r` is alone, and its weight if it has one; nothing for a single flow.
+    """What each member of ensemble `r` is alone, and its weight if it has one.
+
+    Nothing for a single flow.
 
     `log_q` (K, N) are the members' log-densities at the test points.
     """

@@ -54,7 +54,9 @@ def sample_metrics(
     return of_runs
 
 
-def _samples(specs: Sequence[Spec], datasets: Sequence[Dataset], flows: Ensembles) -> tuple[Tensor, Tensor]:
+def _samples(
+    specs: Sequence[Spec], datasets: Sequence[Dataset], flows: Ensembles
+) -> tuple[Tensor, Tensor]:
     """Samples of each run, (R, n, D), and their own log-density, (R, n)."""
     z = base_draws(specs, flows.stack, COMPARED_POINTS, "generated")
     context = context_of_draws(datasets, COMPARED_POINTS, z)
@@ -116,7 +118,9 @@ def _distance(slices: np.ndarray, others: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class References:
-    """What samples are compared with: slices of noise-free and of noisy draws, the distance of two noisy sets.
+    """What samples are compared with.
+
+    Slices of noise-free and of noisy draws, the distance of two noisy sets.
 
     A density of the user's own may have no noise-free law.
     """

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 
 
 class SpecError(ValueError):
-    """A value that nfexp cannot run with; its message names the key, what was expected and what came."""
+    """A value that nfexp cannot run with.
+
+    Its message names the key, what was expected and what came.
+    """
 
     def __init__(self, key: str, expected: str, got: object) -> None:
         self.key = key

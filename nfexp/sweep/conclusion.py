@@ -38,7 +38,8 @@ def report_on(
 ) -> dict[int, Outcome | None]:
     """Report on a sweep if any of its runs has ended; gives the outcome of each, by number.
 
-    `folders` holds the folder of each run, from that of the sweep; `explorer` asks for the page too.
+    `folders` holds the folder of each run, from that of the sweep; `explorer` asks for the page
+    too.
     """
     ends = {}
     for number, run_folder in folders.items():

@@ -70,7 +70,9 @@ def to_measure(specs: Sequence[Spec], stacks: Stacks) -> list[list[int]]:
     return chosen
 
 
-def measured_pace(specs: Sequence[Spec], stacks: Stacks, measure: Callable[[Spec, int], float]) -> Pace:
+def measured_pace(
+    specs: Sequence[Spec], stacks: Stacks, measure: Callable[[Spec, int], float]
+) -> Pace:
     """The pace of this machine; `measure` trains a stack like a run's, of so many members."""
     rates = []
     for positions in to_measure(specs, stacks):

@@ -228,7 +228,8 @@ class Grids:
         choices, rows = self._choices_and_rows(grid, where, common)
         for key in common.command_line:
             if changes_no_number(key):
-                choices.pop(key, None)  # how a run is recorded narrows nothing: the command line wins
+                # how a run is recorded narrows nothing: the command line wins
+                choices.pop(key, None)
         factors = common.around(choices)
         for key in rows[0]:
             factors.pop(key, None)  # the rows have it
@@ -240,7 +241,9 @@ class Grids:
                 if matches(narrowing, values):
                     yield point
 
-    def _choices_and_rows(self, grid: Any, where: str, common: Common) -> tuple[Choices, list[Point]]:
+    def _choices_and_rows(
+        self, grid: Any, where: str, common: Common
+    ) -> tuple[Choices, list[Point]]:
         """The keys of one grid, and the rows of its zip joined with those of the sweeper's."""
         if not isinstance(grid, dict):
             raise SpecError(where, "a grid: keys with lists of values", grid)

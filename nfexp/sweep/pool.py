@@ -76,7 +76,10 @@ class Pool:
         return self.call_in_all(1, function, *args)[0]
 
     def call_in_all(self, workers: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Call a function in so many workers at the same time; what each returns, or what one raises."""
+        """Call a function in so many workers at the same time.
+
+        What each returns, or what one raises.
+        """
         self._have_workers(workers)
         asked = self.workers[:workers]
         for worker in asked:

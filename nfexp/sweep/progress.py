@@ -131,7 +131,10 @@ class View(Protocol):
 
 
 class Plain:
-    """Lines of the log: one when training has gone on for a while, and one at the end of a sweep."""
+    """Lines of the log.
+
+    One when training has gone on for a while, and one at the end of a sweep.
+    """
 
     def __init__(self) -> None:
         self._said = time.monotonic()

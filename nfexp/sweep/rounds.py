@@ -197,7 +197,9 @@ def _looks_wanted(
     return looks
 
 
-def _cells_used(finding: SequentialFinding, folders: Mapping[str, int], specs: Mapping[int, Spec]) -> set[str]:
+def _cells_used(
+    finding: SequentialFinding, folders: Mapping[str, int], specs: Mapping[int, Spec]
+) -> set[str]:
     """The cells of this sweep whose runs a finding compares."""
     cells = set()
     for cells_of_target in finding.cells.values():

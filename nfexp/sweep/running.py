@@ -1,4 +1,7 @@
-"""A sweep from its command to its report: plan, have a launcher train, round by round, and report."""
+"""A sweep from its command to its report.
+
+Plan, have a launcher train, round by round, and report.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +43,16 @@ ADHOC = "adhoc"  # the key `name` in conf/config.yaml, where a command gives non
 
 
 class Launcher(Protocol):
-    """Any launcher of Hydra's; `varied` holds the keys that the whole sweep varies, for those that ask."""
+    """Any launcher of Hydra's.
+
+    `varied` holds the keys that the whole sweep varies, for those that ask.
+    """
 
     varied: Sequence[str]
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]: ...
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]: ...
 
 
 class Running:
@@ -129,7 +137,9 @@ class Running:
 
             first = [spec for spec in step.specs() if spec.seed in intent.rounds.first]
             more = most(first, intent.rounds, total_cost(specs) / seconds)
-        return describe(specs, stacks, seconds=seconds, n_finished=n_finished, dropped=dropped, more=more)
+        return describe(
+            specs, stacks, seconds=seconds, n_finished=n_finished, dropped=dropped, more=more
+        )
 
     def _rate(self, spec: Spec, members: int, *, at_once: int) -> float:
         """The work that one of `at_once` workers does in a second while all of them train."""
@@ -156,7 +166,10 @@ class Running:
         begin_sweep(folder, before, step, plan)
 
     def _title(self, folder: Path) -> str:
-        """What the report is headed: the key `name` or, where nobody has set it, the experiment or the folder."""
+        """What the report is headed.
+
+        The key `name` or, where nobody has set it, the experiment or the folder.
+        """
         name = str(self.config.name)
         if name != ADHOC:
             return name
@@ -215,7 +228,9 @@ class Running:
             specs[number] = job.spec
             overrides[number] = job.overrides
             requests[job.run_id] = Request(job.overrides, job.spec)
-        judged = judged_round(folder, step.folders(), specs, overrides, rounds, fail_fast=self.config.fail_fast)
+        judged = judged_round(
+            folder, step.folders(), specs, overrides, rounds, fail_fast=self.config.fail_fast
+        )
         if judged is None or not judged.overrides:
             return None
         requests |= self.command.composed(judged.overrides).requests

@@ -121,7 +121,10 @@ class Element:
             raise
 
     def checkpoint(self, jobs: Sequence[Job]) -> Any:
-        """What submitit queues again: the same call. The folders of the runs say how far they are."""
+        """What submitit queues again: the same call.
+
+        The folders of the runs say how far they are.
+        """
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, jobs)

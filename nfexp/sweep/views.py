@@ -44,7 +44,9 @@ def new_view(*, live: bool) -> View:
 
 
 @contextmanager
-def shown(progress: Progress, look: Callable[[], Sequence[Standing]], *, live: bool) -> Iterator[None]:
+def shown(
+    progress: Progress, look: Callable[[], Sequence[Standing]], *, live: bool
+) -> Iterator[None]:
     """While the body runs, look at the stacks in work twice a second, and show them."""
     view = new_view(live=live)
     done = threading.Event()

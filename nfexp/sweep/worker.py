@@ -8,6 +8,7 @@ work does not.
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import logging.config
 import os
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -155,7 +157,9 @@ def train(
         checkpoints = _checkpoints_in(part_folders)  # before training writes its own
         trouble = None
         try:
-            results = run.run_stack(part_specs, folders=part_folders, code=code_version(), stop=stop, observer=observer)
+            results = run.run_stack(
+                part_specs, folders=part_folders, code=code_version(), stop=stop, observer=observer
+            )
         except (run.Interrupted, OSError):  # told to stop, or a checkpoint cannot be written
             raise
         except Exception as error:
@@ -177,8 +181,13 @@ def _checkpoints_in(folders: Sequence[Path]) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def _what_is_tried_again(part: list[int], error: Exception, checkpoints: Sequence[Path]) -> list[list[int]]:
-    """The stacks to train after this one raised; none where a run raised alone, from its beginning."""
+def _what_is_tried_again(
+    part: list[int], error: Exception, checkpoints: Sequence[Path]
+) -> list[list[int]]:
+    """The stacks to train after this one raised.
+
+    None where a run raised alone, from its beginning.
+    """
     reason = _in_words(error)
     if len(part) > 1:
         size = (len(part) + 1) // 2 if out_of_memory(error) else 1
@@ -195,10 +204,19 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+@cache
+def load_torch() -> None:
+    """Import what trains; what is there then stays, and Python looks for no garbage in it, now or later."""
+    with without_garbage_collection():
+        import nfexp.run  # noqa: F401
+
+        gc.freeze()
+
+
 def check_all(specs: Sequence[Spec]) -> None:
     """Raise for the first run that could not be set up, before anything is trained or written."""
-    with without_garbage_collection():
-        from nfexp.run import check  # with torch
+    load_torch()
+    from nfexp.run import check
 
     distinct: dict[tuple[object, ...], Spec] = {}
     for spec in specs:  # of many runs few differ in what the check looks at

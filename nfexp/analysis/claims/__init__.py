@@ -91,7 +91,9 @@ def verdicts(claim: Claim, findings: Sequence[Finding]) -> list[str]:
     if claim.across or not findings:
         return [verdict(*finding.p()) for finding in findings] or ["inconclusive"]
     votes = _count(claim, voters(findings), signs=False)
-    of_findings = [verdict(*votes.corrected.get(finding.target, finding.p())) for finding in findings]
+    of_findings = [
+        verdict(*votes.corrected.get(finding.target, finding.p())) for finding in findings
+    ]
     return [*of_findings, verdict(*votes.overall)]
 
 

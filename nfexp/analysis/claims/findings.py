@@ -86,7 +86,9 @@ class Finding:
         """p_for and p_against of each contrast."""
         of_contrasts = []
         for contrast in self.contrasts:
-            of_contrasts.append(p_values(contrast, self.claim.kind, self.margin(contrast), signs=signs))
+            of_contrasts.append(
+                p_values(contrast, self.claim.kind, self.margin(contrast), signs=signs)
+            )
         return of_contrasts
 
     def p(self, *, signs: bool = False) -> PValues:
@@ -107,9 +109,13 @@ class Finding:
         of_contrasts = self.each()
         positions = range(len(of_contrasts))
         if verdict(*self.p()) == "contradicted":
-            chosen = min(positions, key=lambda i: (of_contrasts[i].p_against, -of_contrasts[i].p_for))
+            chosen = min(
+                positions, key=lambda i: (of_contrasts[i].p_against, -of_contrasts[i].p_for)
+            )
         else:
-            chosen = min(positions, key=lambda i: (-of_contrasts[i].p_for, of_contrasts[i].p_against))
+            chosen = min(
+                positions, key=lambda i: (-of_contrasts[i].p_for, of_contrasts[i].p_against)
+            )
         return self.contrasts[chosen]
 
 

@@ -1,8 +1,8 @@
 """The claims about flows of images, judged by the same rules on the runs that are of images.
 
-Effects are in bits/dim of the test images, the mean of single-sample bounds. What else than the sign
-would matter to a reader: 0.02, about twice what one seed of a digits run at full length differs from
-another by.
+Effects are in bits/dim of the test images, the mean of single-sample bounds. What else than the
+sign would matter to a reader: 0.02, about twice what one seed of a digits run at full length
+differs from another by.
 """
 
 from __future__ import annotations

@@ -124,7 +124,11 @@ def each_complex_flow(study: Study) -> list[Contrast]:
         changes = changes_of(key)
         is_deeper = changes.get(DEPTH, 0) > study.centre.get(DEPTH, math.inf)
         is_wider = changes.get(WIDTH, 0) > study.centre.get(WIDTH, math.inf)
-        if changes.get(FLOWS) == 1 and changes.keys() <= {FLOWS, DEPTH, WIDTH} and (is_deeper or is_wider):
+        if (
+            changes.get(FLOWS) == 1
+            and changes.keys() <= {FLOWS, DEPTH, WIDTH}
+            and (is_deeper or is_wider)
+        ):
             contrasts.append(mean_of(named(changes), study.gap(changes, {})))
     if not contrasts:
         raise Absent("missing: flow.n_flows=1 with more depth or width than the centre")

@@ -104,7 +104,9 @@ def ablations(
     """
     runs = distinct(runs[runs["data.name"].isin(list(centres))])
     differs = deviations(runs, centres)
-    tested_on = [column for column in map(str, differs) if column in TESTED_ON or is_parameter_key(column)]
+    tested_on = [
+        column for column in map(str, differs) if column in TESTED_ON or is_parameter_key(column)
+    ]
     runs = _beside_the_centre(runs, ~differs.any(axis=1), differs[tested_on].any(axis=1))
     tables: dict[str, pd.DataFrame] = {}
     for columns in _swept(differs):
@@ -119,7 +121,9 @@ def ablations(
     return tables
 
 
-def _beside_the_centre(runs: pd.DataFrame, is_centre: pd.Series, is_elsewhere: pd.Series) -> pd.DataFrame:
+def _beside_the_centre(
+    runs: pd.DataFrame, is_centre: pd.Series, is_elsewhere: pd.Series
+) -> pd.DataFrame:
     """The runs with `is_centre` and `kl_diff`, their KL minus that of the centre at the same seed.
 
     Where no KL is known, test NLLs stand in for it, but not for a run tested elsewhere than the
@@ -204,7 +208,9 @@ def has_bits(scores: pd.DataFrame) -> bool:
 
 
 def measure_of(scores: pd.DataFrame) -> str:
-    """The column that tells how good densities are: kl or, where no KL is known, test_nll; of images test_bpd.
+    """The column that tells how good densities are: kl or, where no KL is known, test_nll.
+
+    Of images it is test_bpd.
 
     >>> measure_of(pd.DataFrame({"kl": [np.nan, np.nan], "test_nll": [1.0, 2.0]}))
     'test_nll'

@@ -82,13 +82,17 @@ def store_block(typing: Any, array: Any, p: Any, j: Any, block: Any) -> Any:
 
 
 @intrinsic  # type: ignore[misc]
-def add_rows(typing: Any, block: Any, a: Any, q: Any, j: Any, k: Any, weights: Any, p: Any, i: Any) -> Any:
+def add_rows(
+    typing: Any, block: Any, a: Any, q: Any, j: Any, k: Any, weights: Any, p: Any, i: Any
+) -> Any:
     """The block, and in its row r `a[q, j + r, k]` times row i of the panels of `weights` from p on."""
     return _add_products(block, a, weights, along=1)
 
 
 @intrinsic  # type: ignore[misc]
-def add_columns(typing: Any, block: Any, a: Any, q: Any, j: Any, k: Any, weights: Any, p: Any, i: Any) -> Any:
+def add_columns(
+    typing: Any, block: Any, a: Any, q: Any, j: Any, k: Any, weights: Any, p: Any, i: Any
+) -> Any:
     """The block, and in its row r `a[q, j, k + r]` times row i of the panels of `weights` from p on."""
     return _add_products(block, a, weights, along=2)
 
@@ -149,7 +153,8 @@ def add_by_lane(typing: Any, block: Any, a: Any, p: Any, j: Any, weights: Any) -
 def add_totals(typing: Any, out: Any, j: Any, block: Any) -> Any:
     """out[j + r] += the sum of row r of a block of one panel.
 
-    Rows are added to one another in pairs, each half to a half of the other, until one vector has the sums of all.
+    Rows are added to one another in pairs, each half to a half of the other, until one vector has
+    the sums of all.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -162,7 +167,9 @@ def add_totals(typing: Any, out: Any, j: Any, block: Any) -> Any:
         (value,) = vectors
         while value.type.count > block.rows:
             value = builder.fadd(*halves(builder, value))
-        place = builder.bitcast(item(context, builder, signature.args[0], out, [j]), value.type.as_pointer())
+        place = builder.bitcast(
+            item(context, builder, signature.args[0], out, [j]), value.type.as_pointer()
+        )
         before = builder.load(place)
         before.align = 4
         builder.store(builder.fadd(before, value), place).align = 4
@@ -183,7 +190,9 @@ def _block(context: Any, builder: Any, block: BlockType, vectors: Sequence[Any])
     return value
 
 
-def _places_of(context: Any, builder: Any, block: BlockType, of_type: Any, array: Any, p: Any, j: Any) -> list[Any]:
+def _places_of(
+    context: Any, builder: Any, block: BlockType, of_type: Any, array: Any, p: Any, j: Any
+) -> list[Any]:
     """Where the vectors of a block are, row by row."""
     places = []
     for r in range(block.rows):

@@ -1,4 +1,7 @@
-"""One coupling layer over a tile of points: its networks, z = x ⊙ exp(s) + t, its inverse, and the way back."""
+"""One coupling layer over a tile of points.
+
+Its networks, z = x ⊙ exp(s) + t, its inverse, and the way back.
+"""
 
 from __future__ import annotations
 
@@ -87,8 +90,8 @@ def slope_at(code, y, slope, p, j):
 def from_outputs(code, grad, raw_grad, mask, weights, y, slope, bias_grad, n_points, begin, end):
     """grad = σ'(a) ⊙ Σ raw_grad[head, d] weights[head, d]; bias_grad += Σ_j grad[j].
 
-    The sum is over the heads of a network and the coordinates d that move. Shapes: raw_grad (heads, D, T), weights
-    (heads, D, P, 16), bias_grad (P, LANES), all others (P, T, 16).
+    The sum is over the heads of a network and the coordinates d that move. Shapes: raw_grad (heads,
+    D, T), weights (heads, D, P, 16), bias_grad (P, LANES), all others (P, T, 16).
     """
     for p in range(grad.shape[0]):
         running = load(bias_grad, p, 0)
@@ -97,7 +100,9 @@ def from_outputs(code, grad, raw_grad, mask, weights, y, slope, bias_grad, n_poi
             for head in range(begin, end):
                 for d in range(mask.shape[0]):
                     if mask[d] != ONE:
-                        summed = fma(spread(raw_grad[head], d, j), repeated(weights[head, d], p), summed)
+                        summed = fma(
+                            spread(raw_grad[head], d, j), repeated(weights[head, d], p), summed
+                        )
             below = summed * slope_at(code, y, slope, p, j)
             store(grad, p, j, below)
             running = running + below
@@ -106,7 +111,10 @@ def from_outputs(code, grad, raw_grad, mask, weights, y, slope, bias_grad, n_poi
 
 @inner
 def through_activation(code, grad, y, slope, bias_grad, n_points):
-    """grad ← grad ⊙ σ'(a), in place; bias_grad += Σ_j grad[j]. Shapes: bias_grad (P, LANES), all others (P, T, 16)."""
+    """grad ← grad ⊙ σ'(a), in place; bias_grad += Σ_j grad[j].
+
+    Shapes: bias_grad (P, LANES), all others (P, T, 16).
+    """
     for p in range(grad.shape[0]):
         running = load(bias_grad, p, 0)
         for j in range(0, n_points, POINTS):
@@ -129,11 +137,16 @@ def clamp(out, x, bound, n_points):
 
 
 @inner
-def networks(code, width, first, bias, hidden, last, last_bias, mask, seen, outputs, slope, raw, n_points):
-    """What the networks of a coupling say of b ⊙ x, as far as it is seen: `raw` for the coordinates that move.
+def networks(
+    code, width, first, bias, hidden, last, last_bias, mask, seen, outputs, slope, raw, n_points
+):
+    """What the networks of a coupling say of b ⊙ x, as far as it is seen.
 
-    Shapes: first (G, D, P, 16), bias (G, K, P, 16), hidden (G, K - 1, P, 16 P, 16), last (heads, D, P, 16), last_bias
-    (heads, D, L), seen (D, T), raw (heads, D, T), the `outputs` of hidden layers and their `slope` (G, K, P, T, 16).
+    `raw` for the coordinates that move.
+
+    Shapes: first (G, D, P, 16), bias (G, K, P, 16), hidden (G, K - 1, P, 16 P, 16), last (heads, D,
+    P, 16), last_bias (heads, D, L), seen (D, T), raw (heads, D, T), the `outputs` of hidden layers
+    and their `slope` (G, K, P, T, 16).
     """
     nets, depth = bias.shape[:2]
     for g in range(nets):
@@ -147,7 +160,8 @@ def networks(code, width, first, bias, hidden, last, last_bias, mask, seen, outp
             if mask[d] != ONE:  # a coordinate that moves is an output
                 fill(raw[head, d], last_bias[head, d, 0], 0)
                 add_dots(raw[head, d], top, last[head, d], n_points)
-                fill(raw[head, d], raw[head, d, n_points - 1], n_points)  # what fills the lanes up: a real point's
+                # what fills the lanes up: a real point's
+                fill(raw[head, d], raw[head, d, n_points - 1], n_points)
 
 
 @inner
@@ -189,7 +203,10 @@ def shift_only(z, x, shift, d, n_points, drawing):
 
 @inner
 def scale_and_shift(z, log_det, x, raw, squashed, gain, code, bound, d, n_points):
-    """z = x exp(s) + t for a coordinate; what the gradient needs goes to `squashed` and `gain`, all (D, T)."""
+    """z = x exp(s) + t for a coordinate.
+
+    What the gradient needs goes to `squashed` and `gain`, all (D, T).
+    """
     for j in range(0, n_points, LANES):
         y = squash(code, load(raw[0], d, j))
         s = y * splat(bound)
@@ -250,7 +267,10 @@ def coupling(plan, weights, mask, tiles, q, c, slot, n_points, drawing):
 
 @inner
 def add_within(z_grad, seen_grad, x, bound, d, n_points):
-    """z_grad[d] += seen_grad where the bound left x[d] as it is: the gradient through :func:`clamp`."""
+    """z_grad[d] += seen_grad where the bound left x[d] as it is.
+
+    The gradient through :func:`clamp`.
+    """
     zero = splat(ZERO)
     for j in range(0, n_points, LANES):
         grad = where_less(splat(bound), magnitude(load(x, d, j)), zero, load(seen_grad, 0, j))
@@ -266,7 +286,10 @@ def sum_up(sums, grad, d, n_points):
 
 @inner
 def scale_back(z_grad, raw_grad, scale_grad, x, squashed, gain, det_grad, code, bound, d, n_points):
-    """The gradient through :func:`scale_and_shift` for a coordinate: by x, in place, by the output r of s, and by c."""
+    """The gradient through :func:`scale_and_shift` for a coordinate.
+
+    By x, in place, by the output r of s, and by c.
+    """
     for j in range(0, n_points, LANES):
         y = load(squashed, d, j)
         x_grad = load(z_grad, d, j) * load(gain, d, j)  # ∂z/∂x = exp(s)
@@ -278,7 +301,9 @@ def scale_back(z_grad, raw_grad, scale_grad, x, squashed, gain, det_grad, code, 
 
 @njit(inline="always")
 def coupling_back(plan, weights, transposed, grads, mask, tiles, q, c, n_points):
-    """The gradient through coupling c: `z_grad` of tile q from ∂L/∂z to ∂L/∂x, and what the tile adds to `grads`.
+    """The gradient through coupling c.
+
+    `z_grad` of tile q from ∂L/∂z to ∂L/∂x, and what the tile adds to `grads`.
 
     `transposed` (C, G, K - 1, P, 16 P, 16) are the weights between hidden layers.
     """
@@ -334,15 +359,18 @@ def network_back(
 ):  # fmt: skip
     """The gradient through a network, from its heads (`raw_grad`, from `begin` to `end`) down to its first layer.
 
-    Adds to those of its weights. `upper` and `lower` (P, T, 16) take turns: the one ends up with the gradient of the
-    first layer's sums if there is an odd number of layers, the other if it is even. `hidden` (K - 1, P, 16 P, 16)
-    are the weights between hidden layers, transposed, `zeros` (P, 16) what their products start from.
+    Adds to those of its weights. `upper` and `lower` (P, T, 16) take turns: the one ends up with
+    the gradient of the first layer's sums if there is an odd number of layers, the other if it is
+    even. `hidden` (K - 1, P, 16 P, 16) are the weights between hidden layers, transposed, `zeros`
+    (P, 16) what their products start from.
     """
     depth = outputs.shape[0]
     for head in range(begin, end):
         for d in range(mask.shape[0]):
             if mask[d] != ONE:
-                add_weighted_rows(last_grad[head, d], raw_grad[head], d, outputs[depth - 1], n_points)
+                add_weighted_rows(
+                    last_grad[head, d], raw_grad[head], d, outputs[depth - 1], n_points
+                )
     top = outputs[depth - 1], slope[depth - 1], bias_grad[depth - 1]
     from_outputs(code, upper, raw_grad, mask, last, *top, n_points, begin, end)
     for i in range(depth - 1, 0, -1):

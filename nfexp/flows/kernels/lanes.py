@@ -1,10 +1,12 @@
 """Values of many numbers: `Vector` and `Lanes`, float32 numbers that a kernel holds in registers.
 
-A compiler vectorises a plain loop as it likes; these keep sums in registers where we say so, and need no permission
-to reorder arithmetic: there is no fast-math flag here, and every sum has one order.
+A compiler vectorises a plain loop as it likes; these keep sums in registers where we say so, and
+need no permission to reorder arithmetic: there is no fast-math flag here, and every sum has one
+order.
 
-A `Vector` is 16 numbers, a panel's width. What goes number by number is computed with `Lanes`, as many registers as
-keep the machine busy: four where there are 32 of them, otherwise two. Products sum up in blocks of their own.
+A `Vector` is 16 numbers, a panel's width. What goes number by number is computed with `Lanes`, as
+many registers as keep the machine busy: four where there are 32 of them, otherwise two. Products
+sum up in blocks of their own.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ def _lanes() -> int:
 
 
 def has_fma() -> bool:
-    """Whether the processor multiplies and adds in one instruction: without, :func:`fma` is a call for each number."""
+    """Whether the processor multiplies and adds in one instruction.
+
+    Without, :func:`fma` is a call for each number.
+    """
     features = llvm.get_host_cpu_features()
     return "fma" not in features or bool(features["fma"])  # only x86 has some that cannot
 
@@ -75,7 +80,9 @@ def item(context: Any, builder: Any, of_type: Any, array: Any, indices: Sequence
     """A pointer to a number of an array; further axes begin at 0."""
     parts = context.make_array(of_type)(context, builder, array)
     missing = [ir.Constant(indices[0].type, 0)] * (of_type.ndim - len(indices))
-    return cgutils.get_item_pointer(context, builder, of_type, parts, [*indices, *missing], wraparound=False)
+    return cgutils.get_item_pointer(
+        context, builder, of_type, parts, [*indices, *missing], wraparound=False
+    )
 
 
 def _place(context: Any, builder: Any, of_type: Any, array: Any, i: Any, j: Any) -> Any:
@@ -146,7 +153,9 @@ def spread(typing: Any, array: Any, i: Any, j: Any) -> Any:
         array, i, j = arguments
         value = None
         for r in range(POINTS):
-            number = builder.load(item(context, builder, signature.args[0], array, [i, moved(builder, j, r)]))
+            number = builder.load(
+                item(context, builder, signature.args[0], array, [i, moved(builder, j, r)])
+            )
             row = splatted(builder, number, VECTOR)
             value = row if value is None else joined(builder, value, row)
         return value
@@ -159,7 +168,9 @@ def repeated(typing: Any, array: Any, i: Any) -> Any:
     """The vector from `array[i, 0]` on, the same in each row."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value = vector_from(builder, item(context, builder, signature.args[0], arguments[0], arguments[1:]))
+        value = vector_from(
+            builder, item(context, builder, signature.args[0], arguments[0], arguments[1:])
+        )
         return shuffled(builder, value, value, list(range(VECTOR)) * POINTS)
 
     return Lanes(array, types.intp), code
@@ -188,7 +199,10 @@ def _mask(builder: Any, n: Any) -> Any:
 
 @intrinsic  # type: ignore[misc]
 def load_part(typing: Any, array: Any, i: Any, j: Any, n: Any) -> Any:
-    """The n numbers from `array[i, j]` on in a vector, zeros behind them; a whole vector if n is larger."""
+    """The n numbers from `array[i, j]` on in a vector, zeros behind them.
+
+    A whole vector if n is larger.
+    """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = item(context, builder, signature.args[0], arguments[0], arguments[1:3])
@@ -223,7 +237,9 @@ def load_vector(typing: Any, array: Any, i: Any, j: Any) -> Any:
     """The vector from `array[i, j]` on."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return vector_from(builder, item(context, builder, signature.args[0], arguments[0], arguments[1:]))
+        return vector_from(
+            builder, item(context, builder, signature.args[0], arguments[0], arguments[1:])
+        )
 
     return Vector(array, types.intp, types.intp), code
 
@@ -272,7 +288,9 @@ def with_sign(typing: Any, a: Any, b: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         of_type = ir.FunctionType(_FLOATS, [_FLOATS] * 2)
-        return builder.call(llvm_function(builder, f"llvm.copysign.v{LANES}f32", of_type), arguments)
+        return builder.call(
+            llvm_function(builder, f"llvm.copysign.v{LANES}f32", of_type), arguments
+        )
 
     return Lanes(Lanes, Lanes), code
 
@@ -293,7 +311,8 @@ def power_of_two(typing: Any, n: Any) -> Any:
     """2ⁿ for whole n, |n| ≤ 126."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        # n + 1.5 · 2²³ has n in its lowest bits; moved by 23 they are an exponent, and 1.0 has the exponent of 2⁰
+        # n + 1.5 · 2²³ has n in its lowest bits; moved by 23 they are an exponent, and 1.0 has the
+        # exponent of 2⁰
         shifted = builder.fadd(arguments[0], ir.Constant(_FLOATS, [1.5 * 2.0**23] * LANES))
         bits = builder.bitcast(shifted, _INTS)
         exponent = builder.shl(bits, ir.Constant(_INTS, [23] * LANES))
@@ -306,7 +325,9 @@ def power_of_two(typing: Any, n: Any) -> Any:
 def halves(builder: Any, value: Any) -> tuple[Any, Any]:
     """The lower and the upper lanes."""
     n = value.type.count // 2
-    return shuffled(builder, value, value, range(n)), shuffled(builder, value, value, range(n, 2 * n))
+    return shuffled(builder, value, value, range(n)), shuffled(
+        builder, value, value, range(n, 2 * n)
+    )
 
 
 def shuffled(builder: Any, a: Any, b: Any, places: Iterable[int]) -> Any:
@@ -354,7 +375,8 @@ def transpose_block(typing: Any, out: Any, p: Any, i: Any, a: Any, q: Any, j: An
 
         rows = [vector_from(builder, place(3, s)) for s in range(VECTOR)]
         step = VECTOR
-        while step > 1:  # shuffling the two halves of the rows into each other four times transposes 16 of them
+        # shuffling the two halves of the rows into each other four times transposes 16 of them
+        while step > 1:
             half = VECTOR // 2
             shuffled: list[Any] = []
             for low, high in zip(rows[:half], rows[half:], strict=True):
@@ -392,8 +414,9 @@ _operator(operator.mul, "fmul")
 _operator(operator.truediv, "fdiv")
 
 
-# How every function of the kernel is compiled: without the GIL; a division by zero is what IEEE 754 says; views of
-# arrays are not counted, for all memory belongs to the caller; and there is no wrapper by which Python could call it.
+# How every function of the kernel is compiled: without the GIL; a division by zero is what IEEE 754
+# says; views of arrays are not counted, for all memory belongs to the caller; and there is no
+# wrapper by which Python could call it.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 _NO_WRAPPERS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 inner = njit(**OPTIONS, **_NO_WRAPPERS)

@@ -14,27 +14,41 @@ from nfexp.flows.kernels.products import rounded_up
 from nfexp.flows.layers import Coupling
 from nfexp.flows.stack import FlowStack
 
-SCALES = {"tanh": 0, "learned": 0, "soft": 1, "exp": 2}  # how a network's output becomes s; "learned" adds a bound
+# how a network's output becomes s; "learned" adds a bound
+SCALES = {"tanh": 0, "learned": 0, "soft": 1, "exp": 2}
 CACHE_LINE = 64  # bytes
 ABSENT = -1  # the place of what an architecture does not have
 
 
-# A station on the way from data to base: at station k points pass the affine layer behind coupling k - 1, if there is
-# one, then coupling k. The last one has no coupling but what lies behind them all: a diagonal layer, the tail.
-# `inputs`, `outputs` are the coordinates that a network of coupling k reads, and that it has an output for each head
-# for. The others say in which column of its matrix a tensor begins: `net`, `scale`, `mask` of coupling k; `gain`,
-# `shift` of the affine layer behind it, at the last station of the diagonal one; `running_mean`, `running_var` of a
-# batch norm.
-FIELDS = ("inputs", "outputs", "net", "scale", "mask", "gain", "shift", "running_mean", "running_var")
+# A station on the way from data to base: at station k points pass the affine layer behind coupling
+# k - 1, if there is one, then coupling k. The last one has no coupling but what lies behind them
+# all: a diagonal layer, the tail. `inputs`, `outputs` are the coordinates that a network of
+# coupling k reads, and that it has an output for each head for. The others say in which column of
+# its matrix a tensor begins: `net`, `scale`, `mask` of coupling k; `gain`, `shift` of the affine
+# layer behind it, at the last station of the diagonal one; `running_mean`, `running_var` of a batch
+# norm.
+FIELDS = (
+    "inputs",
+    "outputs",
+    "net",
+    "scale",
+    "mask",
+    "gain",
+    "shift",
+    "running_mean",
+    "running_var",
+)
 STATION = np.dtype([(name, np.int64) for name in FIELDS])
 
 
 class Plan(NamedTuple):
-    """Sizes and choices of an architecture; `…_at` says in which column of its matrix a tensor begins.
+    """Sizes and choices of an architecture.
 
-    `stations` (C + 1,) says so of each station, in one array of records: every array more in a tuple is work for the
-    compiler. `stops` cuts them into legs, the first begins at stops[0] = 0; before each other one a batch norm waits
-    for all points.
+    `…_at` says in which column of its matrix a tensor begins.
+
+    `stations` (C + 1,) says so of each station, in one array of records: every array more in a
+    tuple is work for the compiler. `stops` cuts them into legs, the first begins at stops[0] = 0;
+    before each other one a batch norm waits for all points.
     """
 
     n_couplings: int
@@ -56,14 +70,17 @@ class Plan(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The numbers of one member, or their gradients, in panels. C couplings, G networks, K hidden layers, D numbers.
+    """The numbers of one member, or their gradients, in panels.
 
-    `first` (C, G, D, P, 16) the rows of the first layer, `bias` (C, G, K, P, 16) of the hidden layers, `hidden`
-    (C, G, K - 1, P, 16 P, 16) between them, `last` (C, heads, D, P, 16) the columns of the last layer and `last_bias`
-    (C, heads, D, L), `log_scale` (C, D, L), `log_gain` and `shift` (C + 1, D, L) of the affine layers, `log_power`
-    (D, L) of the tail. From `last_bias` on lane 0 holds the number; of their gradients all lanes are to be summed.
-    Those of `first`, `bias` and `last` have L lanes in place of 16, to be folded.
-    Where a network reads only the coordinates that pass, nothing is kept for the others.
+    C couplings, G networks, K hidden layers, D numbers.
+
+    `first` (C, G, D, P, 16) the rows of the first layer, `bias` (C, G, K, P, 16) of the hidden
+    layers, `hidden` (C, G, K - 1, P, 16 P, 16) between them, `last` (C, heads, D, P, 16) the
+    columns of the last layer and `last_bias` (C, heads, D, L), `log_scale` (C, D, L), `log_gain`
+    and `shift` (C + 1, D, L) of the affine layers, `log_power` (D, L) of the tail. From `last_bias`
+    on lane 0 holds the number; of their gradients all lanes are to be summed. Those of `first`,
+    `bias` and `last` have L lanes in place of 16, to be folded. Where a network reads only the
+    coordinates that pass, nothing is kept for the others.
     """
 
     first: np.ndarray
@@ -80,14 +97,16 @@ class Weights(NamedTuple):
 class Tiles(NamedTuple):
     """What is kept of a tile of T points on its way through the couplings, for the way back.
 
-    Per coupling: `x` (C, D, T) what came in, `seen` (C, D, T) what of it the networks see, `squashed`, `gain`
-    (C, D, T), `hidden` (C, G, K, P, T, 16) the outputs of the hidden layers and, for silu, their `slope`. `before`
-    (C + 1, D, T) what came into the affine layers, less the mean, `straight` (D, T) into the tail. `z` (D, T) where
-    the points stand, `log_det` (1, T). On the way back `z_grad`, `det_grad` their gradients.
+    Per coupling: `x` (C, D, T) what came in, `seen` (C, D, T) what of it the networks see,
+    `squashed`, `gain` (C, D, T), `hidden` (C, G, K, P, T, 16) the outputs of the hidden layers and,
+    for silu, their `slope`. `before` (C + 1, D, T) what came into the affine layers, less the mean,
+    `straight` (D, T) into the tail. `z` (D, T) where the points stand, `log_det` (1, T). On the way
+    back `z_grad`, `det_grad` their gradients.
 
-    Of one tile at a time: `raw` (heads, D, T) what the networks say and `raw_grad`, `seen_grad` (1, T), and `upper`,
-    `lower` (P, T, 16), the gradients of two layers; `nothing` (P, 16), zeros. Of the whole batch: `moments`
-    (C + 1, 2, D), the mean and the variance that each batch norm normalises by; the mean of other affine layers is 0.
+    Of one tile at a time: `raw` (heads, D, T) what the networks say and `raw_grad`, `seen_grad` (1,
+    T), and `upper`, `lower` (P, T, 16), the gradients of two layers; `nothing` (P, 16), zeros. Of
+    the whole batch: `moments` (C + 1, 2, D), the mean and the variance that each batch norm
+    normalises by; the mean of other affine layers is 0.
     """
 
     x: np.ndarray
@@ -164,7 +183,10 @@ def make_plan(flow: FlowStack) -> Plan:
 
 
 def zeros(*shape: int) -> np.ndarray:
-    """Numbers that begin at a cache line, as every vector of a panel then does: one across two lines is read twice."""
+    """Numbers that begin at a cache line, as every vector of a panel then does.
+
+    One across two lines is read twice.
+    """
     n = math.prod(shape)
     room = np.zeros(n + CACHE_LINE // 4, dtype=np.float32)
     begin = -room.ctypes.data % CACHE_LINE // 4
@@ -196,7 +218,9 @@ def make_transposed(weights: Weights) -> np.ndarray:
 
 
 def make_tiles(plan: Plan, points: int, *, kept: int, tiles: int = 1) -> Tiles:
-    """Room for so many tiles that keep what `kept` couplings need: all for the way back, one without.
+    """Room for so many tiles that keep what `kept` couplings need.
+
+    All for the way back, one without.
 
     What each of them has for itself gets a first axis more than :class:`Tile` says.
     """

@@ -1,11 +1,12 @@
 """The products of a network with a tile of points, in blocks of registers.
 
-Features lie in panels of 16: an array (P, T, 16) holds feature 16 p + l of point j at [p, j, l]. The last panel is
-filled up with zeros, so that a layer costs what its width does, rounded up to 16. Every sum runs in one order, over
-features or over points, however the loops are cut.
+Features lie in panels of 16: an array (P, T, 16) holds feature 16 p + l of point j at [p, j, l].
+The last panel is filled up with zeros, so that a layer costs what its width does, rounded up to 16.
+Every sum runs in one order, over features or over points, however the loops are cut.
 
-A block is as many rows by as many panels as keep the multipliers busy: 16 sums where there are 32 registers. Sums over
-points are kept apart for each row of a `Lanes`, (P, LANES); :func:`nfexp.flows.kernels.lanes.folded` adds them up.
+A block is as many rows by as many panels as keep the multipliers busy: 16 sums where there are 32
+registers. Sums over points are kept apart for each row of a `Lanes`, (P, LANES);
+:func:`nfexp.flows.kernels.lanes.folded` adds them up.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ outer_product_1, outer_product_2, outer_product_4 = (_outer_product(panels) for 
 def product(out, a, weights, start, n_points, n_in):
     """out[j] = start + Σ_k a[j, k] weights[k] for the points j of a tile.
 
-    Shapes: out (P, T, 16), a (Q, T, 16), weights (P, n_in, 16), start (P, 16). Rows up to the next multiple of sixteen
-    are written, too.
+    Shapes: out (P, T, 16), a (Q, T, 16), weights (P, n_in, 16), start (P, 16). Rows up to the next
+    multiple of sixteen are written, too.
     """
     p = 0
     while p + 4 <= out.shape[0] and MANY:

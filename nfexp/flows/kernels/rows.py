@@ -69,7 +69,10 @@ def transpose(out, panels):
 
 @inner
 def place_of(compact, mask, d):
-    """Which row or column of a coupling's weights is that of coordinate d: with `compact` among those of its kind."""
+    """Which row or column of a coupling's weights is that of coordinate d.
+
+    With `compact` among those of its kind.
+    """
     if not compact:
         return d
     place = 0
@@ -81,7 +84,10 @@ def place_of(compact, mask, d):
 
 @njit(inline="always")
 def parts_of(plan, c):
-    """Columns of a network's last layer in coupling c; where in a row hidden layers, last layer and its bias begin."""
+    """Columns of a network's last layer in coupling c.
+
+    Where in a row hidden layers, last layer and its bias begin.
+    """
     width = plan.width
     columns = plan.stations[c].outputs * plan.heads // plan.nets
     hidden_at = plan.stations[c].net + plan.nets * plan.stations[c].inputs * width
@@ -91,7 +97,10 @@ def parts_of(plan, c):
 
 @njit(inline="always")
 def unpack(plan, theta, fixed, e, weights, transposed, learning):
-    """The weights of member e from its row of theta into panels; those between hidden layers transposed, too."""
+    """The weights of member e from its row of theta into panels.
+
+    Those between hidden layers transposed, too.
+    """
     width = plan.width
     for c in range(plan.n_couplings):
         mask = fixed[e, plan.stations[c].mask : plan.stations[c].mask + plan.dim]
@@ -102,13 +111,24 @@ def unpack(plan, theta, fixed, e, weights, transposed, learning):
             place = place_of(plan.compact, mask, d)
             if mask[d] == ONE or not plan.compact:
                 for g in range(plan.nets):
-                    row_in(theta, e, plan.stations[c].net + (g * n_in + place) * width, width, weights.first[c, g, d])
+                    row_in(
+                        theta,
+                        e,
+                        plan.stations[c].net + (g * n_in + place) * width,
+                        width,
+                        weights.first[c, g, d],
+                    )
             if mask[d] != ONE or not plan.compact:
                 for head in range(plan.heads):
                     g = min(head, plan.nets - 1)
                     column = place if plan.nets == plan.heads else head * n_out + place
                     column_in(
-                        theta, e, last_at + g * width * columns + column, columns, width, weights.last[c, head, d]
+                        theta,
+                        e,
+                        last_at + g * width * columns + column,
+                        columns,
+                        width,
+                        weights.last[c, head, d],
                     )
                     weights.last_bias[c, head, d, 0] = theta[e, last_bias_at + g * columns + column]
                 if plan.stations[c].scale != ABSENT:
@@ -146,17 +166,32 @@ def pack(plan, grads, fixed, grad, e, row):
             place = place_of(plan.compact, mask, d)
             if mask[d] == ONE or not plan.compact:
                 for g in range(plan.nets):
-                    row_out(grad, row, plan.stations[c].net + (g * n_in + place) * width, width, grads.first[c, g, d])
+                    row_out(
+                        grad,
+                        row,
+                        plan.stations[c].net + (g * n_in + place) * width,
+                        width,
+                        grads.first[c, g, d],
+                    )
             if mask[d] != ONE or not plan.compact:
                 for head in range(plan.heads):
                     g = min(head, plan.nets - 1)
                     column = place if plan.nets == plan.heads else head * n_out + place
                     column_out(
-                        grad, row, last_at + g * width * columns + column, columns, width, grads.last[c, head, d]
+                        grad,
+                        row,
+                        last_at + g * width * columns + column,
+                        columns,
+                        width,
+                        grads.last[c, head, d],
                     )
-                    grad[row, last_bias_at + g * columns + column] = total(load(grads.last_bias[c, head], d, 0))
+                    grad[row, last_bias_at + g * columns + column] = total(
+                        load(grads.last_bias[c, head], d, 0)
+                    )
                 if plan.stations[c].scale != ABSENT:
-                    grad[row, plan.stations[c].scale + place] = total(load(grads.log_scale[c], d, 0))
+                    grad[row, plan.stations[c].scale + place] = total(
+                        load(grads.log_scale[c], d, 0)
+                    )
         at = hidden_at
         for i in range(plan.depth):
             for g in range(plan.nets):

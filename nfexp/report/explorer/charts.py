@@ -1,4 +1,7 @@
-"""The charts of the explorer, declared in Vega-Lite: marks and scales; the page fills in the data."""
+"""The charts of the explorer, declared in Vega-Lite: marks and scales.
+
+The page fills in the data.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,8 @@ def ablation() -> dict[str, Any]:
     """Means with their intervals and the single runs along one axis.
 
     Data `cells`: x, order, series, mean, low, high, n, troubles, centre, decided, number. Data
-    `runs`: x, order, series, y, run, job, seed, status, side. All of them are filled in by the page.
+    `runs`: x, order, series, y, run, job, seed, status, side. All of them are filled in by the
+    page.
     """
     layers = [_halos(), _intervals(), _means(), _runs()]
     return _chart({"datasets": {"cells": [], "runs": []}, "layer": layers})
@@ -91,7 +95,10 @@ def _means() -> dict[str, Any]:
 
 
 def _runs() -> dict[str, Any]:
-    """A point for each run; those chosen for the clouds left and right are triangles that point there."""
+    """A point for each run.
+
+    Those chosen for the clouds left and right are triangles that point there.
+    """
     shapes = {
         "domain": ["", "left", "right"],
         "range": ["circle", "triangle-left", "triangle-right"],
@@ -150,4 +157,8 @@ def samples() -> dict[str, Any]:
 
 
 def _chart(body: dict[str, Any]) -> dict[str, Any]:
-    return {"$schema": SCHEMA, "width": "container", "autosize": {"type": "fit", "contains": "padding"}} | body
+    return {
+        "$schema": SCHEMA,
+        "width": "container",
+        "autosize": {"type": "fit", "contains": "padding"},
+    } | body

@@ -25,7 +25,9 @@ VECTORS = 500  # lines of one panel; more become pixels in the PDF
 Colours = dict[object, ColorType]
 
 
-def draw_convergence(curves: pd.DataFrame, means: pd.DataFrame, title: str, label: str = EXCESS_LABEL) -> Figure:
+def draw_convergence(
+    curves: pd.DataFrame, means: pd.DataFrame, title: str, label: str = EXCESS_LABEL
+) -> Figure:
     """Excess validation NLL against the training step, one panel per target, one colour per value.
 
     `curves` and `means` are the two tables of :func:`nfexp.report.selection.learning_curves`: thin
