@@ -41,10 +41,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """What one member's layers may know of its training points: mean and variance of each coordinate, (D,)."""
+    """What one member's layers may know of its training points: mean and variance of each coordinate, (D,).
+
+    Of images these are moments of logits, and `counts` (D, L) says in how many images each pixel has each level.
+    """
 
     mean: Tensor
     var: Tensor
+    counts: Tensor | None = None
 
 
 class Layer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nfexp.flows.bases import base_log_prob, base_sample
 from nfexp.flows.elementwise import NORMS, ContextMoments, Diagonal, Standardise, Tail
-from nfexp.flows.image.layers import Logit, image_layers
+from nfexp.flows.image.layers import Logit, image_layers, level_counts
 from nfexp.flows.image.plan import Image, stages
 from nfexp.flows.layers import CONTEXT, Batch, Coupling, Layer, Points, Shapes, Tensors, draw_mask, selection
 from nfexp.spec import Flow
@@ -461,13 +461,16 @@ def build(
         torch.zeros(n_members, empty.fixed_layout.width, dtype=torch.float64),
     )
     tensors = stack.tensors()
-    points = data.double().cpu()
+    raw = data.double().cpu()
+    points = raw
     if image is not None:  # what is standardised is on the line
-        points, _ = Logit(flow, image).inverse({}, points)
+        points, _ = Logit(flow, image).inverse({}, raw)
     for e in range(n_members):
         own = {name: value[e] for name, value in tensors.items()}
         is_real = ~points[e].isnan().any(-1)
         moments = _moments(points[e][is_real])
+        if image is not None:
+            moments = replace(moments, counts=level_counts(raw[e][is_real], image.levels))
         if empty.n_context:
             ContextMoments(empty.n_context).initialise(own, _moments(given[e][is_real]), torch.Generator())
         _initialise_member(stack.layers, own, moments, mask=masks[e], seed=seeds[e], position=positions[e])
