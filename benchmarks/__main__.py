@@ -38,7 +38,11 @@ FULL: dict[str, dict[str, Any]] = {"step": {"full": True}, "sweep": {"peer_seeds
 
 def machine() -> pd.DataFrame:
     """What the figures were measured on."""
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in _lines("/proc/cpuinfo")
+        if line.startswith("model name")
+    ]
     found = {"processor": names[0] if names else platform.processor(), "cores": str(os.cpu_count()),
              "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}  # fmt: skip
     for package in ("torch", "numpy", "jax", *PEERS, "hydra-core", "hydra-joblib-launcher"):
@@ -58,9 +62,15 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=[*PARTS, "all", "docs"])
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="small sizes: does everything run?")
-    size.add_argument("--full", action="store_true", help="every job of the peers, the largest stacks")
+    size.add_argument(
+        "--full", action="store_true", help="every job of the peers, the largest stacks"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSVs")
-    parser.add_argument("--keep", action="store_true", help="docs: take the CSVs of --out over into docs/performance")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="docs: take the CSVs of --out over into docs/performance",
+    )
     arguments = parser.parse_args()
     wanted = [*PARTS] if "all" in arguments.parts else [p for p in arguments.parts if p != "docs"]
     options = QUICK if arguments.quick else FULL if arguments.full else {}
@@ -82,7 +92,11 @@ def main() -> None:
             print(tables.shown(part, frame))
         print(f"\n({time.perf_counter() - begun:.0f} s)", flush=True)
     if wanted:
-        done = {p: pd.read_csv(arguments.out / f"{p}.csv") for p in wanted if (arguments.out / f"{p}.csv").exists()}
+        done = {
+            p: pd.read_csv(arguments.out / f"{p}.csv")
+            for p in wanted
+            if (arguments.out / f"{p}.csv").exists()
+        }
         print(f"\n## targets\n\n{tables.targets(done)}")
     if "docs" in arguments.parts:
         if arguments.keep:

@@ -10,7 +10,12 @@ from hydra import compose, initialize_config_dir
 from nfexp.configuration import conf_dir, spec_of
 from nfexp.spec import Spec, flatten, unflatten
 
-PEERS = {"normflows": "separate", "zuko": "shared", "nflows": "shared", "flowjax": "shared"}  # with their conditioner
+PEERS = {
+    "normflows": "separate",
+    "zuko": "shared",
+    "nflows": "shared",
+    "flowjax": "shared",
+}  # with their conditioner
 HIDDEN = {"64x2": (64, 2), "128x2": (128, 2), "256x2": (256, 2), "256x4": (256, 4)}
 
 

@@ -33,7 +33,9 @@ ALONE = ("sgemm", "openblas", "copy")  # rates of the machine: no library, no lo
 
 def environment() -> dict[str, str]:
     """This process's, with the checkout on the path, for `nfexp` need not be installed."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    }
 
 
 class Child:
@@ -43,7 +45,11 @@ class Child:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.children"]
         self.library = library
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment() | ONE_THREAD
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment() | ONE_THREAD,
         )
 
     def ask(self, **message: Any) -> dict[str, Any]:
@@ -132,7 +138,9 @@ class Bench:
             self.children[kind] = self.stack.enter_context(Child(kind))
         return self.children[kind]
 
-    def rounds(self, cases: Sequence[Case], *, repeats: int, seconds: float, budget: float) -> pd.DataFrame:
+    def rounds(
+        self, cases: Sequence[Case], *, repeats: int, seconds: float, budget: float
+    ) -> pd.DataFrame:
         """One row per case and round: CPU seconds per member-step, and the loss before and after the warm-up.
 
         A round visits every case once. A visit trains about `seconds` of CPU time, or half as long as its set-up takes,

@@ -106,19 +106,28 @@ def nflows_model(case: Case) -> Model:
     from nflows.nn import nets
 
     class Net(nets.MLP):
-        def forward(self, inputs: Tensor, context: None = None) -> Tensor:  # couplings pass a context
+        def forward(
+            self, inputs: Tensor, context: None = None
+        ) -> Tensor:  # couplings pass a context
             return super().forward(inputs)
 
     def net(n_in: int, n_out: int) -> Net:
         return Net([n_in], [n_out], [case.width] * case.depth)
 
     masks = [torch.tensor([1.0, -1.0]) * (-1) ** i for i in range(case.n_flows)]
-    couplings = transforms.CompositeTransform([transforms.AffineCouplingTransform(m, net) for m in masks])
+    couplings = transforms.CompositeTransform(
+        [transforms.AffineCouplingTransform(m, net) for m in masks]
+    )
     flow = flows.Flow(couplings, distributions.StandardNormal([2]))
     return Model(flow, lambda x: -flow.log_prob(inputs=x).mean())
 
 
-MODELS = {"normflows": normflows_model, "zuko": zuko_model, "zuko_nsf": zuko_nsf_model, "nflows": nflows_model}
+MODELS = {
+    "normflows": normflows_model,
+    "zuko": zuko_model,
+    "zuko_nsf": zuko_nsf_model,
+    "nflows": nflows_model,
+}
 
 
 def flowjax(case: Case) -> Train:
@@ -139,7 +148,9 @@ def flowjax(case: Case) -> Train:
 
     def make(key: jax.Array) -> eqx.Module:
         base = Normal(jnp.zeros(2))
-        return coupling_flow(key, base_dist=base, flow_layers=case.n_flows, nn_width=case.width, nn_depth=case.depth)
+        return coupling_flow(
+            key, base_dist=base, flow_layers=case.n_flows, nn_width=case.width, nn_depth=case.depth
+        )
 
     keys = jr.split(jr.key(0), case.members)
     dist = eqx.filter_vmap(make)(keys) if case.members > 1 else make(keys[0])
@@ -147,7 +158,9 @@ def flowjax(case: Case) -> Train:
     params, static = eqx.partition(dist, eqx.is_inexact_array, is_leaf=is_leaf)
 
     def step(params, state, x):
-        return flowjax_step(params, static, x, optimizer=optimizer, opt_state=state, loss_fn=loss_fn)
+        return flowjax_step(
+            params, static, x, optimizer=optimizer, opt_state=state, loss_fn=loss_fn
+        )
 
     def probe(params, x):
         return loss_fn(params, static, x)

@@ -51,7 +51,11 @@ class Way:
     """A training by one kernel, which goes on from where it stopped."""
 
     def __init__(self, setting: Setting, kernel: str) -> None:
-        changes = {"train__steps": 10**8, "train__kernel": kernel, "flow__activation": setting.activation}
+        changes = {
+            "train__steps": 10**8,
+            "train__kernel": kernel,
+            "flow__activation": setting.activation,
+        }
         self.training: Training = prepare_runs(stack_of(setting.case, **changes))
         self.state: State = begin(self.training)
         self.members = setting.case.members

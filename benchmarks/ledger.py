@@ -56,14 +56,18 @@ class Ledger(TorchDispatchMode):
         weights = any(map(self.holds_weights, [*read, *written]))
         return "optimiser" if weights else "pointwise", float(sum(t.numel() for t in written))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         begun = time.process_time()
         out = func(*args, **kwargs)
         spent = time.process_time() - begun
         arguments = {a.name: a for a in func._schema.arguments}
         named = dict(zip(arguments, args, strict=False)) | kwargs
-        changed = [k for k, a in arguments.items() if a.alias_info is not None and a.alias_info.is_write]
+        changed = [
+            k for k, a in arguments.items() if a.alias_info is not None and a.alias_info.is_write
+        ]
         read = list(tensors([v for k, v in named.items() if not arguments[k].is_out]))
         written = list(tensors([named.get(k) for k in changed] if changed else out))
         storages = {t.untyped_storage()._cdata for t in read}
@@ -76,7 +80,9 @@ class Ledger(TorchDispatchMode):
         return out
 
 
-def count(train: Callable[[int], float], steps: int, members: int | None = None) -> dict[str, list[float]]:
+def count(
+    train: Callable[[int], float], steps: int, members: int | None = None
+) -> dict[str, list[float]]:
     """Per step and kind: calls, CPU seconds, FLOP, bytes. Two trainings; what they share cancels."""
 
     def sums(n: int) -> dict[str, list[float]]:
@@ -85,5 +91,8 @@ def count(train: Callable[[int], float], steps: int, members: int | None = None)
         return ledger.sums
 
     short, long = sums(1), sums(1 + steps)
-    kinds = {k: [(b - a) / steps for a, b in zip(short.get(k, [0.0] * 4), v, strict=True)] for k, v in long.items()}
+    kinds = {
+        k: [(b - a) / steps for a, b in zip(short.get(k, [0.0] * 4), v, strict=True)]
+        for k, v in long.items()
+    }
     return {kind: values for kind, values in kinds.items() if values[0] > 0}

@@ -15,8 +15,19 @@ from matplotlib.axes import Axes
 
 from nfexp.analysis.statistics import share_interval
 
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # colour-blind safe
-KINDS = {"products": ("s", BLUE), "thin products": ("D", GREEN), "pointwise": ("^", PINK), "optimiser": ("v", ORANGE)}
+BLUE, ORANGE, GREEN, PINK, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#666666",
+)  # colour-blind safe
+KINDS = {
+    "products": ("s", BLUE),
+    "thin products": ("D", GREEN),
+    "pointwise": ("^", PINK),
+    "optimiser": ("v", ORANGE),
+}
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -46,12 +57,16 @@ def roofline(frame: pd.DataFrame, path: Path) -> None:
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
         x = np.geomspace(0.06, 120, 200)
-        for kind, style in zip([k for k in machine.index if k != "sgemm"], ("-", "--"), strict=False):
+        for kind, style in zip(
+            [k for k in machine.index if k != "sgemm"], ("-", "--"), strict=False
+        ):
             rate = machine.loc[kind, "gbytes"]
             ax.plot(x, np.minimum(peak, rate * x), style, color=GREY, lw=1, zorder=1)
             along = {"rotation": math.degrees(math.atan(rate)), "transform_rotates_text": True}
             text = f"{kind} {rate:.0f} GB/s"
-            ax.text(0.066, rate * 0.072, text, color=GREY, fontsize=8, rotation_mode="anchor", **along)
+            ax.text(
+                0.066, rate * 0.072, text, color=GREY, fontsize=8, rotation_mode="anchor", **along
+            )
         ax.annotate(f"sgemm {peak:.0f} GFLOP/s", (115, peak), color=GREY, fontsize=8, ha="right",
                     xytext=(0, 3), textcoords="offset points")  # fmt: skip
         of_stack = frame["contender"].isin(["nfexp E=16", "nfexp torch E=16"])
@@ -62,7 +77,15 @@ def roofline(frame: pd.DataFrame, path: Path) -> None:
                 ax.plot(row["flop_per_byte"], row["gflops"], marker, color=colour, ms=6, ls="", zorder=3,
                         mfc=colour if filled else "white", label=kind if filled else None)  # fmt: skip
         steps = stack[stack["kind"] == "step"]
-        ax.plot(steps["flop_per_byte"], steps["gflops"], "o-", color="black", ms=4, lw=1, label="whole step by width")
+        ax.plot(
+            steps["flop_per_byte"],
+            steps["gflops"],
+            "o-",
+            color="black",
+            ms=4,
+            lw=1,
+            label="whole step by width",
+        )
         for row in steps.itertuples():
             ax.annotate(row.hidden, (row.flop_per_byte, row.gflops), fontsize=7, ha="right", xytext=(-3, 4),
                         textcoords="offset points")  # fmt: skip
@@ -80,7 +103,9 @@ def roofline(frame: pd.DataFrame, path: Path) -> None:
             ylabel="GFLOP/s, one core",
         )
         plain_numbers(ax)
-        ax.legend(frameon=False, fontsize=8, loc="lower right", title="E = 16: filled 64x2, open 256x2")
+        ax.legend(
+            frameon=False, fontsize=8, loc="lower right", title="E = 16: filled 64x2, open 256x2"
+        )
         save(figure, path)
 
 
@@ -98,7 +123,14 @@ def growth(frame: pd.DataFrame, path: Path) -> None:
         x, y, flop = own["value"], own["ms"] * own["members"], own["flop"] * own["members"]
         ax.plot(x, x * (y / x).iloc[-1], color=GREY, lw=1, label="straight line through the origin")
         if axis == "width":  # elsewhere the two coincide
-            ax.plot(x, flop * (y / flop).iloc[-1], "--", color=ORANGE, lw=1, label="in step with the arithmetic")
+            ax.plot(
+                x,
+                flop * (y / flop).iloc[-1],
+                "--",
+                color=ORANGE,
+                lw=1,
+                label="in step with the arithmetic",
+            )
         ax.plot(x, y, "o-", color=BLUE, ms=4, lw=1.2, label="measured")
         ax.set(xscale="log", yscale="log", xlabel=AXES[axis])
         plain_numbers(ax)
@@ -121,7 +153,11 @@ NORMS = {"none": ("o", BLUE), "batchnorm": ("s", ORANGE), "actnorm": ("^", GREEN
 
 def blog(runs: pd.DataFrame, layers: pd.DataFrame, path: Path) -> None:
     """The blog's flow: how often it diverges by learning rate, and how flat each layer leaves the points."""
-    usual = runs[(runs["flow.scale"] == "exp") & (runs["flow.init"] == "random") & runs["train.grad_clip"].isna()]
+    usual = runs[
+        (runs["flow.scale"] == "exp")
+        & (runs["flow.init"] == "random")
+        & runs["train.grad_clip"].isna()
+    ]
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.4), layout="constrained")
         for shift, (norm, (marker, colour)) in enumerate(NORMS.items()):
@@ -135,8 +171,16 @@ def blog(runs: pd.DataFrame, layers: pd.DataFrame, path: Path) -> None:
                 right.plot(seed["position"], seed["flattening"], color=colour, lw=0.6, alpha=0.35)
             middle = part.groupby("position")["flattening"].median()
             right.plot(middle.index, middle, color=colour, marker=marker, ms=4, lw=1.6)
-        left.set(xscale="log", xlabel="learning rate", ylabel="share of runs that diverged", ylim=(-0.03, 1.03))
-        left.set_xticks(sorted(usual["train.lr"].unique()), [f"{v:g}" for v in sorted(usual["train.lr"].unique())])
+        left.set(
+            xscale="log",
+            xlabel="learning rate",
+            ylabel="share of runs that diverged",
+            ylim=(-0.03, 1.03),
+        )
+        left.set_xticks(
+            sorted(usual["train.lr"].unique()),
+            [f"{v:g}" for v in sorted(usual["train.lr"].unique())],
+        )
         left.minorticks_off()
         left.legend(title="normalisation", frameon=False, fontsize=8)
         right.set(yscale="log", xlabel="layers passed, from base to data",

@@ -48,7 +48,9 @@ def family(root: int) -> dict[int, tuple[float, float]]:
             stats[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()
     found, wave = {}, {root} & stats.keys()
     while wave:
-        found |= {p: (sum(map(int, stats[p][11:13])) / TICKS, int(stats[p][21]) * PAGE_MB) for p in wave}
+        found |= {
+            p: (sum(map(int, stats[p][11:13])) / TICKS, int(stats[p][21]) * PAGE_MB) for p in wave
+        }
         wave = {p for p, stat in stats.items() if int(stat[1]) in wave}
     return found
 
@@ -63,7 +65,11 @@ def command(*arguments: str, folder: Path, **env: str) -> Usage:
     with tempfile.TemporaryFile("w+") as log:
         begun = perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, env=environment() | env, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=environment() | env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
 
         def watch() -> None:
@@ -82,10 +88,14 @@ def command(*arguments: str, folder: Path, **env: str) -> Usage:
         log.seek(0)
         said = log.read()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{said[-2000:]}")
+        raise RuntimeError(
+            f"{' '.join(arguments)} ended with {process.returncode}:\n{said[-2000:]}"
+        )
     cpu = max(used.ru_utime + used.ru_stime, sum(seen.values()))
     largest = max(peak)
-    if not largest:  # without /proc; a child begins with what this process has, so that it is no less than that
+    if (
+        not largest
+    ):  # without /proc; a child begins with what this process has, so that it is no less than that
         largest = used.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     return Usage(wall=wall, cpu=cpu, peak_mb=largest, said=said)
 
@@ -130,7 +140,9 @@ def sweep(
                 f"hydra.sweep.dir={launcher}", *([f"hydra.launcher.n_jobs={workers}"] if workers else []),
                 folder=folder, OMP_NUM_THREADS="1",
             )  # fmt: skip
-            found = [json.loads(path.read_text()) for path in (folder / launcher).glob("*/result.json")]
+            found = [
+                json.loads(path.read_text()) for path in (folder / launcher).glob("*/result.json")
+            ]
             # start-up: the launching process, and then the workers side by side, each import once
             wall_once, cpu_once = start.wall * (1 + bool(workers)), start.cpu * (1 + workers)
             scale = seeds / peer_seeds
@@ -141,7 +153,10 @@ def sweep(
     frame = pd.DataFrame(rows)
     frame.insert(1, "jobs", jobs)
     return frame.assign(
-        steps=steps, cores=CORES, wall_ratio=frame["wall"] / frame["wall"][0], cpu_ratio=frame["cpu"] / frame["cpu"][0]
+        steps=steps,
+        cores=CORES,
+        wall_ratio=frame["wall"] / frame["wall"][0],
+        cpu_ratio=frame["cpu"] / frame["cpu"][0],
     )
 
 
@@ -166,7 +181,9 @@ def overhead(*, sizes: Sequence[int] = (48, 480, 4800)) -> pd.DataFrame:
             )  # fmt: skip
             runs = pd.read_csv(folder / str(jobs) / "runs.csv")
             train = runs["seconds"].sum() / CORES
-            parts = {k: float(v) for v, k in re.findall(r"([\d.]+) s to (compose|report)", used.said)}
+            parts = {
+                k: float(v) for v, k in re.findall(r"([\d.]+) s to (compose|report)", used.said)
+            }
             rows.append({"contender": "nfexp", "jobs": len(runs), "wall": used.wall, "cpu": used.cpu, "train": train,
                          "peak_mb": used.peak_mb, **parts})  # fmt: skip
         if find_spec("normflows"):

@@ -30,22 +30,31 @@ def markdown(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     rule = ["-" * (w - bool(i)) + ":" * bool(i) for i, w in enumerate(widths)]
     aligned = [
-        [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))] for row in grid
+        [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        for row in grid
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (aligned[0], rule, *aligned[1:]))
 
 
 def columns(frame: pd.DataFrame, wanted: dict[str, str]) -> str:
     """A table of some columns under other headings."""
-    cells = [[v if isinstance(v, str) else number(v) for v in row] for row in frame[list(wanted)].values.tolist()]
+    cells = [
+        [v if isinstance(v, str) else number(v) for v in row]
+        for row in frame[list(wanted)].values.tolist()
+    ]
     return markdown(wanted.values(), cells)
 
 
 def step_tables(frame: pd.DataFrame) -> dict[str, str]:
     """One table per kind of conditioner, a column group per hidden shape: ms, ratio, share of the sgemm rate."""
     out = {}
-    for conditioner, title in {"separate": "separate s and t networks", "shared": "one shared network"}.items():
-        part = frame[(frame["conditioner"] == conditioner) & ~frame["library"].isin(["sgemm", "openblas"])]
+    for conditioner, title in {
+        "separate": "separate s and t networks",
+        "shared": "one shared network",
+    }.items():
+        part = frame[
+            (frame["conditioner"] == conditioner) & ~frame["library"].isin(["sgemm", "openblas"])
+        ]
         cell = {(r.contender, r.hidden): r for r in part.itertuples()}
         shapes = list(dict.fromkeys(part["hidden"]))
         rows = []
@@ -57,7 +66,9 @@ def step_tables(frame: pd.DataFrame) -> dict[str, str]:
                     [f"{number(r.ms)} ({number(r.ms_q25)}–{number(r.ms_q75)})", number(r.ratio),
                      f"{r.percent_of_sgemm:.0f}"] if r else ["–"] * 3
                 )  # fmt: skip
-        out[title] = markdown(["contender", *(f"{s} {h}" for s in shapes for h in ("ms", "ratio", "%"))], rows)
+        out[title] = markdown(
+            ["contender", *(f"{s} {h}" for s in shapes for h in ("ms", "ratio", "%"))], rows
+        )
     rates = frame[frame["library"].isin(["sgemm", "openblas"])]
     names = {"sgemm": "torch", "openblas": "NumPy"}
     rate = rates.groupby("library", sort=False)["gflops"].median()
@@ -72,7 +83,11 @@ def sweep_tables(frame: pd.DataFrame) -> dict[str, str]:
         "cpu_ratio": "CPU ratio", "peak_mb": "peak MB", "test_nll": "mean test NLL",
     }  # fmt: skip
     jobs, steps, cores = (frame[k].iloc[0] for k in ("jobs", "steps", "cores"))
-    return {f"{jobs} runs of {steps} steps, end to end, {cores} cores": columns(frame, wanted | {"contender": "sweep"})}
+    return {
+        f"{jobs} runs of {steps} steps, end to end, {cores} cores": columns(
+            frame, wanted | {"contender": "sweep"}
+        )
+    }
 
 
 def overhead_tables(frame: pd.DataFrame) -> dict[str, str]:
@@ -87,9 +102,17 @@ def overhead_tables(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def growth_tables(frame: pd.DataFrame) -> dict[str, str]:
-    wanted = {"value": "", "ms": "ms per member-step", "us_per_mflop": "µs per MFLOP", "percent_of_sgemm": "% sgemm"}
+    wanted = {
+        "value": "",
+        "ms": "ms per member-step",
+        "us_per_mflop": "µs per MFLOP",
+        "percent_of_sgemm": "% sgemm",
+    }
     frame = frame.assign(us_per_mflop=1e9 * frame["ms"] / frame["flop"])
-    return {axis: columns(part, wanted | {"value": axis}) for axis, part in frame.groupby("axis", sort=False)}
+    return {
+        axis: columns(part, wanted | {"value": axis})
+        for axis, part in frame.groupby("axis", sort=False)
+    }
 
 
 def deviation_tables(frame: pd.DataFrame) -> dict[str, str]:
@@ -101,7 +124,9 @@ def deviation_tables(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def gpu_tables(frame: pd.DataFrame) -> dict[str, str]:
-    frame = frame.reindex(columns=[*dict.fromkeys([*frame, "minutes"])]).fillna({"precision": "default"})
+    frame = frame.reindex(columns=[*dict.fromkeys([*frame, "minutes"])]).fillna(
+        {"precision": "default"}
+    )
     steps, grid = frame[frame["what"] == "step"], frame[frame["what"] != "step"]
     wanted = {
         "precision": "precision", "hidden": "hidden", "members": "E", "ms": "ms per member-step",
@@ -109,7 +134,9 @@ def gpu_tables(frame: pd.DataFrame) -> dict[str, str]:
     }  # fmt: skip
     return {
         "wall time of a member-step": columns(steps, wanted),
-        "the paper's 1,152 runs, extrapolated": columns(grid, {"precision": "precision", "minutes": "minutes"}),
+        "the paper's 1,152 runs, extrapolated": columns(
+            grid, {"precision": "precision", "minutes": "minutes"}
+        ),
     }
 
 
@@ -122,8 +149,13 @@ def roofline_tables(frame: pd.DataFrame) -> dict[str, str]:
         "contender": "contender", "hidden": "hidden", "kind": "kind", "calls": "calls", "us": "µs", "mflop": "MFLOP",
         "mbytes": "MB touched", "flop_per_byte": "FLOP/byte", "gflops": "GFLOP/s", "gbytes": "GB/s",
     }  # fmt: skip
-    rates = f"sgemm {machine.loc['sgemm', 'gflops']:.0f} GFLOP/s; copies, read and written: " + ", ".join(
-        f"{name} {machine.loc[name, 'gbytes']:.0f} GB/s" for name in machine.index if name != "sgemm"
+    rates = (
+        f"sgemm {machine.loc['sgemm', 'gflops']:.0f} GFLOP/s; copies, read and written: "
+        + ", ".join(
+            f"{name} {machine.loc[name, 'gbytes']:.0f} GB/s"
+            for name in machine.index
+            if name != "sgemm"
+        )
     )
     return {"the machine, one thread": rates, "per member-step": columns(shown, wanted)}
 
@@ -154,7 +186,14 @@ def targets(frames: dict[str, pd.DataFrame]) -> str:
 
     def add(text: str, goal: float, value: float, *, at_most: bool = False) -> None:
         met = value <= goal if at_most else value >= goal
-        rows.append([text, f"{'≤' if at_most else '≥'} {number(goal)}", number(value), "met" if met else "not met"])
+        rows.append(
+            [
+                text,
+                f"{'≤' if at_most else '≥'} {number(goal)}",
+                number(value),
+                "met" if met else "not met",
+            ]
+        )
 
     if "step" in frames:
         step = frames["step"].set_index(["hidden", "contender", "conditioner"])
@@ -163,36 +202,70 @@ def targets(frames: dict[str, pd.DataFrame]) -> str:
             ("64x2", "flowjax E=16", "shared", 1.6), ("64x2, batch 32", "normflows", "separate", 10),
         ):  # fmt: skip
             if (hidden, peer, kind) in step.index:
-                add(f"CPU time of {peer} over nfexp's, {hidden}", goal, step.loc[(hidden, peer, kind), "ratio"])
-        if len(wide := frames["step"].query("hidden == '256x2' and library not in ('nfexp', 'sgemm', 'openblas')")):
+                add(
+                    f"CPU time of {peer} over nfexp's, {hidden}",
+                    goal,
+                    step.loc[(hidden, peer, kind), "ratio"],
+                )
+        if len(
+            wide := frames["step"].query(
+                "hidden == '256x2' and library not in ('nfexp', 'sgemm', 'openblas')"
+            )
+        ):
             best = wide.loc[wide["ratio"].idxmin()]
-            add(f"CPU time of the best peer ({best['contender']}) over nfexp's, 256x2", 1.4, best["ratio"])
+            add(
+                f"CPU time of the best peer ({best['contender']}) over nfexp's, 256x2",
+                1.4,
+                best["ratio"],
+            )
         ours = frames["step"].query("library == 'nfexp' and conditioner == 'separate'")
         for hidden, goal in (("64x2", 70), ("256x2", 70)):
             if len(own := ours[ours["hidden"] == hidden]):
                 add(f"% of the sgemm rate, {hidden}", goal, own["percent_of_sgemm"].max())
         best = ours[ours["hidden"] == "64x2"].groupby("members")["ratio"].min()
         if {1, 16} <= set(best.index):
-            add("CPU time of a member alone over that in a stack of 16, 64x2", 1.15, best[1] / best[16], at_most=True)
+            add(
+                "CPU time of a member alone over that in a stack of 16, 64x2",
+                1.15,
+                best[1] / best[16],
+                at_most=True,
+            )
     if "kernel" in frames:
-        centre = frames["kernel"].query("network == '64x2 separate' and batch == 256 and members == 16")
+        centre = frames["kernel"].query(
+            "network == '64x2 separate' and batch == 256 and members == 16"
+        )
         by_activation = centre.set_index("activation")["fused"]
         for activation in ("tanh", "silu", "elu"):
             if {activation, "relu"} <= set(by_activation.index):
                 slower = by_activation[activation] / by_activation["relu"]
-                add(f"CPU time of a step with {activation} over one with relu, 64x2, E = 16", 1.3, slower, at_most=True)
+                add(
+                    f"CPU time of a step with {activation} over one with relu, 64x2, E = 16",
+                    1.3,
+                    slower,
+                    at_most=True,
+                )
     if "sweep" in frames:
-        wall, jobs = frames["sweep"].set_index("contender")["wall_ratio"], frames["sweep"]["jobs"].iloc[0]
+        wall, jobs = (
+            frames["sweep"].set_index("contender")["wall_ratio"],
+            frames["sweep"]["jobs"].iloc[0],
+        )
         for launcher, goal in (("joblib", 6), ("basic", 10)):
             for name in wall.index[wall.index.str.contains(launcher)]:
                 add(f"wall time of {name} over nfexp's, {jobs} runs", goal, wall[name])
     if "overhead" in frames:
         own = frames["overhead"].query("contender == 'nfexp'").set_index("jobs")
         if 480 in own.index:
-            add("ms per job that are not training, 480 jobs", 20, own.loc[480, "ms_per_job"], at_most=True)
+            add(
+                "ms per job that are not training, 480 jobs",
+                20,
+                own.loc[480, "ms_per_job"],
+                at_most=True,
+            )
         if 4800 in own.index:
             add("peak MB, 4,800 jobs", 2000, own.loc[4800, "peak_mb"], at_most=True)
-    return markdown(["target", "aimed at", "measured", ""], rows) if rows else "None for these parts."
+    return (
+        markdown(["target", "aimed at", "measured", ""], rows) if rows else "None for these parts."
+    )
 
 
 def rewritten(page: str, write: Callable[[str], str]) -> str:

@@ -22,7 +22,9 @@ def contenders(hidden: str, stacks: Sequence[int], libraries: Sequence[str]) -> 
     shape = SHAPES[hidden]
     peers = [replace(shape, library=peer, conditioner=PEERS[peer]) for peer in libraries]
     peers += [replace(peer, members=VMAPPED) for peer in peers if peer.library == "flowjax"]
-    ours = [replace(shape, conditioner=c, members=e) for c in ("separate", "shared") for e in stacks]
+    ours = [
+        replace(shape, conditioner=c, members=e) for c in ("separate", "shared") for e in stacks
+    ]
     ours += [replace(case, kernel="torch") for case in ours if case.members in (1, VMAPPED)]
     return [Case(library="sgemm"), Case(library="openblas"), *ours, *peers]
 
@@ -35,7 +37,11 @@ def step(
     tables, libraries = [], installed()
     with Bench() as bench:
         for shape in hidden:
-            cases = [c for c in contenders(shape, stacks, libraries) if full or c.members * c.flop < LARGEST]
+            cases = [
+                c
+                for c in contenders(shape, stacks, libraries)
+                if full or c.members * c.flop < LARGEST
+            ]
             raw = bench.rounds(cases, repeats=repeats, seconds=seconds, budget=budget)
             tables.append(summary(raw).assign(hidden=shape))
     return pd.concat(tables, ignore_index=True)
@@ -45,7 +51,9 @@ def summary(raw: pd.DataFrame) -> pd.DataFrame:
     """Medians over rounds; every ratio is taken inside a round."""
     rate = raw["flop"] / raw["seconds"]
     roof = rate[raw["library"] == "sgemm"].set_axis(raw.loc[raw["library"] == "sgemm", "round"])
-    raw = raw.assign(gflops=rate / 1e9, share=100 * rate.to_numpy() / roof.reindex(raw["round"]).to_numpy())
+    raw = raw.assign(
+        gflops=rate / 1e9, share=100 * rate.to_numpy() / roof.reindex(raw["round"]).to_numpy()
+    )
     rows = []
     for conditioner, part in raw.groupby("conditioner", sort=False):
         ours = part[part["library"] == "nfexp"].groupby("case")["seconds"].median()
@@ -74,7 +82,11 @@ GROWTH = {
 
 
 def growth(
-    *, axes: dict[str, Sequence[int]] = GROWTH, repeats: int = 5, seconds: float = 0.2, budget: float = 60.0
+    *,
+    axes: dict[str, Sequence[int]] = GROWTH,
+    repeats: int = 5,
+    seconds: float = 0.2,
+    budget: float = 60.0,
 ) -> pd.DataFrame:
     """CPU time per member-step as one thing grows from the centre: 16 members, 6 flows of 64x2, 256 points."""
     cases = {
@@ -101,14 +113,21 @@ def growth(
     return pd.DataFrame(rows)
 
 
-def deviation(*, seeds: int = 16, steps: int = 200, device: str = "cpu", **changes: object) -> pd.DataFrame:
+def deviation(
+    *, seeds: int = 16, steps: int = 200, device: str = "cpu", **changes: object
+) -> pd.DataFrame:
     """Final test NLL of the same runs trained one by one and as one stack, float32."""
     import torch
 
     from nfexp.run import run_stack
 
     torch.set_num_threads(1)
-    flat = {"train__steps": steps, "train__warmup": min(50, steps), "train__n_evals": 2, "data__n_test": 2000}
+    flat = {
+        "train__steps": steps,
+        "train__warmup": min(50, steps),
+        "train__n_evals": 2,
+        "data__n_test": 2000,
+    }
     flat |= {"device": device} | changes
     targets = ("moons", "circles", "spiral2", "spiral4")
     centres = [make_spec(f"data={name}", "record=none", **flat) for name in targets]
@@ -124,8 +143,17 @@ def deviation(*, seeds: int = 16, steps: int = 200, device: str = "cpu", **chang
     )  # fmt: skip
 
 
-PAPER = {"flow__hidden_depth": (2, 4, 6), "flow__hidden_width": (256, 512), "data__n_samples": (100, 200, 400)}
-PAPER_FLOWS, PAPER_ACTIVATIONS, PAPER_MATES, PAPER_STEPS = (3, 6, 9, 12), 2, 8, 10_000  # mates: 4 targets x 2 noises
+PAPER = {
+    "flow__hidden_depth": (2, 4, 6),
+    "flow__hidden_width": (256, 512),
+    "data__n_samples": (100, 200, 400),
+}
+PAPER_FLOWS, PAPER_ACTIVATIONS, PAPER_MATES, PAPER_STEPS = (
+    (3, 6, 9, 12),
+    2,
+    8,
+    10_000,
+)  # mates: 4 targets x 2 noises
 
 
 def wall(specs: list, steps: int) -> float:
@@ -170,13 +198,26 @@ def gpu(
         for depth in paper["flow__hidden_depth"]:
             for width in paper["flow__hidden_width"]:
                 for n in paper["data__n_samples"]:
-                    case = Case(members=PAPER_MATES, width=width, depth=depth, batch=n, full=True, kernel="auto")
+                    case = Case(
+                        members=PAPER_MATES,
+                        width=width,
+                        depth=depth,
+                        batch=n,
+                        full=True,
+                        kernel="auto",
+                    )
                     one = wall(stack_of(case, **flat), steps)
-                    seconds += one * sum(PAPER_FLOWS) / case.n_flows * PAPER_ACTIVATIONS * PAPER_STEPS
-        rows.append({"what": "paper's grid, minutes", "precision": precision, "minutes": seconds / 60})
+                    seconds += (
+                        one * sum(PAPER_FLOWS) / case.n_flows * PAPER_ACTIVATIONS * PAPER_STEPS
+                    )
+        rows.append(
+            {"what": "paper's grid, minutes", "precision": precision, "minutes": seconds / 60}
+        )
     frame = pd.DataFrame(rows)
     solo = frame[frame["members"] == min(stacks)].set_index(["precision", "hidden"])["ms"].to_dict()
-    frame["solo_ratio"] = [solo.get((r.precision, r.hidden), float("nan")) / r.ms for r in frame.itertuples()]
+    frame["solo_ratio"] = [
+        solo.get((r.precision, r.hidden), float("nan")) / r.ms for r in frame.itertuples()
+    ]
     return frame
 
 
@@ -204,15 +245,23 @@ def roofline(
     copies = [Case(library="copy", batch=kb) for kb in COPIES_KB.values()]
     with Bench() as bench:
         raw = bench.rounds(
-            [Case(library="sgemm"), *copies, *cases, *fused], repeats=repeats, seconds=seconds, budget=60.0
+            [Case(library="sgemm"), *copies, *cases, *fused],
+            repeats=repeats,
+            seconds=seconds,
+            budget=60.0,
         )
         median = raw.groupby(["library", "members", "width", "batch", "kernel"])["seconds"].median()
-        whole = {c: median[c.library, c.members, c.width, c.batch, c.kernel] for c in [*cases, *copies, *fused]}
+        whole = {
+            c: median[c.library, c.members, c.width, c.batch, c.kernel]
+            for c in [*cases, *copies, *fused]
+        }
         counted = [bench.count(c, steps) for c in cases]
     sgemm = 2 * 1024**3 / median["sgemm"].iloc[0] / 1e9
     rows = [{"contender": "machine", "kind": "sgemm", "gflops": sgemm}]
     for name, case in zip(COPIES_KB, copies, strict=True):
-        rows.append({"contender": "machine", "kind": name, "gbytes": 2e-6 * case.batch / whole[case]})
+        rows.append(
+            {"contender": "machine", "kind": name, "gbytes": 2e-6 * case.batch / whole[case]}
+        )
     for case in fused:
         rows.append(
             {"contender": case.name, "hidden": f"{case.width}x{case.depth}", "kind": "step", "us": 1e6 * whole[case],

@@ -26,7 +26,9 @@ SUFFIXES = (".md", ".png", ".gif", ".css", ".csv", ".gz", ".json", ".ipynb", ".s
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?!docs/)[^)#]+\.(?:py|toml|txt|yaml)[^)]*\)")
 
 # What a page would load from elsewhere
-FETCHED = re.compile(r"""<(?:script|img|iframe|link rel="stylesheet")[^>]*(?:src|href)="(https?:[^"]*)""")
+FETCHED = re.compile(
+    r"""<(?:script|img|iframe|link rel="stylesheet")[^>]*(?:src|href)="(https?:[^"]*)"""
+)
 
 
 def gather(folder: Path = PAGES) -> None:
@@ -51,7 +53,7 @@ def gather(folder: Path = PAGES) -> None:
 def standing_alone(text: str) -> str:
     """A page without links that lead out of the site.
 
-    >>> standing_alone("[a](b.md) [code](../nfexp/score.py)")
+    >>> standing_alone("[a](b.md) [code](../nfexp/run.py)")
     '[a](b.md) code'
     """
     return OUTSIDE.sub(r"\1", text)
@@ -59,7 +61,16 @@ def standing_alone(text: str) -> str:
 
 def build() -> None:
     """Build the site from the gathered pages; CalledProcessError where there is any warning."""
-    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "--config-file", "mkdocs.yml"]
+    command = [
+        sys.executable,
+        "-m",
+        "zensical",
+        "build",
+        "--clean",
+        "--strict",
+        "--config-file",
+        "mkdocs.yml",
+    ]
     subprocess.run(command, check=True, cwd=ROOT)
     for page in SITE.rglob("*.html"):
         fetched = FETCHED.search(page.read_text(encoding="utf-8"))
@@ -72,4 +83,7 @@ if __name__ == "__main__":
     build()
     print(SITE / "index.html")
     # a page that is opened as a file may not read the index of the search
-    print("To search in it, serve it: python -m http.server --bind 127.0.0.1 --directory", SITE.relative_to(ROOT))
+    print(
+        "To search in it, serve it: python -m http.server --bind 127.0.0.1 --directory",
+        SITE.relative_to(ROOT),
+    )

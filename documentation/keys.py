@@ -133,7 +133,9 @@ def takes(hint: Any, meta: Mapping[str, Any]) -> str:
         return ", ".join(f"`{option}`" for option in meta["choices"]) + null
     if "low" in meta:
         kind = "whole number" if int in kinds else "number"
-        low = f"above {_number(meta['low'])}" if meta["exclusive"] else f"from {_number(meta['low'])}"
+        low = (
+            f"above {_number(meta['low'])}" if meta["exclusive"] else f"from {_number(meta['low'])}"
+        )
         high = "" if meta["high"] == float("inf") else f" to {_number(meta['high'])}"
         words = "".join(f", or `{word}`" for word in meta["words"])
         return f"{kind} {low}{high}{words}{null}"
@@ -145,7 +147,9 @@ def takes(hint: Any, meta: Mapping[str, Any]) -> str:
 def _number(value: float) -> str:
     if value == 2**63 - 1:
         return "2⁶³ − 1"
-    return f"{value:,}" if isinstance(value, int) and value < 1e6 else f"{value:g}".replace("e+0", "e")
+    return (
+        f"{value:,}" if isinstance(value, int) and value < 1e6 else f"{value:g}".replace("e+0", "e")
+    )
 
 
 def control_keys() -> list[Key]:
@@ -184,9 +188,16 @@ def page() -> str:
     for group, keys in spec_keys():
         heading = GROUPS.get(group, group)
         parts += [f"## {heading}", _table(keys)]
-    parts += ["## How a sweep goes about it", "None of these changes a run.", _table(control_keys())]
+    parts += [
+        "## How a sweep goes about it",
+        "None of these changes a run.",
+        _table(control_keys()),
+    ]
     parts += ["## Which runs a sweep has", _table(hydra_keys("hydra.sweeper"), typed=False)]
-    parts += ["## Who trains them, and how many at a time", _table(hydra_keys("hydra.launcher"), typed=False)]
+    parts += [
+        "## Who trains them, and how many at a time",
+        _table(hydra_keys("hydra.launcher"), typed=False),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -15,8 +15,20 @@ QUANTIFIERS = {"every": "on every target", "most": "on most targets", "some": "o
 FURTHER = {
     "Records and tables": ["nfexp.analysis.table.collect", "nfexp.analysis.table.load_histories"],
     "Statistics": ["nfexp.analysis.statistics.ablations", "nfexp.analysis.claims.evaluate"],
-    "Data and flows": ["nfexp.data.load", "nfexp.flows.stack", "nfexp.flows.layers", "nfexp.flows.bases"],
-    "Training and scores": ["nfexp.run.run_stack", "nfexp.train.begin", "nfexp.train.advance", "nfexp.train.finish"],
+    "Data and flows": [
+        "nfexp.data.load",
+        "nfexp.flows.flow_stack",
+        "nfexp.flows.stack",
+        "nfexp.flows.layer",
+        "nfexp.flows.layers",
+        "nfexp.flows.bases",
+    ],
+    "Training and scores": [
+        "nfexp.run.run_stack",
+        "nfexp.train.begin",
+        "nfexp.train.advance",
+        "nfexp.train.finish",
+    ],
     "The schema": [
         "nfexp.spec.schema",
         "nfexp.spec.parameters",
@@ -64,7 +76,10 @@ def commands_page() -> str:
 
 def interface_page() -> str:
     """The functions and classes for scripts and notebooks, from their docstrings."""
-    parts = ["# From Python", "Generated from the docstrings. `import nfexp` brings the names of the first part."]
+    parts = [
+        "# From Python",
+        "Generated from the docstrings. `import nfexp` brings the names of the first part.",
+    ]
     parts.append("## nfexp")
     for name in nfexp.__all__:
         parts.append(f"::: {nfexp._HOMES[name]}.{name}\n    options:\n      heading_level: 3")

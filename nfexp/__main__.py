@@ -1,7 +1,8 @@
 import sys
 
 if __name__ == "__main__":
-    if not sys.flags.safe_path:  # the working folder comes last: a random.py there is not Python's own
+    # the working folder comes last: a random.py there is not Python's own
+    if not sys.flags.safe_path:
         sys.path.append(sys.path.pop(0))
     from nfexp.cli import main
 

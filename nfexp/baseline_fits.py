@@ -1,4 +1,7 @@
-"""Densities without a flow, fitted to one draw: Gaussians, mixtures, kernels; of images `image_baselines`."""
+"""Densities without a flow, fitted to one draw: Gaussians, mixtures, kernels.
+
+Those of images: `image_baselines`.
+"""
 
 from __future__ import annotations
 
@@ -96,12 +99,17 @@ class Baseline:
         return self.fitted.score_samples((x - self.mean) / self.sd) - np.log(self.sd).sum()
 
     def of_last(self, n: int) -> Baseline:
-        """The law of the last n coordinates alone: exact, for mixtures and kernel densities have their marginals."""
+        """The law of the last n coordinates alone.
+
+        Exact, for mixtures and kernel densities have their marginals.
+        """
         marginal = _kernels_of_last if isinstance(self.fitted, KernelDensity) else _mixture_of_last
         return Baseline(marginal(self.fitted, n), self.mean[-n:], self.sd[-n:], {})
 
     def log_prob_given(self, x: np.ndarray, context: np.ndarray) -> np.ndarray:
-        """log q(x | c) = log q(x, c) − log q(c) in nats, of the law of [x, c]: (n, D) and (n, C) -> (n,).
+        """log q(x | c) = log q(x, c) − log q(c) in nats, of the law of [x, c].
+
+        (n, D) and (n, C) -> (n,).
 
         With one Gaussian that is the linear regression of x on c.
         """
@@ -161,14 +169,14 @@ def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, An
     Those of WITH_VALIDATION are fitted to its validation draws, too: a flow sees them when it
     chooses its step. The draws are those of :func:`nfexp.data.load`; the test draws choose nothing.
     `seconds` are those of choosing and fitting. Of images the NLL is a bound of −log P, and
-    validation images choose what there is to choose. Given a context, a law of both together is fitted, and its
-    log q(x | c) is scored.
+    validation images choose what there is to choose. Given a context, a law of both together is
+    fitted, and its log q(x | c) is scored.
     """
     dataset = load_data(data, seed)
     train = _with_context(dataset, "train")
     both = np.concatenate([train, _with_context(dataset, "val")])
     test = dataset.test.flatten(1).numpy()
-    of_test = dataset.given("test").numpy()
+    of_test = dataset.context_of("test").numpy()
     exact = dataset.true_log_prob()
     log_p = None if exact is None else exact.numpy()
     draws = draws_of(data)
@@ -194,7 +202,7 @@ def fit_draws(data: Data, seed: int, models: Sequence[str]) -> list[dict[str, An
 def _with_context(dataset: Dataset, part: str) -> np.ndarray:
     """The points of "train" or "val" with their context beside them, (n, D + C), data units."""
     points: torch.Tensor = getattr(dataset, part)
-    return np.concatenate([points.flatten(1).numpy(), dataset.given(part).numpy()], axis=1)
+    return np.concatenate([points.flatten(1).numpy(), dataset.context_of(part).numpy()], axis=1)
 
 
 def score(log_q: np.ndarray, log_p: np.ndarray | None) -> dict[str, float | None]:

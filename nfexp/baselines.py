@@ -62,8 +62,8 @@ def wanted(
 ) -> tuple[list[Task], list[str]]:
     """What `fits` lacks for the table `runs`, each draw once; and what cannot be drawn.
 
-    `sources` are the targets of the user's own that may be executed, by their digest. Validation draws
-    are as many as of the first run with these draws.
+    `sources` are the targets of the user's own that may be executed, by their digest. Validation
+    draws are as many as of the first run with these draws.
 
     >>> runs = pd.DataFrame({"data.name": "moons", "data.n_samples": 9, "data.noise": 0.1, "data.n_test": 9,
     ...                      "data.n_val": 9, "data.text": None, "seed": [0, 0, 1]})
@@ -107,7 +107,8 @@ def _data_of(row: Mapping[str, Any], sources: Mapping[str, str]) -> Data:
     Raises
     ------
     SpecError
-        Of a target of the user's own that is not among `sources`, too: a record is not trusted to name code.
+        Of a target of the user's own that is not among `sources`, too: a record is not trusted to
+        name code.
     """
     digest = row.get("data.digest")
     is_table = isinstance(digest, str) and bool(digest)
@@ -115,13 +116,21 @@ def _data_of(row: Mapping[str, Any], sources: Mapping[str, str]) -> Data:
     for column, value in row.items():
         is_wanted = column in (*DATA, "data.n_val") or is_table
         if column.startswith("data.") and is_wanted and value is not None and value == value:
-            is_whole = isinstance(value, float) and value.is_integer() and column not in ("data.jitter", "data.noise")
+            is_whole = (
+                isinstance(value, float)
+                and value.is_integer()
+                and column not in ("data.jitter", "data.noise")
+            )
             given[column.removeprefix("data.")] = int(value) if is_whole else value
     given |= parameters_in(row)
     if given.get("kind") == "own":
         if not isinstance(digest, str) or digest not in sources:
-            expected = "target=FILE.py:NAME with the source that its runs learned, which is then executed"
-            raise SpecError(str(given["name"]), expected, Words("another source" if sources else "no source"))
+            expected = (
+                "target=FILE.py:NAME with the source that its runs learned, which is then executed"
+            )
+            raise SpecError(
+                str(given["name"]), expected, Words("another source" if sources else "no source")
+            )
         given["target"] = sources[digest]
     return from_mapping(given, Data, "data.")
 
@@ -145,10 +154,15 @@ def fit_all(folder: Path, workers: int, sources: Mapping[str, str]) -> int:
     tasks, refused = wanted(collect(folder).runs, fits, sources)
     for line in refused:
         print(f"{folder}: {printable(line, 300)}", file=sys.stderr)
-    results = Results(folder, rows_of(fits))
+    results = Results(folder, rows_of(fits), n_tasks=len(tasks))
     results.write()  # what cannot be written shows before anything is fitted
     context = multiprocessing.get_context("spawn")
     n_workers = max(1, min(workers, len(tasks)))
+    if tasks:
+        print(
+            f"{printable(folder, 4096)}: {len(tasks)} draws to fit, {n_workers} at a time",
+            flush=True,
+        )
     with ProcessPoolExecutor(n_workers, mp_context=context, initializer=_begin) as pool:
         try:
             with _deaf_to_interrupts():  # processes start here, and inherit it
@@ -182,11 +196,14 @@ class Results:
 
     folder: Path
     rows: list[dict[str, Any]]
+    n_tasks: int
+    n_done: int = 0
     n_failed: int = 0
     written: float = 0.0  # when, by the monotonic clock
 
     def add(self, task: Task, future: Future[list[dict[str, Any]]]) -> None:
         """Take over what a finished task gives; one that failed is named, and the others go on."""
+        self.n_done += 1
         try:
             new = future.result()
         except BrokenProcessPool as error:
@@ -196,7 +213,7 @@ class Results:
             print(f"{task}: {printable(error, 300)}", file=sys.stderr)
         else:
             self.rows += new
-            print(f"{task}: {_said(new)}", flush=True)
+            print(f"{self.n_done}/{self.n_tasks} {task}: {_said(new)}", flush=True)
         if time.monotonic() > self.written + PAUSE:
             self.write()
 
@@ -264,17 +281,19 @@ def _fit_folders(folders: list[str], options: dict[str, str]) -> int:
 
 
 def _sources(text: str) -> dict[str, str]:
-    """Targets by digest, from what the user gives: FILE.py:NAME, or MODULE:NAME, several with commas.
+    """Targets by digest, from what the user gives.
+
+    FILE.py:NAME, or MODULE:NAME, several with commas.
 
     Raises
     ------
     SpecError
         If one is not there.
     """
-    found = {}
+    sources = {}
     for word in filter(None, text.split(",")):
         if ":" not in word:
             raise SpecError("target", "FILE.py:NAME or MODULE:NAME", word)
         source = find_source(word)
-        found[source.digest] = f"{source.place}:{source.name}"
-    return found
+        sources[source.digest] = f"{source.place}:{source.name}"
+    return sources

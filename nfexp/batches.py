@@ -1,18 +1,25 @@
-"""The points of each step: which ones, and what is drawn to change them. Every step can be asked for by itself."""
+"""The points of each step: which ones, and what is drawn to change them.
+
+Every step can be asked for by itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
 
-from nfexp.spec import Train
+from nfexp.flows.image.plan import Image
+from nfexp.flows.layers import Batch
+from nfexp.spec import Spec, Train, batch_points
 from nfexp.streams import of_member, stream
 
 
 class Passes:
-    """Endless passes over `n` points, each drawn by itself: what step 1, 2, … takes of them, `batch` at a time.
+    """Endless passes over `n` points, each drawn by itself.
+
+    What step 1, 2, … takes of them, `batch` at a time.
 
     `member` is the position in an ensemble: the members of one seed draw differently.
     """
@@ -62,8 +69,8 @@ class Order(Passes):
 class Noise(Passes):
     """Normal noise for the points of each step: its sd is that of the training points, (D,).
 
-    What is added is a share of it, see :func:`noise_share`. Noise on the data smooths what is learned as the kernel of
-    a density estimate does (Rothfuss et al. 2019).
+    What is added is a share of it, see :func:`noise_share`. Noise on the data smooths what is
+    learned as the kernel of a density estimate does (Rothfuss et al. 2019).
     """
 
     def __init__(self, *, n: int, batch: int, seed: int, sd: Tensor, member: int = 0) -> None:
@@ -71,7 +78,9 @@ class Noise(Passes):
         self.sd = sd
 
     def drawn(self, k: int) -> Tensor:
-        draws = torch.randn(self.n, len(self.sd), generator=self.generator(f"noise/{k}"), dtype=torch.float64)
+        draws = torch.randn(
+            self.n, len(self.sd), generator=self.generator(f"noise/{k}"), dtype=torch.float64
+        )
         return draws.to(self.sd) * self.sd
 
 
@@ -87,8 +96,8 @@ def noise_share(recipe: Train, step: int) -> float:
 def within_cells(shape: tuple[int, ...], levels: int, generator: Generator) -> Tensor:
     """Where in the cells of their levels points lie, uniform in (0, 1), float64.
 
-    The draws are the middles of so many equal parts of a cell that level + draw is exact in float32: never is it
-    rounded up into the next cell.
+    The draws are the middles of so many equal parts of a cell that level + draw is exact in
+    float32: never is it rounded up into the next cell.
 
     >>> draws = within_cells((1000,), 256, torch.Generator().manual_seed(0))
     >>> bool(((255 + draws).float() < 256).all())
@@ -108,7 +117,8 @@ def flipped(images: Tensor, share: float, generator: Generator) -> Tensor:
 def shifted(images: Tensor, share: float, generator: Generator) -> Tensor:
     """Images (N, C, H, W), each moved by at most a pixel up or down and left or right with probability `share`.
 
-    Nothing is lost: where the line of pixels that would leave the picture is not empty (level 0), it stays.
+    Nothing is lost: where the line of pixels that would leave the picture is not empty (level 0),
+    it stays.
 
     >>> corner = torch.zeros(100, 1, 3, 3)
     >>> corner[:, :, 0, 0] = 1.0
@@ -127,14 +137,110 @@ def shifted(images: Tensor, share: float, generator: Generator) -> Tensor:
     return images
 
 
-AUGMENTATIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {"shift": shifted, "flip": flipped}
+AUGMENTATIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {
+    "shift": shifted,
+    "flip": flipped,
+}
 
 
 def augmented(images: Tensor, recipe: Train, *, step: int, generator: Generator) -> Tensor:
-    """The images of a step as `train.augment` changes them; only in the first part of the steps, `augment_until`."""
+    """The images of a step as `train.augment` changes them.
+
+    Only in the first part of the steps, `augment_until`.
+    """
     kind = recipe.augment or "none"
     share = 0.5 if recipe.augment_share is None else recipe.augment_share
     until = 1.0 if recipe.augment_until is None else recipe.augment_until
     if kind == "none" or step > until * recipe.steps:
         return images
     return AUGMENTATIONS[kind](images, share, generator)
+
+
+class Batches:
+    """The points that each member of a stack learns from at each step, with what is drawn to change them.
+
+    Parameters
+    ----------
+    specs, positions
+        The run of each member, and its position in the run's ensemble.
+    sizes
+        How many of its training points are real.
+    train, context
+        The training points, (E, N, D), and what is given at them, (E, N, C).
+    image
+        Shape and levels where points are images: whole levels, to be dequantised at each step.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[Spec],
+        positions: Sequence[int],
+        sizes: Sequence[int],
+        train: Tensor,
+        context: Tensor,
+        image: Image | None,
+    ) -> None:
+        self.recipes = [spec.train for spec in specs]
+        self.seeds = [spec.seed for spec in specs]
+        self.members = positions
+        self.train = train
+        self.given = context
+        self.image = image
+        self.rows = torch.arange(len(specs), device=train.device)[:, None]
+        self.orders = []
+        self.noises: dict[int, Noise] = {}  # by row, of those that have any
+        batch = batch_points(specs[0])
+        for e, recipe in enumerate(self.recipes):
+            n = sizes[e]
+            seed = self.seeds[e]
+            self.orders.append(Order(n=n, batch=batch, seed=seed, member=positions[e]))
+            if recipe.noise > 0 or recipe.noise_end > 0:
+                sd = train[e, :n].std(0, correction=0)
+                self.noises[e] = Noise(n=n, batch=batch, seed=seed, sd=sd, member=positions[e])
+
+    def positions(self, step: int) -> Tensor:
+        """Which training points each member learns from at a step, (E, N)."""
+        return torch.stack([order.at(step) for order in self.orders])
+
+    def points(self, step: int, positions: Tensor) -> Tensor:
+        """The points at these positions (E, N), with the noise of a step on them: (E, N, D).
+
+        Images are changed and dequantised as the step says.
+        """
+        x = self.train[self.rows, positions.to(self.rows.device)]
+        if self.image is not None:
+            x = self._in_cells(x, self.image, step)
+        for e, noise in self.noises.items():
+            x[e].add_(noise.at(step), alpha=noise_share(self.recipes[e], step))
+        return x
+
+    def context(self, positions: Tensor) -> Tensor:
+        """The context of the points at these positions (E, N).
+
+        The noise of a step is on points alone.
+        """
+        return self.given[self.rows, positions.to(self.rows.device)]
+
+    def mode(self, step: int) -> Batch:
+        """That points are a training batch, with what this step's dropout is drawn from."""
+        dropout = self.recipes[0].dropout
+        if not dropout:
+            return Batch()
+        generators = [self._stream(e, f"dropout/{step}") for e in range(len(self.recipes))]
+        return Batch(dropout=dropout, generators=generators)
+
+    def _in_cells(self, x: Tensor, image: Image, step: int) -> Tensor:
+        """The images of a step (E, N, D), changed and dequantised as this step of each member says."""
+        shape = tuple(x.shape[1:])
+        parts = []
+        for e, images in enumerate(x.unflatten(2, image.shape)):
+            changes = self._stream(e, f"augment/{step}")
+            changed = augmented(images, self.recipes[e], step=step, generator=changes)
+            draws = self._stream(e, f"dequantise/{step}")
+            within = within_cells(shape, image.levels, draws)
+            parts.append(changed.flatten(1) + within.to(x))
+        return torch.stack(parts)
+
+    def _stream(self, e: int, purpose: str) -> Generator:
+        """The stream of row e for one purpose; those of an ensemble differ."""
+        return stream(self.seeds[e], of_member(self.members[e], purpose))

@@ -6,11 +6,9 @@ import logging
 import os
 import re
 import sys
-import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,16 +23,16 @@ from hydra._internal.utils import (
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nfexp.commands import CommandLine, command_line, resumed
 from nfexp.configuration import CONTROLS, conf_dir, own_folders, spec_of
-from nfexp.files import trouble
+from nfexp.explanations import explain
 from nfexp.record import RunFailed, objective, outcome
-from nfexp.spec import Data, Flow, Spec, SpecError, Train, Words, near, run_id
+from nfexp.spec import Spec, SpecError, Words, run_id
 from nfexp.surroundings import command, environment
 from nfexp.sweep.claim import Refused, check_fresh, claims
 from nfexp.sweep.conclusion import Interrupted
@@ -87,11 +85,11 @@ def job(config: DictConfig) -> float:
             tracking = Tracking(config.tracker, folder, {run_id(spec): "."})
             with alone(spec, live=not is_of_sweep and is_terminal()) as shown:
 
-                def told(training: Training, state: State) -> None:
+                def observe(training: Training, state: State) -> None:
                     shown(training, state)
-                    tracking.told(training, state)
+                    tracking.observe(training, state)
 
-                trained = list(train([spec], [folder], told=told))
+                trained = list(train([spec], [folder], observer=observe))
             for _, result, failure in trained:
                 keep(folder, result, failure)
                 tracking.end(spec, result.status, result.metrics)
@@ -108,94 +106,6 @@ KNOWN_ERRORS = (
     RunFailed,
     Refused,
 )
-
-
-def explain(error: BaseException) -> str:
-    """One message with the key, what was expected and what came."""
-    if isinstance(error, Refused) and error.__cause__ is not None:
-        error = error.__cause__
-    for cause in causes(error):
-        if isinstance(cause, SpecError | RunFailed):
-            return str(cause)  # Hydra wraps what a job or a launcher raises
-    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
-        return explain_file(error)
-    if isinstance(error, MissingConfigException):
-        return explain_missing(error)
-    if isinstance(error, OSError):
-        place, expected, got = trouble(error, "a folder nfexp can write to")
-        return f"{place}: expected {expected}; got {got}"
-    if isinstance(error, OverrideParseException):
-        if "=" not in str(error.override).strip("~"):
-            return f"{error.override}: expected KEY=VALUE; got no '='"
-        got = str(error).splitlines()[0]
-        return f"{error.override}: expected Hydra's override syntax; got {got}"
-    return explain_override(error)
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from, what that was raised from."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def explain_file(error: yaml.YAMLError | UnicodeDecodeError) -> str:
-    """What is wrong with a file of the configuration, with its name and line."""
-    name = "configuration"
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        name = frame.f_locals.get("full_path", name)  # of Hydra's reader of files
-    if isinstance(error, UnicodeDecodeError):
-        byte = error.object[error.start]
-        line = _line_that_is_no_text(name)
-        return f"{name}, line {line}: expected text in UTF-8; got the byte 0x{byte:02x}"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        line = error.problem_mark.line + 1
-        return f"{name}, line {line}: expected YAML; got {error.problem}"
-    return f"{name}: expected YAML; got {_one_line(error)}"
-
-
-def _line_that_is_no_text(name: str) -> int:
-    """The first line of a file that is not UTF-8; Hydra reads in parts and knows no lines."""
-    try:
-        Path(name).read_text(encoding="utf-8")
-    except UnicodeDecodeError as whole:
-        return whole.object[: whole.start].count(b"\n") + 1
-    return 1
-
-
-def explain_missing(error: MissingConfigException) -> str:
-    """What there is in place of a file of the configuration that is not there."""
-    group, _, option = str(error.missing_cfg_file).rpartition("/")
-    known = f"one of {', '.join(error.options)}" if error.options else "a file of the configuration"
-    return f"{group or 'configuration'}: expected {known}; got {option!r}"
-
-
-def explain_override(error: BaseException) -> str:
-    """Why Hydra does not take an override, as far as its text tells; else that text."""
-    text = _one_line(error)
-    cause = str(error.__cause__ or "")
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        expected = "a key of the configuration (see nfexp --cfg job)"
-        known: list[str] = []
-        for group, cls in (("data", Data), ("flow", Flow), ("train", Train)):
-            known += [f"{group}.{field.name}" for field in fields(cls)]
-        hint = "" if unknown[1] in known else near(unknown[1], known)  # known, but no key of these data
-        return f"{unknown[1]}: expected {expected}; got an unknown one{hint}"
-    unfit = re.search(r"Error merging override \+*([\w.]+)=(.*)", text)
-    if unfit:
-        key, value = unfit.groups()
-        if "Sweep" in cause:
-            expected = "quotes around range(…) and choice(…) within braces"
-            return f"{key}: expected {expected}; got {value}"
-        if "DictConfig with ListConfig" in cause:
-            return f"{key}: expected '+{key}.NAME={{…}}', for these grids have names; got a list"
-    return " ".join([text, *cause.split()])
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 @contextmanager
@@ -234,13 +144,17 @@ def parsed_flags(arguments: Sequence[str]) -> Namespace:
         if is_unknown:
             known = "KEY=VALUE, or a flag that nfexp --hydra-help lists"
             raise SpecError(flags.split()[0], known, Words("an unknown flag"))
-        of_choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        of_choice = re.fullmatch(
+            r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message
+        )
         if of_choice:
             flag, got, choices = of_choice.groups()
             names = choices.replace("'", "")  # since Python 3.12 they have no quotes
             raise SpecError(flag, f"one of {names}", got)
         of_flag = re.fullmatch(r"argument (\S+): .*", message)
-        raise SpecError(of_flag[1] if of_flag else "flags", "a value, as nfexp --hydra-help says", Words("none"))
+        raise SpecError(
+            of_flag[1] if of_flag else "flags", "a value, as nfexp --hydra-help says", Words("none")
+        )
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -251,28 +165,61 @@ def parsed_flags(arguments: Sequence[str]) -> Namespace:
     return asked
 
 
-def check_plain_run(arguments: Sequence[str]) -> None:
-    """Raise what is wrong with a single run before Hydra makes its folder.
+def run_alone(arguments: Sequence[str]) -> bool:
+    """Train a single run, if that is what a command asks for; else False, and nothing has happened.
 
-    A sweep checks its jobs itself.
+    What is wrong with the run is raised before Hydra makes its folder. A sweep checks its jobs
+    itself.
     """
     asked = parsed_flags(arguments)
-    shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion
+    shows = (
+        asked.help
+        or asked.hydra_help
+        or asked.cfg
+        or asked.info
+        or asked.shell_completion
+        or asked.resolve
+    )
     if shows or asked.multirun or asked.experimental_rerun:
-        return  # there is no single run
+        return False
     name = asked.config_name or "config"
     overrides = list(asked.overrides)
     with configuration_of(asked) as maker:
-        if maker.get_mode(name, overrides) is RunMode.MULTIRUN:
-            return
+        config = composed_alone(maker, name, overrides)
+        if config is None:
+            return False
+        if config.hydra.mode is None:
+            overrides.append("hydra.mode=RUN")  # as Hydra itself notes it in the records of a run
+        check_plain_run(config)
+        with claims:
+            maker.run(name, job, overrides)
+    return True
+
+
+def composed_alone(maker: Hydra, name: str, overrides: list[str]) -> DictConfig | None:
+    """The configuration of a single run; None if `hydra.mode` asks for a sweep.
+
+    Hydra's own command would compose once for `hydra.mode` and once more for the run.
+    """
+    try:
         config = maker.compose_config(name, overrides, RunMode.RUN, with_log_configuration=False)
-        HydraConfig.instance().set_config(config)
-        check_no_sweep(config.hydra.sweeper)
-        if config.until is not None:
-            raise SpecError("until", "nfexp -m, for rounds of seeds are a sweep", Words("a single run"))
-        with open_dict(config):
-            del config["hydra"]
-        single_spec(config)
+    except Exception:
+        # with overrides that only a sweep can have
+        if maker.get_mode(name, overrides) is RunMode.MULTIRUN:
+            return None
+        raise
+    return None if config.hydra.mode is RunMode.MULTIRUN else config
+
+
+def check_plain_run(config: DictConfig) -> None:
+    """Raise what is wrong with a single run; takes the node `hydra` out of its configuration."""
+    HydraConfig.instance().set_config(config)
+    check_no_sweep(config.hydra.sweeper)
+    if config.until is not None:
+        raise SpecError("until", "nfexp -m, for rounds of seeds are a sweep", Words("a single run"))
+    with open_dict(config):
+        del config["hydra"]
+    single_spec(config)
 
 
 def check_no_sweep(sweeper: DictConfig) -> None:
@@ -297,9 +244,9 @@ def main() -> None:
     # Hydra then hands errors on instead of printing its own
     with environment(HYDRA_FULL_ERROR="1"):
         try:
-            check_plain_run(sys.argv[1:])
-            with claims:
-                run()
+            if not run_alone(sys.argv[1:]):
+                with claims:
+                    run()
         except KeyboardInterrupt as stop:
             told = stop if isinstance(stop, Interrupted) else "interrupted; finished runs are kept"
             sys.stderr.write(f"nfexp: {told}\n")

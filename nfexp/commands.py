@@ -88,19 +88,20 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
     words = list(arguments)
     literal: list[str] = []
     if "--" in words:
-        # What follows is no flag, even if it begins with a dash; parse_intermixed_args forgets that.
+        # What follows is no flag, even if it begins with a dash; parse_intermixed_args forgets
+        # that.
         end = words.index("--")
         literal = words[end + 1 :]
         words = words[:end]
-    found = vars(parser.parse_intermixed_args(words))
-    overrides = found.pop("overrides") + literal
-    found.pop("multirun")
+    parsed = vars(parser.parse_intermixed_args(words))
+    overrides = parsed.pop("overrides") + literal
+    parsed.pop("multirun")
     flags = []
     for name in OF_A_SWEEP:
-        value = found.pop(name)
+        value = parsed.pop(name)
         if value is not None:
             flags.append(f"{_flag(name)}={value}")
-    for name, value in found.items():
+    for name, value in parsed.items():
         if value:
             refuse(_flag(name))
     return CommandLine(flags, overrides)
@@ -238,8 +239,8 @@ def resumed(folder: str, stored: Sequence[str], given: Sequence[str], new: str) 
         raise SpecError(f"{folder}/sweep.json", SAFE, Words(_to_say_again(folder, missing, given)))
     words = [word for word in kept if name_of(word) not in given_names]
     parts = command_line([*words, *given])
-    place = f"hydra.sweep.dir={hydra_text(folder_word(folder))}"
-    return [*parts.flags, "--multirun", *parts.overrides, place, "hydra.sweeper.resume=true"]
+    override = f"hydra.sweep.dir={hydra_text(folder_word(folder))}"
+    return [*parts.flags, "--multirun", *parts.overrides, override, "hydra.sweeper.resume=true"]
 
 
 def _kept(folder: str, stored: Sequence[str]) -> list[str]:

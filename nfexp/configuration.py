@@ -168,8 +168,8 @@ def own_folders(hydra: Any) -> list[str]:
 def spec_of(config: DictConfig | Mapping[str, Any], folders: Sequence[str] = ()) -> Spec:
     """The checked spec of a composed configuration without its `hydra` node.
 
-    A table that it names is read, and so is the source of a target of the user's own, which is looked for in `folders`
-    first; nothing of it is executed.
+    A table that it names is read, and so is the source of a target of the user's own, which is
+    looked for in `folders` first; nothing of it is executed.
     """
     plain: dict[Any, Any] = plain_of(config) if isinstance(config, DictConfig) else dict(config)
     if "experiment" in plain:  # where Hydra puts a file of this group that names no package

@@ -20,9 +20,18 @@ from nfexp.trackers import MODULES as TRACKERS
 from nfexp.usage import Usage, run_without_folders
 
 PACKAGES = (
-    "torch", "numba", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn", "hydra-core", "omegaconf",
-    "safetensors", "rich",
-)  # fmt: skip
+    "torch",
+    "numba",
+    "numpy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "scikit-learn",
+    "hydra-core",
+    "omegaconf",
+    "safetensors",
+    "rich",
+)
 FREE_GIGABYTES = 2.0  # of the disk; below it the doctor warns
 
 USAGE = Usage(
@@ -30,7 +39,10 @@ USAGE = Usage(
     purpose="""Say what there is on this machine: versions, device, threads, the fused kernel and its cache, launchers,
 trackers, memory and disk. Lines that begin with ! want a look; nothing is trained or written.""",
     folders="",
-    examples=["nfexp-doctor | grep '^!'", "nfexp-doctor > report.txt  # to be part of a bug report"],
+    examples=[
+        "nfexp-doctor | grep '^!'",
+        "nfexp-doctor > report.txt  # to be part of a bug report",
+    ],
 )
 
 Row = tuple[str, str]
@@ -44,7 +56,10 @@ def _version(package: str) -> str:
 
 
 def _versions() -> list[Row]:
-    rows = [("nfexp", code_version()), ("python", f"{platform.python_version()} ({sys.executable})")]
+    rows = [
+        ("nfexp", code_version()),
+        ("python", f"{platform.python_version()} ({sys.executable})"),
+    ]
     rows.append(("system", f"{platform.system()} {platform.release()} {platform.machine()}"))
     rows += [(package, _version(package)) for package in PACKAGES]
     return rows
@@ -55,7 +70,11 @@ def _device() -> list[Row]:
     import torch
 
     threads = users_threads()
-    said = f"{threads} (as OMP_NUM_THREADS says)" if threads else "1 in each worker (OMP_NUM_THREADS is not set)"
+    said = (
+        f"{threads} (as OMP_NUM_THREADS says)"
+        if threads
+        else "1 in each worker (OMP_NUM_THREADS is not set)"
+    )
     rows = [
         ("cores", str(cores())),
         ("threads", said),
@@ -75,12 +94,12 @@ def _libraries() -> list[str]:
     """The BLAS and OpenMP libraries that are loaded."""
     from threadpoolctl import threadpool_info
 
-    found = []
+    lines = []
     for library in threadpool_info():
         words = f"{library['internal_api']} {library.get('version') or ''}".strip()
-        if words not in found:
-            found.append(words)
-    return found
+        if words not in lines:
+            lines.append(words)
+    return lines
 
 
 def _kernel() -> list[Row]:
@@ -95,7 +114,10 @@ def _kernel() -> list[Row]:
     folder = cache_folder()
     rows = [("fused kernel", "yes")]
     if folder is None:
-        return [*rows, ("kernel cache", "! no folder that can be written: compiled anew by every process")]
+        return [
+            *rows,
+            ("kernel cache", "! no folder that can be written: compiled anew by every process"),
+        ]
     files = [path for path in folder.rglob("*") if path.is_file()]
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     is_there = any(path.suffix == ".nbi" for path in files)
@@ -129,7 +151,9 @@ def _space() -> list[Row]:
     warning = "" if free >= FREE_GIGABYTES else "! "
     rows.append(("disk", f"{warning}{free:.1f} GB free in {here}"))
     if not os.access(here, os.W_OK):
-        rows.append(("folder", f"! {here} cannot be written: give hydra.run.dir or hydra.sweep.dir"))
+        rows.append(
+            ("folder", f"! {here} cannot be written: give hydra.run.dir or hydra.sweep.dir")
+        )
     return rows
 
 

@@ -52,7 +52,11 @@ def export(dirs: Sequence[str | Path], kind: str, out: str | Path | None = None)
         store.mkdir(parents=True, exist_ok=True)
         for number, row in enumerate(ended):
             folder = Path(row["dir"])
-            name = os.path.relpath(folder, dirs[0]) if len(dirs) == 1 else f"{number:04d}-{folder.name}"
+            name = (
+                os.path.relpath(folder, dirs[0])
+                if len(dirs) == 1
+                else f"{number:04d}-{folder.name}"
+            )
             _export_run(folder, kind, store, name)
     except OSError as error:
         raise cannot_write(store, error) from error
@@ -85,12 +89,12 @@ def _main(folders: list[str], options: dict[str, str]) -> int:
         raise SpecError("to", f"one of {', '.join(MODULES)}", Words("nothing"))
     out = options.get("out")
     n_runs = export(folders, kind, out)
-    place = Path(out or folders[0])
+    store = Path(out or folders[0])
     if kind == "tensorboard":
-        how = f"tensorboard --logdir {place / 'tensorboard'}"
+        how = f"tensorboard --logdir {store / 'tensorboard'}"
     else:
         # nfexp[mlflow] is its small part, which can write and not show
-        how = f"mlflow ui --backend-store-uri sqlite:///{(place / 'mlflow.db').resolve()} (after pip install mlflow)"
+        how = f"mlflow ui --backend-store-uri sqlite:///{(store / 'mlflow.db').resolve()} (after pip install mlflow)"
     print(f"{n_runs} runs for {kind}; look at them with: {how}")
     return 0
 
@@ -101,19 +105,19 @@ def _with_equals(words: Sequence[str]) -> list[str]:
     >>> _with_equals(["s", "--to", "mlflow"]), _with_equals(["--out=x"])
     (['s', 'to=mlflow'], ['out=x'])
     """
-    found: list[str] = []
+    words_with_equals: list[str] = []
     pending = ""
     for word in words:
         if pending:
-            found.append(f"{pending}={word}")
+            words_with_equals.append(f"{pending}={word}")
             pending = ""
         elif word in ("--to", "--out"):
             pending = word[2:]
         elif word.startswith(("--to=", "--out=")):
-            found.append(word[2:])
+            words_with_equals.append(word[2:])
         else:
-            found.append(word)
-    return [*found, f"--{pending}"] if pending else found
+            words_with_equals.append(word)
+    return [*words_with_equals, f"--{pending}"] if pending else words_with_equals
 
 
 @command

@@ -1,4 +1,7 @@
-"""One way to write a file: whole, or not at all. One way to read one from elsewhere: bounded, checked, as data."""
+"""One way to write a file: whole, or not at all.
+
+One way to read one from elsewhere: bounded, checked, as data.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,12 @@ def _link(name: str, path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = True, once: bool = False) -> Iterator[Path]:
-    """Give a temporary name in the same folder to write to; on success it replaces `path`: a file that exists is whole.
+    """Give a temporary name in the same folder to write to.
 
-    Without `sync` that holds for everything but a power cut. With `once` nothing is replaced: FileExistsError is raised
-    if the file is there.
+    On success it replaces `path`: a file that exists is whole.
+
+    Without `sync` that holds for everything but a power cut. With `once` nothing is replaced:
+    FileExistsError is raised if the file is there.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -65,10 +70,16 @@ _LIMITS = {  # what the system lacks, whatever file or process was asked for
     errno.ENOMEM: ("memory", "more of it"),
     errno.EAGAIN: ("processes", "leave to start more of them (ulimit -u)"),
 }
-_OF_A_NAME = {errno.ENAMETOOLONG: "a shorter name", errno.EISDIR: "a file", errno.EIO: "a disk that works"}
+_OF_A_NAME = {
+    errno.ENAMETOOLONG: "a shorter name",
+    errno.EISDIR: "a file",
+    errno.EIO: "a disk that works",
+}
 
 
-def trouble(error: OSError, expected: str, folder: object = "output folder") -> tuple[str, str, str]:
+def trouble(
+    error: OSError, expected: str, folder: object = "output folder"
+) -> tuple[str, str, str]:
     """What went wrong with the system: the place, what was expected there, and what came.
 
     `expected` serves where it is the `folder`, or what lies in it, that could not be written.
@@ -96,11 +107,15 @@ def trouble(error: OSError, expected: str, folder: object = "output folder") -> 
 
 
 # No link is followed and no pipe is waited for (Windows has neither flag).
-OPENING = os.O_RDONLY | sum(getattr(os, f"O_{flag}", 0) for flag in ("NOFOLLOW", "NONBLOCK", "CLOEXEC", "BINARY"))
+OPENING = os.O_RDONLY | sum(
+    getattr(os, f"O_{flag}", 0) for flag in ("NOFOLLOW", "NONBLOCK", "CLOEXEC", "BINARY")
+)
 
 
 def open_plain(path: str | os.PathLike[str], limit: int) -> tuple[Any, os.stat_result]:
-    """Open a regular file of at most `limit` bytes for reading; gives the binary file and its status.
+    """Open a regular file of at most `limit` bytes for reading.
+
+    Gives the binary file and its status.
 
     Raises
     ------
@@ -157,10 +172,10 @@ def parse_json(raw: bytes | str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         raise ValueError(f"the key {_repeated(pairs)!r} twice")
-    return found
+    return values
 
 
 def _repeated(pairs: list[tuple[str, Any]]) -> str:

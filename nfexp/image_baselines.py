@@ -1,4 +1,7 @@
-"""Densities of images without a flow of images: what bits/dim are easily reached on the same split?"""
+"""Densities of images without a flow of images.
+
+What bits/dim are easily reached on the same split?
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,27 @@ from nfexp.flows.cost import DRAWS
 from nfexp.run import train_stack
 
 EDGE = 0.05  # of the logit transform: pixels v go through logit(0.05 + 0.9 v / levels)
-COPIES = 20  # of each training image, each at another place in its cell, that a flat flow learns from
+# of each training image, each at another place in its cell, that a flat flow learns from
+COPIES = 20
 SMOOTHING = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # counts that a histogram or a mixture adds
 CATEGORIES = (8, 16, 32, 64)  # components of a mixture of categoricals
 COMPONENTS = (1, 2, 4, 8, 16)  # of a Gaussian mixture
 FLOORS = (0.03, 0.1, 0.3)  # that are added to its variances
 ROUNDS = 60  # of EM
-TRAINED, HELD_OUT, SCORED = 0, 1, 9  # what places in the cells are drawn for: each has a stream of its own
+# What places in the cells are drawn for: each has a stream of its own
+TRAINED = 0
+HELD_OUT = 1
+SCORED = 9
 LARGEST_GAUSSIAN = 256  # pixels: above, covariances have more numbers than there are images
 LARGEST_TABLE = 20_000  # pixels × levels of a mixture of categoricals
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A fitted density: log-probabilities, or a bound of them, of images as rows of levels (n, D), in nats."""
+    """A fitted density.
+
+    Log-probabilities, or a bound of them, of images as rows of levels (n, D), in nats.
+    """
 
     log_prob: Callable[[np.ndarray], np.ndarray]
     facts: dict[str, float]
@@ -45,18 +55,21 @@ def models_for(dim: int, levels: int) -> list[str]:
     >>> models_for(3072, 256)
     ['uniform', 'histogram']
     """
-    found = ["uniform", "histogram"]
+    models = ["uniform", "histogram"]
     if dim <= LARGEST_GAUSSIAN:
-        found += ["gaussian_logit", "mixture_logit"]
+        models += ["gaussian_logit", "mixture_logit"]
     if dim * levels <= LARGEST_TABLE:
-        found.append("categoricals")
+        models.append("categoricals")
     if dim <= LARGEST_GAUSSIAN:
-        found.append("flat")
-    return found
+        models.append("flat")
+    return models
 
 
 def fit_images(dataset: Dataset, model: str, seed: int) -> Fitted:
-    """Fit one baseline to the training images of a dataset; what it has to choose, validation images choose."""
+    """Fit one baseline to the training images of a dataset.
+
+    What it has to choose, validation images choose.
+    """
     train = dataset.train.flatten(1).numpy()
     val = dataset.val.flatten(1).numpy()
     return _FITS[model](train, val, int(dataset.levels or 0), seed)
@@ -72,11 +85,16 @@ def _uniform(train: np.ndarray, val: np.ndarray, levels: int, seed: int) -> Fitt
 
 def _counts(x: np.ndarray, levels: int) -> np.ndarray:
     """How often each pixel has each level, (D, L)."""
-    return np.stack([np.bincount(column, minlength=levels) for column in x.astype(int).T]).astype(float)
+    return np.stack([np.bincount(column, minlength=levels) for column in x.astype(int).T]).astype(
+        float
+    )
 
 
 def _histogram(train: np.ndarray, val: np.ndarray, levels: int, seed: int) -> Fitted:
-    """Every pixel by itself: (count + a / L) / (n + a), the smoothing a by the validation images."""
+    """Every pixel by itself.
+
+    (count + a / L) / (n + a), the smoothing a by the validation images.
+    """
     counts = _counts(train, levels)
     d = train.shape[1]
 
@@ -84,8 +102,8 @@ def _histogram(train: np.ndarray, val: np.ndarray, levels: int, seed: int) -> Fi
         return np.log((counts + a / levels) / (len(train) + a))
 
     def log_prob(table: np.ndarray, x: np.ndarray) -> np.ndarray:
-        found: np.ndarray = table[np.arange(d), x.astype(int)].sum(axis=1)
-        return found
+        log_p: np.ndarray = table[np.arange(d), x.astype(int)].sum(axis=1)
+        return log_p
 
     a = max(SMOOTHING, key=lambda a: log_prob(smoothed(a), val).mean())
     table = smoothed(a)
@@ -96,9 +114,9 @@ def _histogram(train: np.ndarray, val: np.ndarray, levels: int, seed: int) -> Fi
 def _one_hot(x: np.ndarray, levels: int) -> np.ndarray:
     """Images (n, D) as indicators (n, D · L)."""
     n, d = x.shape
-    found = np.zeros((n, d, levels), dtype=np.float32)
-    found[np.arange(n)[:, None], np.arange(d), x.astype(int)] = 1
-    return found.reshape(n, d * levels)
+    ones = np.zeros((n, d, levels), dtype=np.float32)
+    ones[np.arange(n)[:, None], np.arange(d), x.astype(int)] = 1
+    return ones.reshape(n, d * levels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +130,15 @@ class _Categoricals:
         return np.asarray(ones @ self.table + self.weights, dtype=float)
 
     def log_prob(self, ones: np.ndarray) -> np.ndarray:
-        found: np.ndarray = np.logaddexp.reduce(self.of_components(ones), axis=1)
-        return found
+        log_p: np.ndarray = np.logaddexp.reduce(self.of_components(ones), axis=1)
+        return log_p
 
 
 def _em(ones: np.ndarray, k: int, a: float, overall: np.ndarray, seed: int) -> _Categoricals:
-    """EM for `k` components; each adds `a` images as the whole set has them (`overall`, (D · L,)) to its own."""
+    """EM for `k` components.
+
+    Each adds `a` images as the whole set has them (`overall`, (D · L,)) to its own.
+    """
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.full(k, 0.1), size=len(ones))
     for _ in range(ROUNDS):
@@ -166,19 +187,29 @@ def _placed(x: np.ndarray, seed: int, purpose: int, copies: int = 1) -> np.ndarr
     return again + rng.random(again.shape)
 
 
-def _bound(density: Callable[[np.ndarray], np.ndarray], levels: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The single-sample bound of log P by a density of logits: the mean over DRAWS places in the cells."""
+def _bound(
+    density: Callable[[np.ndarray], np.ndarray], levels: int, seed: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The single-sample bound of log P by a density of logits.
+
+    The mean over DRAWS places in the cells.
+    """
 
     def log_prob(x: np.ndarray) -> np.ndarray:
         logits, log_det = to_logits(_placed(x, seed, SCORED, DRAWS), levels)
-        found: np.ndarray = (density(logits) + log_det).reshape(DRAWS, len(x)).mean(axis=0)
-        return found
+        log_p: np.ndarray = (density(logits) + log_det).reshape(DRAWS, len(x)).mean(axis=0)
+        return log_p
 
     return log_prob
 
 
-def _gaussian_mixture(components: Sequence[int]) -> Callable[[np.ndarray, np.ndarray, int, int], Fitted]:
-    """Gaussians of full covariance over logits; components and the floor of variances by the validation images."""
+def _gaussian_mixture(
+    components: Sequence[int],
+) -> Callable[[np.ndarray, np.ndarray, int, int], Fitted]:
+    """Gaussians of full covariance over logits.
+
+    Components and the floor of variances by the validation images.
+    """
 
     def fit(train: np.ndarray, val: np.ndarray, levels: int, seed: int) -> Fitted:
         logits, _ = to_logits(_placed(train, seed, TRAINED, 4), levels)
@@ -195,17 +226,26 @@ def _gaussian_mixture(components: Sequence[int]) -> Callable[[np.ndarray, np.nda
         assert best is not None
         chosen = best[1]
         k, d = chosen.means_.shape
-        facts = {"n_used": len(train), "n_components": k, "n_parameters": k * (d + d * (d + 1) // 2) + k - 1}
+        facts = {
+            "n_used": len(train),
+            "n_components": k,
+            "n_parameters": k * (d + d * (d + 1) // 2) + k - 1,
+        }
         return Fitted(log_prob=_bound(chosen.score_samples, levels, seed), facts=facts)
 
     return fit
 
 
 def _flat(train: np.ndarray, val: np.ndarray, levels: int, seed: int) -> Fitted:
-    """RealNVP on the pixels as a vector: the default flow for tables, its weights by the validation images."""
+    """RealNVP on the pixels as a vector.
+
+    The default flow for tables, its weights by the validation images.
+    """
     logits, _ = to_logits(_placed(train, seed, TRAINED, COPIES), levels)
     held_out, _ = to_logits(_placed(val, seed, HELD_OUT, 4), levels)
-    model = RealNVP(conditioner="shared", scale="soft", steps=1000, weight_decay=0.1, noise=0.0, device="cpu")
+    model = RealNVP(
+        conditioner="shared", scale="soft", steps=1000, weight_decay=0.1, noise=0.0, device="cpu"
+    )
     both = np.concatenate([logits, held_out])
     model.set_params(validation_fraction=len(held_out) / len(both))
     spec = model._spec(both, seed)

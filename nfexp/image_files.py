@@ -1,4 +1,6 @@
-"""Images as they stand in files: IDX, CIFAR's binary batches, NPZ and NPY, folders of pictures. No torch.
+"""Images as they stand in files: IDX, CIFAR's binary batches, NPZ and NPY, folders of pictures.
+
+No torch.
 
 Every reader gives whole numbers (N, C, H, W) as they are in the files, row by row from the top.
 """
@@ -18,18 +20,32 @@ import numpy as np
 
 from nfexp.spec import SpecError, Words
 
-IDX_IMAGES, IDX_LABELS = 2051, 2049  # the first four bytes: unsigned bytes in three dimensions, or in one
+# The first four bytes: unsigned bytes in three dimensions, or in one
+IDX_IMAGES = 2051
+IDX_LABELS = 2049
 IDX_HEAD = 16  # bytes: magic number, images, rows, columns
 CIFAR_SHAPE = (3, 32, 32)
 CIFAR_CLASSES = 10
 MOST_BYTES = 2**32  # that are read of a file, unpacked
 MOST_CHANNELS = 4  # an axis so short holds channels
 SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".webp")
-NPY_BEGINS, ZIP_BEGINS = b"\x93NUMPY", b"PK"
-# What numpy and zipfile raise of a file that is damaged, asks for a password, or claims more than the memory holds
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+NPY_BEGINS = b"\x93NUMPY"
+ZIP_BEGINS = b"PK"
+# What numpy and zipfile raise of a file that is damaged, asks for a password, or claims more than
+# the memory holds
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # In how many levels a mode of Pillow's counts: these alone have 256, others would be rounded
-GREY_MODES, COLOUR_MODES = ("L", "1"), ("RGB", "P", "RGBA", "LA")
+GREY_MODES = ("L", "1")
+COLOUR_MODES = ("RGB", "P", "RGBA", "LA")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +66,11 @@ class Published:
         return None
 
 
-def _idx(place: str, train: str, test: str) -> Published:
+def _idx(source: str, train: str, test: str) -> Published:
     images = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
     counts = (60_000, 10_000)
     return Published(
-        place=place,
+        place=source,
         train=images[:1],
         test=images[1:],
         sizes={name: IDX_HEAD + n * 28 * 28 for name, n in zip(images, counts, strict=True)},
@@ -106,27 +122,29 @@ def read_published(name: str, folder: str, *, check: str) -> tuple[np.ndarray, n
         For files that are missing, truncated, of another kind, or not the published ones.
     """
     known = PUBLISHED[name]
-    place = Path(folder).expanduser()
-    if not (place / known.train[0]).exists() and (place / "cifar-10-batches-bin").is_dir():
-        place = place / "cifar-10-batches-bin"  # as the archive unpacks
+    source = Path(folder).expanduser()
+    if not (source / known.train[0]).exists() and (source / "cifar-10-batches-bin").is_dir():
+        source = source / "cifar-10-batches-bin"  # as the archive unpacks
     parts = []
     for files in (known.train, known.test):
         batches = []
         for file in files:
-            path = _found(name, place, file)
+            path = _found(name, source, file)
             raw = _unpacked(path)
             if check == "published":
                 _check_published(name, file, path, raw)
             batches.append(_cifar_batch(path, raw) if name == "cifar10" else _idx_images(path, raw))
-        parts.append(_joined(place, batches))
+        parts.append(_joined(source, batches))
     train, test = parts
     if train.shape[1:] != test.shape[1:]:
         got = f"{_size(train.shape)} and {_size(test.shape)}"
-        raise SpecError("data.path", f"training and test images of one size in {folder}", Words(got))
+        raise SpecError(
+            "data.path", f"training and test images of one size in {folder}", Words(got)
+        )
     return train, test
 
 
-def _joined(place: Path, batches: Sequence[np.ndarray]) -> np.ndarray:
+def _joined(source: Path, batches: Sequence[np.ndarray]) -> np.ndarray:
     return batches[0] if len(batches) == 1 else np.concatenate(batches)
 
 
@@ -147,10 +165,16 @@ def _unpacked(path: Path) -> bytes:
         with opened(path, "rb") as file:
             raw: bytes = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise SpecError("data.path", "a file that can be read to its end", Words(f"{path}: {said}")) from None
+        said = (
+            getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        )
+        raise SpecError(
+            "data.path", "a file that can be read to its end", Words(f"{path}: {said}")
+        ) from None
     if len(raw) > MOST_BYTES:
-        raise SpecError("data.path", f"a file of at most {MOST_BYTES:,} bytes", Words(f"{path}, which has more"))
+        raise SpecError(
+            "data.path", f"a file of at most {MOST_BYTES:,} bytes", Words(f"{path}, which has more")
+        )
     return raw
 
 
@@ -161,12 +185,12 @@ def _check_published(name: str, file: str, path: Path, raw: bytes) -> None:
     if len(raw) != known.sizes[file]:
         expected = f"{known.sizes[file]:,} bytes in {file} of {name}, from {known.place} ({remedy})"
         raise SpecError("data.path", expected, Words(f"{len(raw):,} in {path}"))
-    found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
-    if found == known.md5[file]:
+    md5 = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+    if md5 == known.md5[file]:
         return
-    what = f"{found} in {path}"
+    what = f"{md5} in {path}"
     for other, published in PUBLISHED.items():
-        is_of = published.file_of(found)
+        is_of = published.file_of(md5)
         if is_of is not None:
             what += f", which is {is_of} of {other}"
     expected = f"the MD5 sum {known.md5[file]} of {file} of {name}, from {known.place} ({remedy})"
@@ -179,8 +203,14 @@ def _idx_images(path: Path, raw: bytes) -> np.ndarray:
         raise SpecError("data.path", f"an IDX file of images in {path}", Words(f"{len(raw)} bytes"))
     magic, n, height, width = struct.unpack(">4I", raw[:IDX_HEAD])
     if magic != IDX_IMAGES:
-        got = "an IDX file of labels" if magic == IDX_LABELS else f"a file that begins with {raw[:4].hex(' ')}"
-        raise SpecError("data.path", f"an IDX file of images (it begins with 00 00 08 03) in {path}", Words(got))
+        got = (
+            "an IDX file of labels"
+            if magic == IDX_LABELS
+            else f"a file that begins with {raw[:4].hex(' ')}"
+        )
+        raise SpecError(
+            "data.path", f"an IDX file of images (it begins with 00 00 08 03) in {path}", Words(got)
+        )
     if 0 in (n, height, width):
         raise SpecError("data.path", f"images in {path}", Words(f"{n} of {height} × {width}"))
     expected = IDX_HEAD + n * height * width
@@ -191,12 +221,17 @@ def _idx_images(path: Path, raw: bytes) -> np.ndarray:
 
 
 def _cifar_batch(path: Path, raw: bytes) -> np.ndarray:
-    """Images of a binary batch of CIFAR-10 (Krizhevsky 2009), (N, 3, 32, 32) bytes; labels are left out."""
+    """Images of a binary batch of CIFAR-10 (Krizhevsky 2009), (N, 3, 32, 32) bytes.
+
+    Labels are left out.
+    """
     record = 1 + int(np.prod(CIFAR_SHAPE))  # a label, then the red, green and blue planes
     if not raw or len(raw) % record:
         expected = f"records of {record:,} bytes (a label and 3 × 32 × 32 pixels) in {path}"
         whole, rest = divmod(len(raw), record)
-        raise SpecError("data.path", expected, Words(f"{len(raw):,} bytes, {whole} records and {rest:,} bytes"))
+        raise SpecError(
+            "data.path", expected, Words(f"{len(raw):,} bytes, {whole} records and {rest:,} bytes")
+        )
     records = np.frombuffer(raw, np.uint8).reshape(-1, record)
     highest = int(records[:, 0].max())
     if highest >= CIFAR_CLASSES:
@@ -210,20 +245,28 @@ def _cifar_batch(path: Path, raw: bytes) -> np.ndarray:
 
 
 def read_array(key: str, path: str) -> np.ndarray:
-    """Images of an NPY file or of an NPZ archive, (N, C, H, W): its array `images`, or the only one it has.
+    """Images of an NPY file or of an NPZ archive, (N, C, H, W).
 
-    Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W); an axis of at most 4 holds channels, the last
-    one if both could. Whole numbers, also as floats.
+    Its array `images`, or the only one it has.
+
+    Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W); an axis of at most 4 holds channels, the
+    last one if both could: (N, C, H, W) with W at most 4 is taken for (N, H, W, C). Whole numbers,
+    also as floats.
     """
-    place = Path(path).expanduser()
+    source = Path(path).expanduser()
     try:
-        with place.open("rb") as file:
+        with source.open("rb") as file:
             if not file.peek(len(NPY_BEGINS)).startswith((NPY_BEGINS, ZIP_BEGINS)):
-                raise ValueError("a file of another kind")  # numpy would take it for pickled objects
+                # numpy would take it for pickled objects
+                raise ValueError("a file of another kind")
             loaded = np.load(file, allow_pickle=False)
             values = _only_array(loaded) if hasattr(loaded, "files") else loaded
     except UNREADABLE as error:
-        said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+        said = (
+            getattr(error, "strerror", None)
+            or " ".join(str(error).split())[:200]
+            or type(error).__name__
+        )
         raise SpecError(key, "an NPZ or NPY file of images", Words(f"{path}: {said}")) from None
     return _whole(key, path, _channels_first(key, path, values))
 
@@ -247,7 +290,8 @@ def _channels_first(key: str, path: str, values: np.ndarray) -> np.ndarray:
             return np.moveaxis(values, 3, 1)
         if values.shape[1] <= MOST_CHANNELS:
             return values
-    expected = f"images of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C at most {MOST_CHANNELS} in {path}"
+    shapes = "(N, H, W), (N, H, W, C) or (N, C, H, W)"
+    expected = f"images of shape {shapes} with C at most {MOST_CHANNELS}, the last axis if two are so short, in {path}"
     raise SpecError(key, expected, Words(str(values.shape)))
 
 
@@ -260,7 +304,8 @@ def _whole(key: str, path: str, values: np.ndarray) -> np.ndarray:
         if strange.any():
             got = f"{values[strange][0]:g} (no whole number in {int(strange.sum()):,} of {values.size:,} pixels)"
             raise SpecError(key, f"whole levels 0, 1, … in {path}", Words(got))
-    lowest, highest = values.min(), values.max()
+    lowest = values.min()
+    highest = values.max()
     if lowest < 0 or highest >= 65_536:
         got = f"{lowest:g} to {highest:g}"
         raise SpecError(key, f"levels from 0 to at most 65,535 in {path}", Words(got))
@@ -268,16 +313,21 @@ def _whole(key: str, path: str, values: np.ndarray) -> np.ndarray:
 
 
 def read_folder(key: str, folder: str, *, channels: int | None) -> np.ndarray:
-    """The pictures of a folder in the order of their names, (N, C, H, W) bytes; sub-folders are left out.
+    """The pictures of a folder in the order of their names, (N, C, H, W) bytes.
 
-    `channels` 1 makes them grey, 3 coloured; None leaves grey ones grey where all are. Transparency is left out.
+    Sub-folders are left out.
+
+    `channels` 1 makes them grey, 3 coloured; None leaves grey ones grey where all are. Transparency
+    is left out.
     """
     from PIL import Image
 
-    place = Path(folder).expanduser()
-    if not place.is_dir():
+    source = Path(folder).expanduser()
+    if not source.is_dir():
         raise SpecError(key, "a folder of images", Words(f"{folder}, which is none"))
-    paths = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(
+        path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
     if not paths:
         raise SpecError(key, f"images ({', '.join(SUFFIXES)}) in {folder}", Words("none"))
     pictures: list[Image.Image] = []
@@ -293,7 +343,10 @@ def read_folder(key: str, folder: str, *, channels: int | None) -> np.ndarray:
             got = f"{path.name} of Pillow's mode {picture.mode}"
             raise SpecError(key, f"pictures of 8 bits a channel in {folder}", Words(got))
         if pictures and picture.size != pictures[0].size:
-            shown = [f"{a.name} {b[0]} × {b[1]}" for a, b in ((paths[0], pictures[0].size), (path, picture.size))]
+            shown = [
+                f"{a.name} {b[0]} × {b[1]}"
+                for a, b in ((paths[0], pictures[0].size), (path, picture.size))
+            ]
             raise SpecError(key, f"images of one size in {folder}", Words(", ".join(shown)))
         modes.add(picture.mode)
         pictures.append(picture)

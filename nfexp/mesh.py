@@ -21,12 +21,14 @@ WEIGHTS = (0.4, 0.6)
 class Mesh:
     """A law of images (C, H, W) of levels 0 … L − 1, after Abend, Harley and Kanal (1965).
 
-    An image is dark or bright, with probability 0.4 and 0.6. Its pixels then come row by row. Each is
+    An image is dark or bright, with probability 0.4 and 0.6. Its pixels then come row by row. Each
+    is
 
         P(x = l) ∝ exp(−(l − m)² / 2 s²),   m = r · (mean of its neighbours) + (1 − r) · shade,
 
     over the levels; neighbours are the pixels above and to the left, and the channel before at the
-    same place. P of an image is the weighted sum, over dark and bright, of the products over pixels.
+    same place. P of an image is the weighted sum, over dark and bright, of the products over
+    pixels.
 
     >>> mesh = mesh_of(1, 2, 2, 3)
     >>> levels = np.stack(np.meshgrid(*[np.arange(3)] * 4), -1).reshape(-1, 1, 2, 2)
@@ -47,7 +49,16 @@ class Mesh:
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that name the law."""
-        numbers = (self.channels, self.height, self.width, self.levels, PULL, SPREAD, SHADES, WEIGHTS)
+        numbers = (
+            self.channels,
+            self.height,
+            self.width,
+            self.levels,
+            PULL,
+            SPREAD,
+            SHADES,
+            WEIGHTS,
+        )
         return hashlib.sha256(repr(("mesh", numbers)).encode()).hexdigest()[:16]
 
     def _law(self, images: np.ndarray, at: tuple[int, int, int], shade: np.ndarray) -> np.ndarray:
@@ -68,7 +79,10 @@ class Mesh:
         return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
     def _places(self) -> list[tuple[int, int, int]]:
-        """Every pixel in the order in which they come: row by row, and at each place channel by channel."""
+        """Every pixel in the order in which they come.
+
+        Row by row, and at each place channel by channel.
+        """
         grid = np.ndindex(self.height, self.width, self.channels)
         return [(c, i, j) for i, j, c in grid]
 
@@ -97,8 +111,8 @@ class Mesh:
                 law = self._law(images, (c, i, j), shade)
                 total += law[rows, images[:, c, i, j].astype(int)]
             parts.append(total)
-        found: np.ndarray = np.logaddexp.reduce(parts, axis=0)
-        return found
+        log_p: np.ndarray = np.logaddexp.reduce(parts, axis=0)
+        return log_p
 
 
 def mesh_of(channels: int, height: int, width: int, levels: int) -> Mesh:

@@ -8,15 +8,20 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from nfexp.flows.stack import Law
+from nfexp.flows.kernel_protocol import Law
 from nfexp.spec import Train
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba 2015, and PyTorch's NAdam
+# Kingma and Ba 2015, and PyTorch's NAdam
+BETA1 = 0.9
+BETA2 = 0.999
+EPSILON = 1e-8
 MOMENTUM_DECAY = 0.004  # of NAdam, per step
 
 
 class Optimiser:
-    """What all have in common: weights and both moments, (E, P), and the members that are still trained.
+    """What all have in common.
+
+    Weights and both moments, (E, P), and the members that are still trained.
 
     Parameters
     ----------
@@ -26,7 +31,9 @@ class Optimiser:
         Each member's own, for its learning rate and its (decoupled) weight decay.
     """
 
-    def __init__(self, theta: Tensor, first: Tensor, second: Tensor, recipes: Sequence[Train]) -> None:
+    def __init__(
+        self, theta: Tensor, first: Tensor, second: Tensor, recipes: Sequence[Train]
+    ) -> None:
         self.theta = theta
         self.first = first
         self.second = second
@@ -62,7 +69,9 @@ class Adam(Optimiser):
             self.groups.setdefault((recipe.lr, recipe.weight_decay), []).append(e)
 
     def law(self, step: int) -> Law:
-        return Law(of_grad=0.0, of_first=1 / (1 - BETA1**step), beta1=BETA1, beta2=BETA2, epsilon=EPSILON)
+        return Law(
+            of_grad=0.0, of_first=1 / (1 - BETA1**step), beta1=BETA1, beta2=BETA2, epsilon=EPSILON
+        )
 
     def step(self, grad: Tensor, *, step: int, factor: float) -> None:
         taken = torch.tensor(float(step - 1), device=grad.device)
@@ -87,13 +96,17 @@ class Adam(Optimiser):
 
 
 class NAdam(Optimiser):
-    """Adam with Nesterov's momentum (Dozat 2016), as in ``torch.optim.NAdam``; weight decay decoupled.
+    """Adam with Nesterov's momentum (Dozat 2016), as in ``torch.optim.NAdam``.
+
+    Weight decay decoupled.
 
     With μ_t = β₁ (1 − ½ 0.96^(t ψ)), m and v the running means and Πμ the product of μ_1 … μ_t:
     θ ← θ − lr [(1 − μ_t) g / (1 − Πμ) + μ_{t+1} m / (1 − μ_{t+1} Πμ)] / (√(v / (1 − β₂^t)) + ε).
     """
 
-    def __init__(self, theta: Tensor, first: Tensor, second: Tensor, recipes: Sequence[Train]) -> None:
+    def __init__(
+        self, theta: Tensor, first: Tensor, second: Tensor, recipes: Sequence[Train]
+    ) -> None:
         super().__init__(theta, first, second, recipes)
         self.product = 1.0  # Πμ of the first `taken` steps
         self.taken = 0
@@ -127,7 +140,16 @@ class NAdam(Optimiser):
         self.first[rows] = first
         self.second[rows] = second
 
-    def _move(self, theta: Tensor, first: Tensor, second: Tensor, grad: Tensor, *, step: int, factor: float) -> None:
+    def _move(
+        self,
+        theta: Tensor,
+        first: Tensor,
+        second: Tensor,
+        grad: Tensor,
+        *,
+        step: int,
+        factor: float,
+    ) -> None:
         law = self.law(step)
         lr = self.lr * factor
         if self.decays:

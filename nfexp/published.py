@@ -61,7 +61,8 @@ def _divided(rows: np.ndarray) -> Parts:
 def _standardised(parts: Parts) -> Parts:
     """Every part by the moments of the training and validation rows together, as published."""
     seen = np.concatenate([parts.train, parts.val])
-    mean, sd = seen.mean(0), seen.std(0)
+    mean = seen.mean(0)
+    sd = seen.std(0)
     return Parts((parts.train - mean) / sd, (parts.val - mean) / sd, (parts.test - mean) / sd)
 
 
@@ -81,11 +82,29 @@ def _power(files: list[Path]) -> Parts:
 
 # What a pickled table of numbers is made of; anything else that a pickle names is not called.
 OF_A_FRAME = frozenset(
-    {"DataFrame", "BlockManager", "_unpickle_block", "new_block", "make_block", "FloatBlock",
-     "IntBlock", "Index", "_new_Index", "RangeIndex", "Int64Index", "StringArray", "StringDtype",
-     "__pyx_unpickle_NDArrayBacked", "_reconstruct", "_frombuffer", "ndarray", "dtype", "slice",
-     "encode"}
-)  # fmt: skip
+    {
+        "DataFrame",
+        "BlockManager",
+        "_unpickle_block",
+        "new_block",
+        "make_block",
+        "FloatBlock",
+        "IntBlock",
+        "Index",
+        "_new_Index",
+        "RangeIndex",
+        "Int64Index",
+        "StringArray",
+        "StringDtype",
+        "__pyx_unpickle_NDArrayBacked",
+        "_reconstruct",
+        "_frombuffer",
+        "ndarray",
+        "dtype",
+        "slice",
+        "encode",
+    }
+)
 PACKAGES = ("pandas", "numpy", "builtins", "__builtin__", "_codecs")
 
 
@@ -122,7 +141,8 @@ def _hepmass(files: list[Path]) -> Parts:
     train, test = (pd.read_csv(path, index_col=False) for path in files)
     train = train[train.iloc[:, 0] == 1].iloc[:, 1:]
     test = test[test.iloc[:, 0] == 1].iloc[:, 1:-1]  # its file has a column too many
-    mean, sd = train.mean().to_numpy(), train.std().to_numpy()
+    mean = train.mean().to_numpy()
+    sd = train.std().to_numpy()
     train_rows = (train.to_numpy(dtype=np.float64) - mean) / sd
     test_rows = (test.to_numpy(dtype=np.float64) - mean) / sd
     repeats = (train_rows == train_rows.min(0)).sum(0)
@@ -139,9 +159,13 @@ def _bsds300(files: list[Path]) -> Parts:
     try:
         import h5py
     except ImportError:
-        raise SpecError("data.path", "h5py to read BSDS300 (pip install 'nfexp[tables]')", str(files[0])) from None
+        raise SpecError(
+            "data.path", "h5py to read BSDS300 (pip install 'nfexp[tables]')", str(files[0])
+        ) from None
     with h5py.File(files[0], "r") as file:
-        train, val, test = (np.asarray(file[part], dtype=np.float64) for part in ("train", "validation", "test"))
+        train, val, test = (
+            np.asarray(file[part], dtype=np.float64) for part in ("train", "validation", "test")
+        )
     return Parts(train, val, test)
 
 
@@ -188,5 +212,7 @@ def read_published(name: str, folder: str) -> Parts:
     if parts.sizes != SIZES[name]:
         expected = "{:,}, {:,} and {:,} rows of {} columns".format(*SIZES[name])
         got = "{:,}, {:,} and {:,} rows of {}".format(*parts.sizes)
-        raise SpecError("data.path", f"{name} with {expected} (train, validation, test)", Words(got))
+        raise SpecError(
+            "data.path", f"{name} with {expected} (train, validation, test)", Words(got)
+        )
     return parts

@@ -42,7 +42,9 @@ def read_file(key: str, path: str, *, header: str = "auto") -> pd.DataFrame:
         raise
     except (OSError, ValueError, LookupError, zipfile.BadZipFile, ImportError) as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SpecError(key, f"a {suffix.upper()} file, as its name says", Words(f"{path}: {said}")) from None
+        raise SpecError(
+            key, f"a {suffix.upper()} file, as its name says", Words(f"{path}: {said}")
+        ) from None
 
 
 def _read_text(key: str, path: str, header: str) -> pd.DataFrame:
@@ -56,29 +58,25 @@ def _read_text(key: str, path: str, header: str) -> pd.DataFrame:
         "skip_blank_lines": True,
         "encoding": "utf-8-sig",
     }
-    first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **opened).iloc[0].tolist()
-    named = header == "first_row" or (header == "auto" and not all(_is_number(cell) for cell in first))
-    if header == "none" and not all(_is_number(cell) for cell in first):
-        raise SpecError(
-            "data.header",
-            f"numbers in the first row of {path}",
-            Words(f"the names {', '.join(first)}"),
-        )
+    first = (
+        pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **opened)
+        .iloc[0]
+        .tolist()
+    )
+    has_names = not all(_is_number(cell) for cell in first)
+    named = header == "first_row" or (header == "auto" and has_names)
+    if header == "none" and has_names:
+        expected = f"numbers in the first row of {path}"
+        raise SpecError("data.header", expected, Words(f"the names {', '.join(first)}"))
     if len(first) == 1 and re.search(r"[;|\t,]", first[0]):
-        raise SpecError(
-            key,
-            f"values separated by {separator!r}",
-            Words(f"{first[0]!r:.80} in the first row of {path}"),
-        )
+        got = f"{first[0]!r:.80} in the first row of {path}"
+        raise SpecError(key, f"values separated by {separator!r}", Words(got))
     if int(pd.__version__.split(".")[0]) < 3:
         opened["float_precision"] = "round_trip"  # later ones read every digit anyway
     frame = pd.read_csv(path, header=None, skiprows=1 if named else 0, **opened)
     if named and len(first) != len(frame.columns):
-        raise SpecError(
-            key,
-            f"a name for each column of {path}",
-            Words(f"{len(first)} names, {len(frame.columns)} columns"),
-        )
+        got = f"{len(first)} names, {len(frame.columns)} columns"
+        raise SpecError(key, f"a name for each column of {path}", Words(got))
     frame.columns = pd.Index(first if named else [str(i) for i in range(len(frame.columns))])
     return frame
 
@@ -123,9 +121,11 @@ def _read_npz(key: str, path: str, header: str) -> pd.DataFrame:
     if len(arrays) == 1:
         (only,) = arrays.values()
         return _of_array(only)
-    if not arrays or {a.ndim for a in arrays.values()} != {1} or len({len(a) for a in arrays.values()}) != 1:
-        shapes = ", ".join(f"{name} {a.shape}" for name, a in arrays.items())
-        raise ValueError(f"expected one array, or columns of one length; got {shapes or 'none'}")
+    shapes = [array.shape for array in arrays.values()]
+    are_columns = len(set(shapes)) == 1 and len(shapes[0]) == 1
+    if not are_columns:
+        got = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"expected one array, or columns of one length; got {got or 'none'}")
     return pd.DataFrame(arrays)
 
 
@@ -135,7 +135,9 @@ def _of_array(values: np.ndarray) -> pd.DataFrame:
     if values.ndim == 1 and values.dtype.names is None:
         values = values[:, None]
     if values.ndim != 2:
-        raise ValueError(f"expected rows and columns; got an array of shape {values.shape} and type {values.dtype}")
+        raise ValueError(
+            f"expected rows and columns; got an array of shape {values.shape} and type {values.dtype}"
+        )
     return pd.DataFrame(values, columns=[str(i) for i in range(values.shape[1])])
 
 

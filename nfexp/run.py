@@ -25,7 +25,7 @@ from nfexp.train import History, State, Training, advance, begin, finish, prepar
 CHECKPOINT_SECONDS = 120.0  # between two checkpoints of a stack
 SLICE_SECONDS = 0.5  # between two looks at the clock
 
-Told = Callable[[Training, State], None]  # is shown a training, and where it stands
+Observer = Callable[[Training, State], None]  # is shown a training, and where it stands
 
 
 class Interrupted(RuntimeError):
@@ -83,11 +83,13 @@ def train_stack(
     datasets: Sequence[Dataset],
     *,
     dtype: torch.dtype = torch.float32,
-    told: Told | None = None,
+    observer: Observer | None = None,
 ) -> tuple[FlowStack, History]:
-    """Train a stack on these points, without checkpoints and without scoring it: the kept weights and what was seen.
+    """Train a stack on these points, without checkpoints and without scoring it.
 
-    Each run has as many rows as it has members. `told` is called after each evaluation.
+    The kept weights and what was seen.
+
+    Each run has as many rows as it has members. `observer` is called after each evaluation.
     """
     reuse_freed_memory()
     training = prepare(specs, datasets, resolve_device(specs[0].device), dtype)
@@ -95,8 +97,8 @@ def train_stack(
     with matmul_precision(specs[0].train.matmul_precision):
         for step in training.evaluation_steps():
             advance(training, state, until=step)
-            if told is not None and state.step == step:
-                told(training, state)
+            if observer is not None and state.step == step:
+                observer(training, state)
     return finish(training, state)
 
 
@@ -113,7 +115,7 @@ def run_stack(
     folders: Sequence[Path] | None = None,
     code: str = "",
     stop: Callable[[], bool] = lambda: False,
-    told: Told | None = None,
+    observer: Observer | None = None,
 ) -> list[Result]:
     """Train the runs of one stack together and score each; results come in the order of the specs.
 
@@ -133,7 +135,7 @@ def run_stack(
         The version of the code: a checkpoint of another one is not carried on.
     stop
         Asked about twice a second.
-    told
+    observer
         Called as often with the training and where it stands, of runs that stand at one step.
 
     Raises
@@ -151,15 +153,9 @@ def run_stack(
         tag = f"{run_id(spec)} {dtype} {code} {spec.record} {spec.train.kernel}"
         members.append(_Member(spec, folder, tag, read_checkpoint(folder, tag)))
 
-    # Killed between two checkpoints, members stand at different steps: those that stand at the same
-    # one go on together.
-    by_step: dict[int, list[int]] = {}
-    for e, member in enumerate(members):
-        by_step.setdefault(member.checkpoint.step, []).append(e)
     results: dict[int, Result] = {}
-    for step in sorted(by_step):
-        positions = by_step[step]
-        part = _Run([members[e] for e in positions], step, dtype, stop, told)
+    for step, positions in _by_step(members).items():
+        part = _Run([members[e] for e in positions], step, dtype, stop, observer)
         results |= zip(positions, part.results(), strict=True)
     return [results[e] for e in range(len(specs))]
 
@@ -174,6 +170,17 @@ class _Member:
     checkpoint: Checkpoint
 
 
+def _by_step(members: Sequence[_Member]) -> dict[int, list[int]]:
+    """The positions of the members that go on together: those that stand at one step.
+
+    Killed between two checkpoints, members stand at different steps.
+    """
+    positions: dict[int, list[int]] = {}
+    for e, member in enumerate(members):
+        positions.setdefault(member.checkpoint.step, []).append(e)
+    return dict(sorted(positions.items()))
+
+
 class _Run:
     """A stack whose members all stand at one step, on its way to its results."""
 
@@ -183,13 +190,13 @@ class _Run:
         step: int,
         dtype: torch.dtype,
         stop: Callable[[], bool],
-        told: Told | None,
+        observer: Observer | None,
     ) -> None:
         self.begun = time.perf_counter()
         self.members = members
         self.step = step
         self.stop = stop
-        self.told = told
+        self.observer = observer
         self.specs = [member.spec for member in members]
         self.datasets = [data.load(spec) for spec in self.specs]
         device = resolve_device(self.specs[0].device)
@@ -231,14 +238,14 @@ class _Run:
         precision = self.training.lead.train.matmul_precision
         saved = time.perf_counter()
         slice_steps = 1
-        self._tell(state)
+        self._show(state)
         while state.step < n_steps and bool(state.alive.any()):
             before = time.perf_counter()
             with matmul_precision(precision):
                 advance(self.training, state, until=min(state.step + slice_steps, n_steps))
             now = time.perf_counter()
             slice_steps = max(1, round(slice_steps * min(SLICE_SECONDS / (now - before), 4.0)))
-            self._tell(state)
+            self._show(state)
             told_to_stop = self.stop()
             if told_to_stop or now - saved > CHECKPOINT_SECONDS:
                 self._save(state)
@@ -246,9 +253,9 @@ class _Run:
             if told_to_stop:
                 raise Interrupted(f"told to stop at step {state.step} of {n_steps}")
 
-    def _tell(self, state: State) -> None:
-        if self.told is not None:
-            self.told(self.training, state)
+    def _show(self, state: State) -> None:
+        if self.observer is not None:
+            self.observer(self.training, state)
 
     def _save(self, state: State) -> None:
         """Leave a checkpoint in the folder of each run."""
@@ -265,8 +272,8 @@ MEASURED_SECONDS = 0.4  # of training, to know how quick a machine is
 def training_rate(spec: Spec, *, members: int) -> float:
     """How many seconds of :func:`nfexp.flows.cost.training_cost` this machine does in one.
 
-    Measured by training a stack of so many members of this architecture, batch and training set
-    for a second, or for one step where that takes longer. Compiling the fused kernel is not counted.
+    Measured by training a stack of so many members of this architecture, batch and training set for
+    a second, or for one step where that takes longer. Compiling the fused kernel is not counted.
     """
     train = replace(spec.train, steps=1_000_000, warmup=0, n_evals=1)
     one = replace(spec, train=train)

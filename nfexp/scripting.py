@@ -53,9 +53,9 @@ def train_run(
     """
     from nfexp.record import load_flow
 
-    place = Path(folder) if folder is not None else _new_folder(Path("outputs/runs"))
-    _call([*_lines(overrides), f"hydra.run.dir={hydra_text(str(place))}"], verbose=verbose)
-    return load_flow(place)
+    run_folder = Path(folder) if folder is not None else _new_folder(Path("outputs/runs"))
+    _call([*_lines(overrides), f"hydra.run.dir={hydra_text(str(run_folder))}"], verbose=verbose)
+    return load_flow(run_folder)
 
 
 def train_sweep(
@@ -70,25 +70,30 @@ def train_sweep(
     """
     from nfexp.analysis.table import load_runs
 
-    place = Path(folder) if folder is not None else _new_folder(Path("outputs/sweeps/adhoc"))
-    _call(["-m", *_lines(overrides), f"hydra.sweep.dir={hydra_text(str(place))}"], verbose=verbose)
-    return load_runs(place)
+    sweep_folder = Path(folder) if folder is not None else _new_folder(Path("outputs/sweeps/adhoc"))
+    _call(
+        ["-m", *_lines(overrides), f"hydra.sweep.dir={hydra_text(str(sweep_folder))}"],
+        verbose=verbose,
+    )
+    return load_runs(sweep_folder)
 
 
 def _new_folder(above: Path) -> Path:
     """A folder named by the clock, as the command names it, that is not there yet."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    place = above / stamp
+    new = above / stamp
     number = 2
-    while place.exists():
-        place = above / f"{stamp}_{number}"
+    while new.exists():
+        new = above / f"{stamp}_{number}"
         number += 1
-    return place
+    return new
 
 
 def _lines(overrides: Overrides) -> list[str]:
     if isinstance(overrides, str):
-        raise TypeError(f"overrides: expected a list of overrides or a mapping; got the text {overrides!r}")
+        raise TypeError(
+            f"overrides: expected a list of overrides or a mapping; got the text {overrides!r}"
+        )
     if isinstance(overrides, Mapping):
         return [f"{key}={_text(value)}" for key, value in overrides.items()]
     return list(overrides)

@@ -1,4 +1,7 @@
-"""Random streams: one generator for each purpose of each run, derived from the run's seed. There is no global seed."""
+"""Random streams: one generator for each purpose of each run, derived from the run's seed.
+
+There is no global seed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ def stream(seed: int, purpose: str) -> torch.Generator:
 
 
 def of_member(k: int, purpose: str) -> str:
-    """The purpose of a stream that is member `k`'s own, of an ensemble; member 0 has those of a run alone.
+    """The purpose of a stream that is member `k`'s own, of an ensemble.
+
+    Member 0 has those of a run alone.
 
     >>> of_member(0, "init"), of_member(3, "init")
     ('init', 'members/3/init')

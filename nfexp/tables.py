@@ -1,4 +1,7 @@
-"""The user's own tables: a file as named columns of numbers, checked; which rows train. No torch."""
+"""The user's own tables: those that a spec names, read and checked; which of their rows train.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,54 +17,48 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nfexp.columns import (
+    DISTINCT,
+    Table,
+    check_rows,
+    check_vary,
+    few_values,
+    lost_in_float32,
+    numbers,
+    pick,
+    shortened,
+)
 from nfexp.images import facts_of_images, settled_images, warnings_of_images
 from nfexp.published import read_published
 from nfexp.readers import read_file
-from nfexp.spec import Data, Spec, SpecError, Words, names_of, near
+from nfexp.spec import Data, Spec, SpecError, Words
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = [
+    "BUNDLED",
+    "DISTINCT",
+    "Rows",
+    "Source",
+    "Table",
+    "check_vary",
+    "facts",
+    "few_values",
+    "lost_in_float32",
+    "name_of",
+    "settled",
+    "source",
+    "split_rows",
+    "tell",
+    "warnings_of",
+]
+
 log = logging.getLogger(__name__)
 
-FEWEST_ROWS = 10
-FEW_VALUES, FEW_SHARE = (
-    20,
-    0.05,
-)  # a column with so few distinct values, or so few for its rows, is not continuous
-LEAST_SD, MOST_SD = 1e-18, 1e18  # of a column: flows train in float32, and it is the variance that they hold
-LEAST_SHARE = 4e-6  # of a standard deviation in the largest value: about 32 steps of float32
-DISTINCT = (
-    f"columns that float32 holds: a standard deviation from {LEAST_SD:g} to {MOST_SD:g} and above {LEAST_SHARE:g} of "
-    "the largest value (change the unit, or subtract a constant)"
-)
 GIVEN = "_given_"  # in the name of a table, before the columns of its context
 LONGEST_GIVEN = 40  # letters of the columns of a context that stand in the name of a table
 BUNDLED = ("wine", "breast_cancer", "diabetes", "iris", "digits")  # of scikit-learn
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Table:
-    """Rows of finite numbers, (N, D + C) in float64; `dropped` rows had missing values.
-
-    The last C columns, `n_context`, are given and not learned.
-    """
-
-    place: str
-    names: tuple[str, ...]
-    values: np.ndarray
-    dropped: int = 0
-    n_context: int = 0
-
-    @property
-    def dim(self) -> int:
-        """D, the columns that are learned."""
-        return len(self.names) - self.n_context
-
-    @property
-    def learned(self) -> tuple[str, ...]:
-        """The names of the columns that are learned."""
-        return self.names[: self.dim]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,14 +72,14 @@ class Source:
     @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits of a hash of all numbers, and of how many columns are given."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         if self.main.n_context:
-            found.update(f"context {self.main.n_context}".encode())
+            digest.update(f"context {self.main.n_context}".encode())
         for table in (self.main, self.val, self.test):
             if table is not None:
-                found.update(repr(table.values.shape).encode())
-                found.update(np.ascontiguousarray(table.values).tobytes())
-        return found.hexdigest()[:16]
+                digest.update(repr(table.values.shape).encode())
+                digest.update(np.ascontiguousarray(table.values).tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,134 +91,7 @@ class Rows:
     test: np.ndarray
 
 
-# --- Columns and rows ------------------------------------------------------------------------------------------------
-
-
-def _positions(key: str, asked: str | None, names: Sequence[str], place: str) -> list[int]:
-    """Where the columns of a list stand; nowhere without one."""
-    return [] if asked is None else [_position(key, one, names, place) for one in names_of(asked)]
-
-
-def _position(key: str, asked: str, names: Sequence[str], place: str) -> int:
-    """Where a column stands that is asked for by its name or its position (0, 1, …)."""
-    if asked in names:
-        return list(names).index(asked)
-    if asked.isdecimal() and int(asked) < len(names):
-        return int(asked)
-    raise SpecError(key, f"columns of {place}: {_shortened(names)}", Words(f"{asked!r}{near(asked, names)}"))
-
-
-def _shortened(names: Sequence[str], most: int = 12) -> str:
-    shown = [str(name) for name in names[:most]]
-    return ", ".join(shown) + (f", … ({len(names)})" if len(names) > most else "")
-
-
-def pick(frame: pd.DataFrame, data: Data, place: str) -> pd.DataFrame:
-    """The columns that `data.columns` asks for, in that order, without those of `data.drop`; then the context."""
-    names = [str(name) for name in frame.columns]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise SpecError(
-            "data.path",
-            f"columns of {place} with names of their own",
-            Words(f"{repeated[0]!r} twice"),
-        )
-    learned = list(range(len(names)))
-    if data.columns is not None:
-        learned = _positions("data.columns", data.columns, names, place)
-    dropped = _positions("data.drop", data.drop, names, place)
-    given = _positions("data.context", data.context, names, place)
-    elsewhere = dropped if data.columns is None else dropped + learned
-    for position in given:
-        if given.count(position) > 1 or position in elsewhere:
-            expected = "columns of their own, not named twice nor in data.columns or data.drop"
-            raise SpecError("data.context", expected, Words(f"{names[position]!r} again"))
-    left = [position for position in learned if position not in dropped]
-    if not left:
-        raise SpecError("data.columns", f"at least one column of {place}", Words("none"))
-    learned = [position for position in left if position not in given]
-    if not learned:
-        expected = f"some columns of {place}, so that others are left to learn"
-        raise SpecError("data.context", expected, Words("all of them"))
-    return frame.iloc[:, learned + given]
-
-
-def numbers(
-    frame: pd.DataFrame, place: str, *, missing: str, key: str = "data.path", context: str | None = None
-) -> Table:
-    """A frame as finite numbers; rows with missing values are dropped or, by `missing`, refused.
-
-    Its last columns are those of the `context`.
-    """
-    import pandas as pd
-
-    columns = []
-    for name in frame.columns:
-        column = frame[name]
-        if pd.api.types.is_complex_dtype(column.dtype) or pd.api.types.is_datetime64_any_dtype(column.dtype):
-            converted = pd.Series([np.nan] * len(column), index=column.index)
-        else:
-            converted = pd.to_numeric(column, errors="coerce")
-        strange = np.flatnonzero((converted.isna() & column.notna()).to_numpy())
-        if len(strange):
-            where = f"{str(column.iloc[strange[0]])!r:.60} in column {name!r}, row {strange[0] + 1} of {place}"
-            raise SpecError(key, f"columns of numbers (data.drop={name} leaves one out)", Words(where))
-        columns.append(converted.to_numpy(dtype=np.float64, na_value=np.nan))
-    values = np.stack(columns, axis=1)
-    infinite = np.argwhere(np.isinf(values))
-    if len(infinite):
-        row, column_at = infinite[0]
-        where = f"{values[row, column_at]} in column {frame.columns[column_at]!r}, row {row + 1} of {place}"
-        raise SpecError(key, "finite numbers", Words(where))
-    lost = np.isnan(values).any(axis=1)
-    if lost.any() and missing == "error":
-        row = int(np.flatnonzero(lost)[0])
-        name = frame.columns[int(np.flatnonzero(np.isnan(values[row]))[0])]
-        where = f"none in column {name!r}, row {row + 1} of {place} ({int(lost.sum())} rows lack some)"
-        raise SpecError("data.missing", "a value in every cell", Words(where))
-    names = tuple(str(name) for name in frame.columns)
-    n_context = 0 if context is None else len(names_of(context))
-    return Table(place=place, names=names, values=values[~lost], dropped=int(lost.sum()), n_context=n_context)
-
-
-def check_rows(table: Table) -> None:
-    """Raise for too few rows, more columns than rows, and columns that do not vary."""
-    n, d = table.values.shape
-    if n < FEWEST_ROWS:
-        dropped = f" (and {table.dropped} with missing values)" if table.dropped else ""
-        raise SpecError("data.path", f"at least {FEWEST_ROWS} rows", Words(f"{n} in {table.place}{dropped}"))
-    if d > n:
-        what = f"{d} columns, {n} rows in {table.place}"
-        raise SpecError("data.path", "no more columns than rows (data.columns picks some)", Words(what))
-    check_vary(table.names, table.values, table.place, n_context=table.n_context)
-
-
-def check_vary(names: Sequence[str], values: np.ndarray, place: str, *, n_context: int = 0) -> None:
-    """Raise for columns of one value; the last `n_context` are those of the context."""
-    constant = [name for name, column in zip(names, values.T, strict=True) if column.min() == column.max()]
-    if constant:
-        is_given = constant[0] in names[len(names) - n_context :]
-        key = "data.context" if is_given else "data.columns"
-        asks = "columns that vary" if is_given else f"columns that vary (data.drop={constant[0]} leaves one out)"
-        raise SpecError(key, asks, Words(f"the same value in every row of {place}: {_shortened(constant)}"))
-    lost = lost_in_float32(values)
-    if lost is not None:
-        position, what = lost
-        key = "data.context" if position >= len(names) - n_context else "data.path"
-        raise SpecError(key, DISTINCT, Words(f"{what} in column {names[position]!r} of {place}"))
-
-
-def lost_in_float32(values: np.ndarray) -> tuple[int, str] | None:
-    """The first column (N, D) of no use in float32, in which flows train, and what is wrong with it."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        sds = values.std(axis=0)
-    for position, (sd, largest) in enumerate(zip(sds, np.abs(values).max(axis=0), strict=True)):
-        if not LEAST_SD <= sd <= MOST_SD or sd < LEAST_SHARE * largest:
-            return position, f"{sd:.3g} with values up to {largest:.6g}"
-    return None
-
-
-# --- What a spec asks for --------------------------------------------------------------------------------------------
+# --- What a spec asks for --------------------------------------------------------------
 
 
 def _signature(path: str | None) -> tuple[int, int] | None:
@@ -242,12 +112,24 @@ def source(data: Data) -> Source:
         For a file that is missing or not what its name says, and for columns or rows that cannot
         be learned from.
     """
+    is_named = data.kind in ("sklearn", "maf")
+    # What says how a table is read; the rest says what is made of its rows
     reading = replace(
-        data, name=data.name if data.kind in ("sklearn", "maf") else "table", n_samples=None, n_val=None, n_test=None,
-        val_share=None, test_share=None, split=None, jitter=0.0, dim=2, context_dim=0, digest=None,
-    )  # fmt: skip
-    signatures = tuple(_signature(path) for path in (data.path, data.val_path, data.test_path))
-    return _source(reading, signatures)
+        data,
+        name=data.name if is_named else "table",
+        n_samples=None,
+        n_val=None,
+        n_test=None,
+        val_share=None,
+        test_share=None,
+        split=None,
+        jitter=0.0,
+        dim=2,
+        context_dim=0,
+        digest=None,
+    )
+    paths = (data.path, data.val_path, data.test_path)
+    return _source(reading, tuple(_signature(path) for path in paths))
 
 
 @lru_cache(maxsize=8)
@@ -255,33 +137,34 @@ def _source(data: Data, signatures: tuple[object, ...]) -> Source:
     if data.kind == "maf":
         return _standard(data.name, str(data.path))
     if data.kind == "sklearn":
-        frame = _bundled(data.name)
-        place = _plain(data.name)
-        main = numbers(pick(frame, data, place), place, missing=data.missing, context=data.context)
+        label = _plain(data.name)
+        frame = pick(_bundled(label), data, label)
+        main = numbers(frame, label, missing=data.missing, context=data.context)
         check_rows(main)
         return Source(main=main)
     main = _table(data, "data.path", str(data.path))
     check_rows(main)
     others = {}
-    for key in ("val", "test"):
-        path = getattr(data, f"{key}_path")
+    for split in ("val", "test"):
+        key = f"data.{split}_path"
+        path = getattr(data, f"{split}_path")
         if path is not None:
-            others[key] = _like(main, _table(data, f"data.{key}_path", path), f"data.{key}_path")
+            others[split] = _like(main, _table(data, key, path), key)
     return Source(main=main, **others)
 
 
 def _table(data: Data, key: str, path: str) -> Table:
-    frame = read_file(key, path, header=data.header)
-    return numbers(pick(frame, data, path), path, missing=data.missing, key=key, context=data.context)
+    frame = pick(read_file(key, path, header=data.header), data, path)
+    return numbers(frame, path, missing=data.missing, key=key, context=data.context)
 
 
 def _like(main: Table, other: Table, key: str) -> Table:
     """The table `other` once it is known to have the columns of `main`, and rows."""
     if other.names != main.names:
-        asks = f"the columns of {main.place}: {_shortened(main.names)}"
-        raise SpecError(key, asks, Words(f"{_shortened(other.names)} in {other.place}"))
+        asks = f"the columns of {main.label}: {shortened(main.names)}"
+        raise SpecError(key, asks, Words(f"{shortened(other.names)} in {other.label}"))
     if len(other.values) < 2:
-        raise SpecError(key, "at least 2 rows", Words(f"{len(other.values)} in {other.place}"))
+        raise SpecError(key, "at least 2 rows", Words(f"{len(other.values)} in {other.label}"))
     return other
 
 
@@ -292,7 +175,7 @@ def _standard(name: str, folder: str) -> Source:
     for part in ("train", "val", "test"):
         values = getattr(parts, part)
         names = tuple(str(i) for i in range(values.shape[1]))
-        tables[part] = Table(place=f"{name} ({part})", names=names, values=values)
+        tables[part] = Table(label=f"{name} ({part})", names=names, values=values)
     return Source(main=tables["train"], val=tables["val"], test=tables["test"])
 
 
@@ -300,7 +183,6 @@ def _bundled(name: str) -> pd.DataFrame:
     """A table that comes with scikit-learn, without what it is meant to predict."""
     from sklearn import datasets
 
-    name = _plain(name)
     if name not in BUNDLED:
         raise SpecError("data.name", f"one of {', '.join(BUNDLED)}", name)
     return getattr(datasets, f"load_{name}")(as_frame=True).data
@@ -321,26 +203,66 @@ def settled(spec: Spec) -> Spec:
         return replace(spec, data=settled_images(data))
     if not data.is_table:
         return spec
-    found = source(data)
-    n = len(found.main.values)
-    n_test = _part("test", data, found.test, n)
-    n_val = _part("val", data, found.val, n)
-    left = n - (0 if found.test is not None else n_test) - (0 if found.val is not None else n_val)
+    tables = source(data)
+    n_rows = len(tables.main.values)
+    n_test = _size_of("test", data, tables.test, n_rows)
+    n_val = _size_of("val", data, tables.val, n_rows)
+    left = n_rows
+    if tables.val is None:
+        left -= n_val
+    if tables.test is None:
+        left -= n_test
     if left < 2:
-        raise SpecError("data.n_val", f"at least 2 of the {n} rows left for training", Words(f"{left}"))
+        expected = f"at least 2 of the {n_rows} rows left for training"
+        raise SpecError("data.n_val", expected, Words(f"{left}"))
     if data.n_samples is not None and data.n_samples > left:
-        asks = f"at most {left}, the rows for training in {found.main.place}, or null for all of them"
-        raise SpecError("data.n_samples", asks, data.n_samples)
-    name = data.name
-    if data.kind == "table" and name == "table":
-        name = name_of(str(data.path)) + _given(found.main)
-    if data.kind == "sklearn":
-        name = _plain(name) + _given(found.main)
+        rows = f"the rows for training in {tables.main.label}"
+        raise SpecError(
+            "data.n_samples", f"at most {left}, {rows}, or null for all of them", data.n_samples
+        )
     full = replace(
-        data, name=name, n_samples=data.n_samples or left, n_val=n_val, n_test=n_test, val_share=None,
-        test_share=None, dim=found.main.dim, context_dim=found.main.n_context, digest=found.digest,
-    )  # fmt: skip
+        data,
+        name=_full_name(data, tables.main),
+        n_samples=data.n_samples or left,
+        n_val=n_val,
+        n_test=n_test,
+        val_share=None,
+        test_share=None,
+        dim=tables.main.dim,
+        context_dim=tables.main.n_context,
+        digest=tables.digest,
+    )
     return replace(spec, data=full)
+
+
+def _size_of(split: str, data: Data, table: Table | None, n_rows: int) -> int:
+    """Rows of "val" or "test".
+
+    As many as asked for, all of its own table, or a share of the main one.
+    """
+    wanted = getattr(data, f"n_{split}")
+    if table is not None:
+        most = len(table.values)
+        if wanted is not None and wanted > most:
+            expected = f"at most {most}, the rows of {table.label}, or null for all"
+            raise SpecError(f"data.n_{split}", expected, wanted)
+        return wanted or most
+    if wanted is not None:
+        return int(wanted)
+    share = getattr(data, f"{split}_share")
+    if share is None:
+        expected = f"a share of the rows, or data.n_{split}"
+        raise SpecError(f"data.{split}_share", expected, None)
+    return max(2, round(share * n_rows))
+
+
+def _full_name(data: Data, table: Table) -> str:
+    """The name of a table in records; one that was chosen stays."""
+    if data.kind == "table" and data.name == "table":
+        return name_of(str(data.path)) + _given(table)
+    if data.kind == "sklearn":
+        return _plain(data.name) + _given(table)
+    return data.name
 
 
 def name_of(path: str) -> str:
@@ -358,13 +280,16 @@ def _as_name(text: str) -> str:
 
 
 def _given(table: Table) -> str:
-    """What the name of a table says of its context: a density given c is another one than that of all columns."""
+    """What the name of a table says of its context.
+
+    A density given c is another one than that of all columns.
+    """
     if table.n_context == 0:
         return ""
-    what = _as_name(" ".join(table.names[table.dim :]))
-    if not what or len(what) > LONGEST_GIVEN:
-        what = f"{table.n_context}_columns"
-    return f"{GIVEN}{what}"
+    columns = _as_name(" ".join(table.given))
+    if not columns or len(columns) > LONGEST_GIVEN:
+        columns = f"{table.n_context}_columns"
+    return f"{GIVEN}{columns}"
 
 
 def _plain(name: str) -> str:
@@ -372,38 +297,18 @@ def _plain(name: str) -> str:
     return name.partition(GIVEN)[0]
 
 
-def _part(key: str, data: Data, given: Table | None, n: int) -> int:
-    """Rows of validation or test: as many as asked for, all of a file, or a share of the n."""
-    asked = getattr(data, f"n_{key}")
-    share = getattr(data, f"{key}_share")
-    if given is not None:
-        there = len(given.values)
-        if asked is not None and asked > there:
-            raise SpecError(
-                f"data.n_{key}",
-                f"at most {there}, the rows of {given.place}, or null for all",
-                asked,
-            )
-        return asked or there
-    if asked is not None:
-        return int(asked)
-    if share is None:
-        raise SpecError(f"data.{key}_share", "a share of the rows, or data.n_" + key, None)
-    return max(2, round(share * n))
-
-
-def split_rows(data: Data, seed: int, n: int, *, own_val: bool, own_test: bool) -> Rows:
+def split_rows(data: Data, seed: int, n: int, *, val_has_file: bool, test_has_file: bool) -> Rows:
     """Divide n rows at random: for the test first, then for validation, the rest for training.
 
     `seed` is the run's; `data.split`, where given, makes one split serve all seeds. A part with a
-    file of its own (`own_val`, `own_test`) takes no rows here.
+    file of its own (`val_has_file`, `test_has_file`) takes no rows here.
     """
-    by = seed if data.split is None else data.split
-    bits = hashlib.sha256(f"split/{by}".encode()).digest()
+    split_seed = seed if data.split is None else data.split
+    bits = hashlib.sha256(f"split/{split_seed}".encode()).digest()
     order = np.random.default_rng(int.from_bytes(bits, "little")).permutation(n)
     n_train, n_val, n_test = data.points
-    n_test = 0 if own_test else n_test
-    n_val = 0 if own_val else n_val
+    n_test = 0 if test_has_file else n_test
+    n_val = 0 if val_has_file else n_val
     return Rows(
         test=order[:n_test],
         val=order[n_test : n_test + n_val],
@@ -411,17 +316,7 @@ def split_rows(data: Data, seed: int, n: int, *, own_val: bool, own_test: bool) 
     )
 
 
-# --- What is said before training ------------------------------------------------------------------------------------
-
-
-def few_values(table: Table) -> dict[str, float]:
-    """The smallest gap between two values of each column to learn that has few distinct ones, by name."""
-    gaps = {}
-    for name, column in zip(table.learned, table.values.T[: table.dim], strict=True):
-        distinct = np.unique(column)
-        if len(distinct) <= max(FEW_VALUES, FEW_SHARE * len(column)):
-            gaps[name] = float(np.diff(distinct).min())
-    return gaps
+# --- What is said before training ------------------------------------------------------
 
 
 def tell(specs: Iterable[Spec]) -> None:
@@ -429,13 +324,21 @@ def tell(specs: Iterable[Spec]) -> None:
     told = set()
     for spec in specs:
         data = spec.data
-        is_read = data.is_table or data.kind == "image"
-        if is_read and (data.name, data.digest, data.points) not in told:
-            told.add((data.name, data.digest, data.points))
-            is_image = data.kind == "image"
-            log.info(facts_of_images(data) if is_image else facts(data))
-            for line in warnings_of_images(data) if is_image else warnings_of(data):
-                log.warning(line)
+        identity = (data.name, data.digest, data.points)
+        if identity in told:
+            continue
+        if data.kind == "image":
+            told.add(identity)
+            _log(facts_of_images(data), warnings_of_images(data))
+        elif data.is_table:
+            told.add(identity)
+            _log(facts(data), warnings_of(data))
+
+
+def _log(said: str, warnings: Iterable[str]) -> None:
+    log.info(said)
+    for line in warnings:
+        log.warning(line)
 
 
 def facts(data: Data) -> str:
@@ -443,9 +346,10 @@ def facts(data: Data) -> str:
     table = source(data).main
     n = len(table.values)
     n_train, n_val, n_test = data.points
-    parts = [f"{n} rows, {table.dim} columns ({_shortened(table.learned)})"]
+    columns = f"{table.dim} columns ({shortened(table.learned)})"
     if table.n_context:
-        parts[0] += f" given {table.n_context} ({_shortened(table.names[table.dim :])})"
+        columns += f" given {table.n_context} ({shortened(table.given)})"
+    parts = [f"{n} rows, {columns}"]
     if table.dropped:
         parts.append(f"{table.dropped} rows with missing values dropped")
     repeats = n - len(np.unique(table.values, axis=0))
@@ -458,16 +362,21 @@ def facts(data: Data) -> str:
 def warnings_of(data: Data) -> list[str]:
     """What a density suffers from in a table: columns of few values, and a single column."""
     table = source(data).main
-    lines = []
+    warnings = []
     few = few_values(table)
     if few and data.jitter == 0.0:
-        remedy = "a density can grow without bound on them; data.jitter=gap spreads them, see docs/own-data.md"
-        lines.append(f"{data.name}: few distinct values in {_shortened(list(few))}: {remedy}")
+        warnings.append(
+            f"few distinct values in {shortened(list(few))}: a density can grow without bound on "
+            "them; data.jitter=gap spreads them, see docs/own-data.md"
+        )
     if table.dim == 1 and table.n_context:
-        limit = "one column leaves a coupling the context alone: given that, the flow is an affine map of its base"
-        lines.append(f"{data.name}: {limit}, whose mean and width follow the context")
+        warnings.append(
+            "one column leaves a coupling the context alone: given that, the flow is an affine map "
+            "of its base, whose mean and width follow the context"
+        )
     elif table.dim == 1:
-        limit = "one column leaves a coupling nothing to look at: the flow is one affine map of its base"
-        remedy = "a mixture or a kernel density (nfexp-baselines) takes any shape on a line"
-        lines.append(f"{data.name}: {limit}; {remedy}")
-    return lines
+        warnings.append(
+            "one column leaves a coupling nothing to look at: the flow is one affine map of its "
+            "base; a mixture or a kernel density (nfexp-baselines) takes any shape on a line"
+        )
+    return [f"{data.name}: {warning}" for warning in warnings]

@@ -1,4 +1,7 @@
-"""A density of the user's own: where its source lies, and a digest of it. Nothing is executed here; no torch."""
+"""A density of the user's own: where its source lies, and a digest of it.
+
+Nothing is executed here; no torch.
+"""
 
 from __future__ import annotations
 
@@ -71,14 +74,16 @@ def _origin(module: str) -> str:
     paths = None
     for length in range(1, module.count(".") + 2):
         name = ".".join(module.split(".")[:length])
-        found = PathFinder.find_spec(name, paths)
-        if found is None:
+        module_spec = PathFinder.find_spec(name, paths)
+        if module_spec is None:
             expected = "a module that Python finds, or a file that ends in .py"
             raise SpecError(KEY, expected, Words(f"no module {name!r}"))
-        paths = list(found.submodule_search_locations or [])
-    origin = found.origin if found is not None else None
+        paths = list(module_spec.submodule_search_locations or [])
+    origin = module_spec.origin if module_spec is not None else None
     if origin is None or not origin.endswith(".py"):
-        raise SpecError(KEY, "a module with a source in Python, for that is what names its runs", module)
+        raise SpecError(
+            KEY, "a module with a source in Python, for that is what names its runs", module
+        )
     return origin
 
 

@@ -1,7 +1,7 @@
 """What labs watch runs with, TensorBoard and MLflow, behind one small interface; off by default.
 
-Both write below the folder of the sweep or the run, and nothing is sent anywhere. A tracker that fails
-ends with a warning; the run goes on.
+Both write below the folder of the sweep or the run, and nothing is sent anywhere. A tracker that
+fails ends with a warning; the run goes on.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     >>> numbers({"kl": 0.5, "true_nll": None, "best_step": 3, "diverged_layer": "coupling 1"})
     {'kl': 0.5, 'best_step': 3.0}
     """
-    found = {}
+    named = {}
     for name, value in values.items():
         if isinstance(value, int | float) and math.isfinite(value):
-            found[name] = float(value)
-    return found
+            named[name] = float(value)
+    return named
 
 
 # --- TensorBoard -----------------------------------------------------------------------
@@ -75,16 +75,16 @@ class TensorBoard:
         self._add(0, [self._text("configuration", text)])
 
     def note(self, step: int, values: Mapping[str, float]) -> None:
-        found = []
+        entries = []
         for name, value in numbers(values).items():
-            found.append(self.summary.Value(tag=f"training/{name}", simple_value=value))
-        self._add(step, found)
+            entries.append(self.summary.Value(tag=f"training/{name}", simple_value=value))
+        self._add(step, entries)
 
     def end(self, status: str, metrics: Mapping[str, Any]) -> None:
-        found = [self._text("status", status)]
+        entries = [self._text("status", status)]
         for name, value in numbers(metrics).items():
-            found.append(self.summary.Value(tag=f"metrics/{name}", simple_value=value))
-        self._add(int(metrics.get("best_step") or 0), found)
+            entries.append(self.summary.Value(tag=f"metrics/{name}", simple_value=value))
+        self._add(int(metrics.get("best_step") or 0), entries)
         self.writer.close()
 
     def _text(self, tag: str, text: str) -> Any:
@@ -93,7 +93,9 @@ class TensorBoard:
 
         plugin = SummaryMetadata.PluginData(plugin_name="text")
         tensor = TensorProto(dtype="DT_STRING", string_val=[text.encode()])
-        return self.summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)
+        return self.summary.Value(
+            tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor
+        )
 
     def _add(self, step: int, values: Sequence[Any]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -126,9 +128,9 @@ class MLflow:
             experiment = self._experiment(spec.name, store)
             # An identity is hexadecimal: nothing in it needs quoting
             same = f"tags.`{IDENTITY}` = '{run_id(spec)}'"
-            found = self.client.search_runs([experiment], filter_string=same, max_results=1)
-            if found:
-                self.run = found[0].info.run_id
+            runs = self.client.search_runs([experiment], filter_string=same, max_results=1)
+            if runs:
+                self.run = runs[0].info.run_id
                 self.client.set_terminated(self.run, status="RUNNING")
                 return
             made = self.client.create_run(experiment, run_name=name)
@@ -138,11 +140,11 @@ class MLflow:
             self.client.log_batch(self.run, params=params, tags=tags)
 
     def _experiment(self, name: str, store: Path) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        place = (store / "mlartifacts").as_uri()
-        return str(self.client.create_experiment(name, artifact_location=place))
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        artifacts = (store / "mlartifacts").as_uri()
+        return str(self.client.create_experiment(name, artifact_location=artifacts))
 
     def note(self, step: int, values: Mapping[str, float]) -> None:
         self._log(step, numbers(values))
@@ -175,7 +177,10 @@ def _note(one: Tracker, *, step: int, values: Mapping[str, float]) -> None:
 
 
 class Tracking:
-    """Trackers of the runs that train in this process, by identity; without a `kind` there are none."""
+    """Trackers of the runs that train in this process, by identity.
+
+    Without a `kind` there are none.
+    """
 
     def __init__(self, kind: str | None, store: Path, names: Mapping[str, str]) -> None:
         self.kind = kind
@@ -184,7 +189,7 @@ class Tracking:
         self._trackers: dict[str, Tracker] = {}
         self._noted: dict[str, int] = {}  # evaluations
 
-    def told(self, training: Training, state: State) -> None:
+    def observe(self, training: Training, state: State) -> None:
         """Note the evaluations since the last call; what :func:`nfexp.run.run_stack` calls."""
         if self.kind is None:
             return

@@ -1,4 +1,7 @@
-"""What each command says of itself, and how its arguments are read: folders and `key=value`, the same everywhere."""
+"""What each command says of itself, and how its arguments are read.
+
+Folders and `key=value`, the same everywhere.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,9 @@ def version_line() -> str:
     """The version of nfexp and of what its numbers rest on."""
     from nfexp.record import code_version, versions
 
-    others = [f"{name} {number}" for name, number in versions().items() if name != "nfexp" and number]
+    others = [
+        f"{name} {number}" for name, number in versions().items() if name != "nfexp" and number
+    ]
     return f"{code_version()} ({', '.join(others)})"
 
 
@@ -118,10 +123,15 @@ def one_line(command: str, message: str) -> str:
     return message if message.startswith(f"{command}: ") else f"{command}: {message}"
 
 
-def run(usage: Usage, argv: Sequence[str] | None, main: Callable[[list[str], dict[str, str]], int]) -> int:
-    """Read the arguments of a command and call `main` with its folders and options; its exit status.
+def run(
+    usage: Usage, argv: Sequence[str] | None, main: Callable[[list[str], dict[str, str]], int]
+) -> int:
+    """Read the arguments of a command and call `main` with its folders and options.
 
-    0 if all went well, 1 with one line that begins with the command's name if not, 130 after Ctrl-C.
+    Its exit status.
+
+    0 if all went well, 1 with one line that begins with the command's name if not, 130 after
+    Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if answered(usage, words):
@@ -137,6 +147,8 @@ def run(usage: Usage, argv: Sequence[str] | None, main: Callable[[list[str], dic
         return 130
 
 
-def run_without_folders(usage: Usage, argv: Sequence[str] | None, main: Callable[[dict[str, str]], int]) -> int:
+def run_without_folders(
+    usage: Usage, argv: Sequence[str] | None, main: Callable[[dict[str, str]], int]
+) -> int:
     """As :func:`run`, of a command that takes no folders."""
     return run(usage, argv, lambda folders, values: main(values))

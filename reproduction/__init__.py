@@ -18,25 +18,33 @@ PAGE, DATA = ROOT / "docs" / "reproduction.md", ROOT / "docs" / "reproduction"
 PICTURES = DATA / "img"
 STUDIES: dict[str, tuple[str, ...]] = {  # with the pictures that need what its runs recorded
     "ablations": ("summary_centre", "gallery_*", "density_*", "walk_*", "gif_*_moons"),
+    "classic": (),  # the ablations by the recipe that was the default before, ten seeds
     "paper_original": ("gallery_*",),
     "paper_grid": (),
     "paper_corner": (),
     "blog": ("walk_*",),
+    "blog_norm": (),  # B3 alone, in rounds of fresh seeds
     "peers": (),
     "peers_first": (),
     "search": (),
+    "search_again": (),
+    "peers_again": (),
     "spiral4": ("density_*", "walk_*"),
 }
-OF_IMAGES: dict[str, tuple[str, ...]] = {  # studies that are kept in docs/images/, with pictures as above
+OF_IMAGES: dict[
+    str, tuple[str, ...]
+] = {  # studies that are kept in docs/images/, with pictures as above
     "images_digits": (),
     "images_headline": ("images_*", "temperatures_*", "interpolation_*", "scales_*", "imagewalk_*"),
     "images_sets": ("images_*",),
 }
 TRUTHS = {  # the draws that they are judged on beside the test draws
     "paper_original": "train", "paper_grid": "train", "paper_corner": "train", "search": "val",
+    "search_again": "val",
 }  # fmt: skip
 DRAWS = ("data.name", "data.noise", "data.n_samples", "seed")
 CENTRES = "centres.json"
+CLAIMS = "claims.csv"  # every verdict of the page
 ROUNDS = "rounds.json"  # of the studies whose seeds came in rounds
 Centres = dict[str, dict[str, Any]]
 

@@ -2,8 +2,8 @@
 
 `take` stores the runs of a study as docs/reproduction/STUDY.csv.gz, what its layers did as STUDY_layers.csv, the
 baselines beside them as baselines.csv, and draws the pictures that need more than tables (point clouds, densities,
-walks, animations) from what the runs recorded; `docs` writes the tables and all other pictures of the page anew from
-these files alone. Studies of images are kept in docs/images/, and their page is docs/images.md.
+walks, animations) from what the runs recorded; `docs` writes the tables, claims.csv and all other pictures of the
+page anew from these files alone. Studies of images are kept in docs/images/, and their page is docs/images.md.
 `worst` names the test points on which a run loses most.
 """
 
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 
-from reproduction import OF_IMAGES, PAGE, STUDIES
+from nfexp.analysis.table import write_csv
+from reproduction import CLAIMS, DATA, OF_IMAGES, PAGE, STUDIES, load
+from reproduction.blocks import judge
 from reproduction.images import IMAGE_BLOCKS, IMAGES_DATA, IMAGES_PAGE, IMAGES_PICTURES
 from reproduction.page import draw, refreshed
 from reproduction.taking import take
@@ -20,7 +22,9 @@ from reproduction.worst import worst
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m reproduction", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m reproduction",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     commands = parser.add_subparsers(dest="what", required=True)
     taking = commands.add_parser("take")
@@ -37,6 +41,7 @@ def main() -> None:
                 take(arguments.study, arguments.dirs)
         case "docs":
             PAGE.write_text(refreshed(PAGE.read_text()))
+            write_csv(judge(*load()), DATA / CLAIMS)
             IMAGES_PAGE.write_text(refreshed(IMAGES_PAGE.read_text(), IMAGES_DATA, IMAGE_BLOCKS))
             draw()
         case "worst":

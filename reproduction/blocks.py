@@ -40,40 +40,110 @@ def cell_rows(runs: pd.DataFrame, centres: Centres) -> list[tuple[str, str, pd.D
     return sorted(rows, key=lambda r: (r[0] != "the centre", order[r[0]]))
 
 
+def by_target(own: pd.DataFrame) -> str:
+    """The verdict on each target of one claim, as marks; in brackets that of the signs where it differs."""
+    marks = []
+    for row in own[own["target"] != "all"].itertuples():
+        mark = f"{row.target} {BADGES[row.verdict]}"
+        if row.verdict != row.sign_verdict:
+            mark += f" ({BADGES[row.sign_verdict]})"
+        marks.append(mark)
+    return ", ".join(marks) or "–"
+
+
+def overall(own: pd.DataFrame) -> pd.Series:
+    """The row of one claim that is about all targets."""
+    return own[own["target"] == "all"].iloc[0]
+
+
+def verdict_text(row: pd.Series) -> str:
+    """A verdict, with that of the signs where it differs."""
+    signs = f" (by signs: {row['sign_verdict']})" if row["verdict"] != row["sign_verdict"] else ""
+    return f"**{row['verdict']}**{signs}"
+
+
+def estimate_text(row: pd.Series) -> str:
+    """An estimate with its interval and the number of values behind it."""
+    return f"{interval(row['estimate'], row['low'], row['high'])}, n = {number(row['n']).split('.')[0]}"
+
+
 def claims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
-    judged = judge(frames, centres)
     rows = []
-    for claim, own in judged.groupby("claim", sort=False):
-        row = own[own["target"] == "all"].iloc[0]
-        each = ", ".join(
-            f"{r.target} {BADGES[r.verdict]}" + f" ({BADGES[r.sign_verdict]})" * (r.verdict != r.sign_verdict)
-            for r in own.itertuples()
-            if r.target != "all"
-        )
-        other = f" (by signs: {row['sign_verdict']})" * (row["verdict"] != row["sign_verdict"])
-        rows.append([f"{claim} ({row['study']})", row["sentence"], f"**{row['verdict']}**{other}", each or "–",
-                     interval(row["estimate"], row["low"], row["high"]), number(row["n"]).split(".")[0],
-                     f"{row['estimand']}"])  # fmt: skip
-    return markdown(["claim", "sentence", "verdict", "by target", "estimate [95%]", "n", "what was estimated"], rows)
+    for claim, own in judge(frames, centres).groupby("claim", sort=False):
+        row = overall(own)
+        looks = "–"
+        if not math.isnan(row.get("rounds", math.nan)):
+            looks = f"{row['rounds']:.0f}, {row['stopped']}"
+        rows.append([
+            f"{claim} ({row['study']})", row["sentence"], verdict_text(row), by_target(own),
+            estimate_text(row), looks, row["estimand"],
+        ])  # fmt: skip
+    head = [
+        "claim",
+        "sentence",
+        "verdict",
+        "by target",
+        "estimate [95%]",
+        "rounds",
+        "what was estimated",
+    ]
+    return markdown(head, rows)
 
 
-BY_BLOG = ("B1", "B2", "B3")  # judged on the blog's own flow
+def recipes_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+    """The claims on which two recipes, today's default and the one before, do not agree on every target."""
+    today = judge(frames, centres)
+    before = judge(frames, centres, "classic")
+    rows = []
+    for claim, own in today.groupby("claim", sort=False):
+        then = before[before["claim"] == claim]
+        verdicts = own.set_index("target")["verdict"]
+        if then.set_index("target")["verdict"].equals(verdicts):
+            continue
+        row = [f"{claim}", overall(own)["sentence"]]
+        for part in (own, then):
+            row += [
+                f"{verdict_text(overall(part))}: {by_target(part)}",
+                estimate_text(overall(part)),
+            ]
+        rows.append(row)
+    head = [
+        "claim",
+        "sentence",
+        "today's recipe",
+        "estimate [95%]",
+        "`flow=classic train=classic`",
+        "estimate [95%]",
+    ]
+    return markdown(head, rows)
 
 
-def judge(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> pd.DataFrame:
-    """The verdict on every claim: the blog's on instability from the blog's study, all others from the ablations."""
+FLOW_OF_THE_BLOG = {
+    "B1": "blog",
+    "B2": "blog",
+    "B3": "blog_norm",
+}  # claims that are judged on it, and by which study
+
+
+def judge(
+    frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres], ablations: str = "ablations"
+) -> pd.DataFrame:
+    """The verdict on every claim: the blog's on instability from studies of its flow, all others from the ablations."""
     parts = []
-    for study in ("ablations", "blog"):
-        if study in frames:
-            rounds = frames[study].attrs.get("rounds")
-            if rounds is None:
-                found = claims.evaluate(frames[study], centres[study])
-            else:
-                found = evaluate_in_rounds(frames[study], centres[study], rounds)
-            about = found["claim"].isin(BY_BLOG)
-            parts.append(found[about if study == "blog" else ~about].assign(study=study))
+    for study in (ablations, "blog", "blog_norm"):
+        if study not in frames:
+            continue
+        rounds = frames[study].attrs.get("rounds")
+        if rounds is None:
+            found = claims.evaluate(frames[study], centres[study])
+        else:
+            found = evaluate_in_rounds(frames[study], centres[study], rounds)
+        judged_by = found["claim"].map(lambda claim: FLOW_OF_THE_BLOG.get(claim, ablations))
+        parts.append(found[judged_by == study].assign(study=study))
     found = pd.concat(parts)
-    return found.sort_values("claim", kind="stable", key=lambda ids: ids.map(lambda i: ("KBN".index(i[0]), i)))
+    return found.sort_values(
+        "claim", kind="stable", key=lambda ids: ids.map(lambda i: ("KBN".index(i[0]), i))
+    )
 
 
 RESTED_ON = {  # claims of the report: what stands behind them in it, its code and its galleries
@@ -105,16 +175,17 @@ def evidence_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cen
     """Claim by claim: what it rested on, and what is found here."""
     rows = []
     for claim, own in judge(frames, centres).groupby("claim", sort=False):
-        overall = own[own["target"] == "all"].iloc[0]
+        row = overall(own)
         each = own[own["target"] != "all"]
-        found = overall["verdict"]
-        if found != overall["sign_verdict"]:
-            found += f" (by signs {overall['sign_verdict']})"
-        if len(each) and set(each["verdict"]) != {overall["verdict"]}:
-            found += ": " + "; ".join(
-                f"{verdict} on {', '.join(part['target'])}" for verdict, part in each.groupby("verdict", sort=False)
-            )
-        rows.append([claim, overall["sentence"], RESTED_ON[claim], found])
+        found = row["verdict"]
+        if found != row["sign_verdict"]:
+            found += f" (by signs {row['sign_verdict']})"
+        if len(each) and set(each["verdict"]) != {row["verdict"]}:
+            parts = []
+            for verdict, part in each.groupby("verdict", sort=False):
+                parts.append(f"{verdict} on {', '.join(part['target'])}")
+            found += ": " + "; ".join(parts)
+        rows.append([claim, row["sentence"], RESTED_ON[claim], found])
     return markdown(["claim", "sentence", "what it rested on", "what we find"], rows)
 
 
@@ -122,7 +193,12 @@ AIMS = {  # data.name, data.noise: held-out KL aimed at, half of the best peer's
     ("moons", 0.05): (0.029, 0.034), ("moons", 0.1): (0.0205, 0.025), ("circles", 0.1): (0.0225, 0.015),
     ("spiral2", 1.0): (0.0195, 0.038), ("spiral4", 1.0): (0.1595, 0.063),
 }  # fmt: skip
-KIND = {"zuko": "zuko RealNVP", "zuko_nsf": "zuko NSF (splines)", "normflows": "normflows", "nflows": "nflows"}
+KIND = {
+    "zuko": "zuko RealNVP",
+    "zuko_nsf": "zuko NSF (splines)",
+    "normflows": "normflows",
+    "nflows": "nflows",
+}
 
 
 def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
@@ -132,7 +208,10 @@ def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
     tuned = runs["flow.conditioner"] == "shared"
     columns = list(dict.fromkeys(zip(others["data.name"], others["data.noise"], strict=True)))
     parts = {}
-    for n, text in ((runs["data.n_samples"].max(), "fresh draws"), (runs["data.n_samples"].min(), None)):
+    for n, text in (
+        (runs["data.n_samples"].max(), "fresh draws"),
+        (runs["data.n_samples"].min(), None),
+    ):
         fixed = runs["data.n_samples"] == n
         text = text or f"{n:,.0f} fixed points"
         parts[f"nfexp, flow=tuned, {text}"] = runs[tuned & fixed]
@@ -140,11 +219,14 @@ def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
     first = frames["peers_first"]
     parts["nfexp, the first choice, fresh draws"] = first
     parts["of these the first five seeds"] = first[first["seed"] < 5]
+    parts["nfexp, the second search's, fresh draws"] = frames["peers_again"]
     for (model, recipe), own in others.groupby(["model", "recipe"], sort=False):
         parts[f"{KIND[model]}, {recipe}, fresh draws"] = own
     rows = []
     for name, own in parts.items():
-        cells = [own.loc[(own["data.name"] == t) & (own["data.noise"] == s), "kl"] for t, s in columns]
+        cells = [
+            own.loc[(own["data.name"] == t) & (own["data.noise"] == s), "kl"] for t, s in columns
+        ]
         lost = sum(int((~np.isfinite(kl)).sum()) for kl in cells)
         seeds = f"{max(map(len, cells))}" + f" (not finite: {lost})" * bool(lost)
         rows.append([name, seeds, *map(mean, cells)])
@@ -154,12 +236,18 @@ def quality_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
 def aims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """What was aimed at with fresh draws, and what came out."""
     runs, others = frames["peers"], frames[OTHERS]
-    fresh = runs[(runs["data.n_samples"] == runs["data.n_samples"].max()) & (runs["status"] == "completed")]
+    fresh = runs[
+        (runs["data.n_samples"] == runs["data.n_samples"].max()) & (runs["status"] == "completed")
+    ]
     rows = []
     for (target, noise), (half, spline) in AIMS.items():
         own = fresh[(fresh["data.name"] == target) & (fresh["data.noise"] == noise)]
-        ours, plain_flow = (own.loc[own["flow.conditioner"] == kind, "kl"] for kind in ("shared", "separate"))
-        peers = others[(others["data.name"] == target) & (others["data.noise"] == noise)].fillna({"kl": np.inf})
+        ours, plain_flow = (
+            own.loc[own["flow.conditioner"] == kind, "kl"] for kind in ("shared", "separate")
+        )
+        peers = others[(others["data.name"] == target) & (others["data.noise"] == noise)].fillna(
+            {"kl": np.inf}
+        )
         means = peers[peers["model"] != "zuko_nsf"].groupby(["model", "recipe"])["kl"].mean()
         nsf = peers[peers["model"] == "zuko_nsf"].groupby("recipe")["kl"].mean().min()
         best = f"{number(means.min())} ({' '.join(means.idxmin())})"
@@ -171,26 +259,42 @@ def aims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres
     return markdown(head, rows)
 
 
-CHOSEN = {
-    "the centre": "the centre: soft, random, shared, Gaussian base",
-    "flow.norm=actnorm": "**flow.norm=actnorm**",
+CHOSEN = {  # by study: how cells are named beside their changes
+    "search": {
+        "the centre": "the centre: soft, random, shared, Gaussian base",
+        "flow.norm=actnorm": "**flow.norm=actnorm**",
+    },
+    "search_again": {
+        "the centre": "**the centre**: soft, kaiming, shared, contaminated base, learned tail, 0.01"
+    },
 }
 
 
-def search_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
-    """What flow=tuned was chosen by: validation NLL above the target's own, one change at a time."""
-    cells: dict[str, dict[tuple[str, float], pd.Series]] = {}
-    for (target, noise), part in frames["search"].groupby(["data.name", "data.noise"]):
-        centre = {target: centres["search"][target] | {"data.noise": noise}}
-        for name, _, own in cell_rows(part, centre):
-            lost = excess(own, frames[VALIDATION], "val_nll").where(own["status"] == "completed", np.inf)
-            cells.setdefault(CHOSEN.get(name, name), {})[target, noise] = lost
-    rows = []
-    for name, own in cells.items():
-        met = sum(own[key].mean() <= half for key, (half, _) in AIMS.items())
-        product = np.exp(np.mean([np.log(own[key].mean()) for key in AIMS]))
-        rows.append([name, *(mean(own[key]) for key in AIMS), f"{met} of {len(AIMS)}", number(product)])
-    return markdown(["changed", *(f"{t} {s:g}" for t, s in AIMS), "aims met", "geometric mean"], rows)
+def search_table(study: str) -> Block:
+    """What a flow was chosen by: validation NLL above the target's own, one change at a time."""
+
+    def table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
+        cells: dict[str, dict[tuple[str, float], pd.Series]] = {}
+        for (target, noise), part in frames[study].groupby(["data.name", "data.noise"]):
+            centre = {target: centres[study][target] | {"data.noise": noise}}
+            for name, _, own in cell_rows(part, centre):
+                lost = excess(own, frames[VALIDATION], "val_nll").where(
+                    own["status"] == "completed", np.inf
+                )
+                cells.setdefault(CHOSEN[study].get(name, name), {})[target, noise] = lost
+        rows = []
+        for name, own in cells.items():
+            shown = [mean(own[key]) if key in own else "–" for key in AIMS]
+            met = sum(own[key].mean() <= AIMS[key][0] for key in AIMS if key in own)
+            product = np.exp(np.mean([np.log(own[key].mean()) for key in AIMS if key in own]))
+            n_tried = sum(key in own for key in AIMS)
+            is_whole = n_tried == len(AIMS)
+            rows.append([name, *shown, f"{met} of {n_tried}", number(product) if is_whole else "–"])
+        return markdown(
+            ["changed", *(f"{t} {s:g}" for t, s in AIMS), "aims met", "geometric mean"], rows
+        )
+
+    return table
 
 
 def spiral4_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
@@ -205,7 +309,14 @@ def spiral4_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cent
         rows.append([name, mean(done["kl"]), f"{number(best)} – {number(worst)}",
                      "–" if name == "the centre" else mean(gap), f"{len(done)} of {len(own)}",
                      number(done["n_parameters"].median())])  # fmt: skip
-    head = ["changed", "KL [95%]", "least – greatest", "minus the centre's, paired [95%]", "completed", "parameters"]
+    head = [
+        "changed",
+        "KL [95%]",
+        "least – greatest",
+        "minus the centre's, paired [95%]",
+        "completed",
+        "parameters",
+    ]
     return markdown(head, rows)
 
 
@@ -224,9 +335,16 @@ def original_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cen
         if (own["train.select"] == "val").all() and (own["train.schedule"] == "cosine").all():
             name = f"corrected: this project's recipe, {own['data.n_samples'].iloc[0]:.0f} points"
         lost = f" ({len(own) - len(done)} of {len(own)} lost)" if len(done) < len(own) else ""
-        text = f"{mean(excess(done, frames[TRAINING]))} → {mean(done['kl'])}{lost}" if len(done) else f"–{lost}"
+        text = (
+            f"{mean(excess(done, frames[TRAINING]))} → {mean(done['kl'])}{lost}"
+            if len(done)
+            else f"–{lost}"
+        )
         cells.setdefault(name.replace("the centre", "as in the report"), {})[target] = text
-    return markdown(["changed", *targets], [[n, *(own.get(t, "–") for t in targets)] for n, own in cells.items()])
+    return markdown(
+        ["changed", *targets],
+        [[n, *(own.get(t, "–") for t in targets)] for n, own in cells.items()],
+    )
 
 
 def layer_name(run: pd.Series) -> str:
@@ -263,28 +381,34 @@ def blog_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres
 def layers_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """Median over seeds of how flat each layer leaves the points, from base to data."""
     layers = frames["blog_layers"]
-    table = layers.pivot_table(index=["position", "layer"], columns="flow.norm", values="flattening", aggfunc="median")
+    table = layers.pivot_table(
+        index=["position", "layer"], columns="flow.norm", values="flattening", aggfunc="median"
+    )
     rows = {}
     for norm in table:
         for (_, name), value in table[norm].dropna().items():
             rows.setdefault(name, {})[norm] = number(value)
-    return markdown(["after", *table], [[name, *(own.get(n, "–") for n in table)] for name, own in rows.items()])
+    return markdown(
+        ["after", *table], [[name, *(own.get(n, "–") for n in table)] for name, own in rows.items()]
+    )
 
 
 def baselines_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """KL of the centre's flow and of densities without a flow on the same draws, by the number of training points."""
     runs, fits, rows = frames["ablations"], frames["baselines"], []
     models = [m for m in MODELS if m in set(fits["model"])]
+    compared = [m for m in models if m != "gaussian"]
     for target, study in studies(runs, centres["ablations"]).items():
         c = study.centre
         here = fits[(fits["data.name"] == target) & (fits["data.noise"] == c["data.noise"])]
         for n in study.axis("data.n_samples"):
             own = here[here["data.n_samples"] == n]
             flow = study.values("kl", {"data.n_samples": n})
+            flow = flow[flow.index.isin(own["seed"])]  # the draws that the others were fitted to
             kl = {m: own[own["model"] == m].set_index("seed")["kl"] for m in models}
-            gaps = [mean((flow - kl[m]).dropna()) for m in ("mixture", "kde")]
+            gaps = [mean((flow - kl[m]).dropna()) for m in compared]
             rows.append([target, f"{n:,}", mean(flow), *(mean(kl[m]) for m in models), *gaps])
-    head = [f"RealNVP − {MODELS[m]}, paired" for m in ("mixture", "kde")]
+    head = [f"RealNVP − {MODELS[m]}, paired" for m in compared]
     return markdown(["target", "points", "RealNVP", *(MODELS[m] for m in models), *head], rows)
 
 
@@ -292,7 +416,10 @@ def axes_tables(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centre
     """KL along every single axis of the ablation study."""
     out = []
     for axis, table in stats.ablations(frames["ablations"], centres["ablations"]).items():
-        column = next((c for c in table if c.startswith(("flow.", "train.", "data.")) and c != "data.name"), "")
+        column = next(
+            (c for c in table if c.startswith(("flow.", "train.", "data.")) and c != "data.name"),
+            "",
+        )
         if "_x_" in axis:
             continue
         targets = list(dict.fromkeys(table["data.name"]))
@@ -317,7 +444,10 @@ def grid_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres
     """The cells of the paper's grid that were drawn and trained."""
     runs = stats.distinct(frames["paper_grid"]).sort_values([*CELL])
     runs = runs.assign(excess=excess(runs, frames[TRAINING]))
-    rows = [[*(plain(r[k]) for k in CELL), number(r["excess"]), number(r["kl"])] for r in runs.to_dict("records")]
+    rows = [
+        [*(plain(r[k]) for k in CELL), number(r["excess"]), number(r["kl"])]
+        for r in runs.to_dict("records")
+    ]
     return markdown([*CELL.values(), "training NLL − truth", "held-out KL"], rows)
 
 
@@ -329,23 +459,29 @@ def corner_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centr
     rows = []
     for cell, own in runs.groupby(key):
         at = own.set_index("train.steps")
-        rows.append([*map(plain, cell), *(number(at.loc[n, c]) for c in ("excess", "kl") for n in budgets)])
-    head = [f"{c}, {n:,.0f} steps" for c in ("training NLL − truth", "held-out KL") for n in budgets]
+        rows.append(
+            [*map(plain, cell), *(number(at.loc[n, c]) for c in ("excess", "kl") for n in budgets)]
+        )
+    head = [
+        f"{c}, {n:,.0f} steps" for c in ("training NLL − truth", "held-out KL") for n in budgets
+    ]
     return markdown(["target", "noise", "seed", *head], rows)
 
 
 BLOCKS: dict[str, tuple[tuple[str, ...], Block]] = {
-    "claims": (("ablations", "blog"), claims_table),
+    "claims": (("ablations", "blog", "blog_norm"), claims_table),
+    "recipes": (("ablations", "classic"), recipes_table),
     "axes": (("ablations",), axes_tables),
     "baselines": (("ablations", "baselines"), baselines_table),
-    "evidence": (("ablations", "blog"), evidence_table),
+    "evidence": (("ablations", "blog", "blog_norm"), evidence_table),
     "original": (("paper_original", TRAINING), original_table),
     "grid": (("paper_grid", TRAINING), grid_table),
     "corner": (("paper_corner", TRAINING), corner_table),
     "blog": (("blog",), blog_table),
     "layers": (("blog_layers",), layers_table),
-    "quality": (("peers", "peers_first", OTHERS), quality_table),
+    "quality": (("peers", "peers_first", "peers_again", OTHERS), quality_table),
     "aims": (("peers", OTHERS), aims_table),
-    "search": (("search", VALIDATION), search_table),
+    "search": (("search", VALIDATION), search_table("search")),
+    "search_again": (("search_again", VALIDATION), search_table("search_again")),
     "spiral4": (("spiral4",), spiral4_table),
 }

@@ -40,7 +40,15 @@ def headline_table(frames: Frames, centres: AllCentres) -> str:
         bits = [_mean(values) for values in (own["test_bpd"], own["test_bpd_iw"], train)]
         size = f"{own['n_parameters'].max():,.0f}"
         rows.append([str(way), str(members), str(len(own)), *bits, size])
-    head = ["dequantisation", "flows", "seeds", "bits/dim", "importance-weighted", "training", "parameters"]
+    head = [
+        "dequantisation",
+        "flows",
+        "seeds",
+        "bits/dim",
+        "importance-weighted",
+        "training",
+        "parameters",
+    ]
     return markdown(head, rows)
 
 
@@ -72,14 +80,20 @@ def verdicts_table(frames: Frames, centres: AllCentres) -> str:
         if row["n"] == 0:
             verdict, estimate = "not trained yet", "–"
         rows.append([named, row["sentence"], verdict, estimate, f"{row['n']:.0f}", row["estimand"]])
-    return markdown(["claim", "sentence", "verdict", "estimate [95%]", "seeds", "what was estimated"], rows)
+    return markdown(
+        ["claim", "sentence", "verdict", "estimate [95%]", "seeds", "what was estimated"], rows
+    )
 
 
 def axes_table(frames: Frames, centres: AllCentres) -> str:
     """Bits/dim along every axis of the study of digits, and the difference to the centre paired by seed."""
     rows = []
     for axis, table in stats.ablations(frames[STUDY], centres[STUDY]).items():
-        columns = [column for column in table.columns[: list(table.columns).index("n")] if column != "data.name"]
+        columns = [
+            column
+            for column in table.columns[: list(table.columns).index("n")]
+            if column != "data.name"
+        ]
         for row in table.to_dict("records"):
             bits = interval(row["test_bpd_mean"], row["test_bpd_low"], row["test_bpd_high"])
             gap = interval(row["kl_diff_mean"], row["kl_diff_low"], row["kl_diff_high"])
@@ -96,7 +110,11 @@ def sets_table(frames: Frames, centres: AllCentres) -> str:
     """Every other set that was trained once: what came of it."""
     rows = []
     for row in frames["images_sets"].to_dict("records"):
-        truth = row["true_nll"] / (row["data.dim"] * math.log(2)) if row["true_nll"] == row["true_nll"] else math.nan
+        truth = (
+            row["true_nll"] / (row["data.dim"] * math.log(2))
+            if row["true_nll"] == row["true_nll"]
+            else math.nan
+        )
         shape = " × ".join(plain(row[f"data.{side}"]) for side in ("channels", "height", "width"))
         shape = f"{shape}, {plain(row['data.levels'])} levels"
         scores = [number(value) for value in (row["test_bpd"], row["test_bpd_iw"], truth)]

@@ -21,7 +21,7 @@ from benchmarks.cases import Case, make_spec
 from benchmarks.children import ROOT
 from nfexp.analysis.table import write_csv
 
-OURS = "nfexp's"  # the recipe of conf/train/default.yaml; the other one: Adam at a constant rate, as in zuko's examples
+OURS = "nfexp's"  # the recipe of conf/train/classic.yaml; the other one: Adam at a constant rate, as in zuko's examples
 EXAMPLES_LR = 1e-3
 CONTENDERS = [
     ("zuko", OURS), ("zuko", "adam 1e-3"), ("zuko_nsf", OURS), ("normflows", OURS), ("nflows", OURS),
@@ -30,7 +30,9 @@ TARGETS = {"moons": (0.05, 0.1), "circles": (0.1,), "spiral2": (1.0,), "spiral4"
 RESULT = ROOT / "docs" / "reproduction" / "peers_others.csv"
 
 
-def trained(library: str, recipe: str, target: str, noise: float, seed: int, **flat: Any) -> dict[str, Any]:
+def trained(
+    library: str, recipe: str, target: str, noise: float, seed: int, **flat: Any
+) -> dict[str, Any]:
     """Train one flow of a library and score it: the KL on the test draws, in nats."""
     import torch
 
@@ -41,7 +43,8 @@ def trained(library: str, recipe: str, target: str, noise: float, seed: int, **f
     torch.set_num_threads(1)
     torch.manual_seed(seed)  # the libraries draw their weights from the global generator
     spec = make_spec(
-        f"data={target}", **{"data__n_samples": 512_000, "data__noise": noise, "seed": seed, "device": "cpu"} | flat
+        f"data={target}",
+        **{"data__n_samples": 512_000, "data__noise": noise, "seed": seed, "device": "cpu"} | flat,
     )
     steps, size = spec.train.steps, int(spec.train.batch_size)
     dataset = load(spec)
@@ -51,12 +54,19 @@ def trained(library: str, recipe: str, target: str, noise: float, seed: int, **f
     ours = recipe == OURS
     begun = time.process_time()
     module, mean_nll = MODELS[library](
-        Case(library=library, width=spec.flow.hidden_width, depth=spec.flow.hidden_depth, n_flows=spec.flow.n_flows)
+        Case(
+            library=library,
+            width=spec.flow.hidden_width,
+            depth=spec.flow.hidden_depth,
+            n_flows=spec.flow.n_flows,
+        )
     )
     optimizer = torch.optim.Adam(module.parameters(), lr=EXAMPLES_LR)
     for step in range(1, steps + 1):
         if ours:
-            factor = lr_factor(step, steps=steps, warmup=spec.train.warmup, schedule=spec.train.schedule)
+            factor = lr_factor(
+                step, steps=steps, warmup=spec.train.warmup, schedule=spec.train.schedule
+            )
             optimizer.param_groups[0]["lr"] = spec.train.lr * factor
         optimizer.zero_grad()
         mean_nll(batches[(step - 1) % len(batches)]).backward()
@@ -91,7 +101,10 @@ def study(seeds: int, workers: int, path: Path) -> pd.DataFrame:
                 continue
             done.append(future.result())
             write_csv(pd.DataFrame(done).sort_values([*keys]).round(5), path)
-            print({k: round(v, 3) if isinstance(v, float) else v for k, v in done[-1].items()}, flush=True)
+            print(
+                {k: round(v, 3) if isinstance(v, float) else v for k, v in done[-1].items()},
+                flush=True,
+            )
     return pd.DataFrame(done)
 
 

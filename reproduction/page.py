@@ -20,7 +20,9 @@ from reproduction.taking import copied
 SHOWN = ("flows", "depth", "activation", "samples", "noise", "mask", "coupling", "norm", "lr")
 
 
-def refreshed(page: str, data: Path = DATA, blocks: Mapping[str, tuple[tuple[str, ...], Block]] = BLOCKS) -> str:
+def refreshed(
+    page: str, data: Path = DATA, blocks: Mapping[str, tuple[tuple[str, ...], Block]] = BLOCKS
+) -> str:
     """The page with what stands between each `<!-- name -->` and `<!-- end -->` written anew."""
     frames, centres = load(data)
 
@@ -36,7 +38,11 @@ def draw(data: Path = DATA, images: Path = PICTURES) -> None:
     frames, centres = load(data)
     if "ablations" in frames:
         tables = stats.ablations(frames["ablations"], centres["ablations"])
-        tasks = {f"ablation_{axis}": partial(draw_ablation, t, swept(t)) for axis, t in tables.items() if axis in SHOWN}
+        tasks = {
+            f"ablation_{axis}": partial(draw_ablation, t, swept(t))
+            for axis, t in tables.items()
+            if axis in SHOWN
+        }
         with tempfile.TemporaryDirectory() as name:
             draw_figures(Path(name), tasks)
             copied(Path(name).glob("*.png"), images)

@@ -106,7 +106,9 @@ CANDIDATES: dict[str, Candidate] = {
     "width 32, 1,500, no noise": _from_here(WIDER, STILL),
     "width 32, 1,000 x 128": _from_here(WIDER, {"train.steps": 1000, "train.batch_size": 128}),
     "width 24, 1,500, no noise": _from_here(STILL, {"train.steps": 1500}),
-    "width 24, 1,500, no noise, lr .015": _from_here(STILL, {"train.steps": 1500, "train.lr": 0.015}),
+    "width 24, 1,500, no noise, lr .015": _from_here(
+        STILL, {"train.steps": 1500, "train.lr": 0.015}
+    ),
     "width 16, 2,000": _from_here(NARROW),
     "width 16, 2,000, actnorm": _from_here(NARROW, {"flow.norm": "actnorm"}),
     "width 16, 2,000, lr .02": _from_here(NARROW, {"train.lr": 0.02}),
@@ -116,7 +118,9 @@ CANDIDATES: dict[str, Candidate] = {
     "quick": Candidate(),
     "classic, quick, fresh seeds": Candidate(flow="classic", train="classic_quick", seeds=FRESH),
     "quick, fresh seeds": Candidate(seeds=FRESH),
-    "classic, default, three fresh seeds": Candidate(flow="classic", train="classic", seeds=FRESH[:3]),
+    "classic, default, three fresh seeds": Candidate(
+        flow="classic", train="classic", seeds=FRESH[:3]
+    ),
     "default, fresh seeds": Candidate(train="default", seeds=FRESH),
 }
 
@@ -171,7 +175,9 @@ def tried(name: str) -> list[dict[str, Any]]:
     judging = [_judging(spec.data.name, spec.seed) for spec in specs]
     points = padded([points for points, _ in judging]).to(flow.theta)
     with torch.no_grad():
-        nll = -torch.cat([flow.log_prob(part) for part in points.split(2000, dim=1)], dim=1).double()
+        nll = -torch.cat(
+            [flow.log_prob(part) for part in points.split(2000, dim=1)], dim=1
+        ).double()
     rows = []
     for e, (spec, dataset) in enumerate(zip(specs, datasets, strict=True)):
         assert dataset.log_prob is not None
@@ -194,7 +200,11 @@ def tried(name: str) -> list[dict[str, Any]]:
 
 def compared(runs: pd.DataFrame) -> pd.DataFrame:
     """Mean KL of every recipe on the points that judge it, the lowest geometric mean over the targets first."""
-    means = runs.groupby(["recipe", "data.name"])["fresh_kl"].agg(lambda kl: kl.mean(skipna=False)).unstack()
+    means = (
+        runs.groupby(["recipe", "data.name"])["fresh_kl"]
+        .agg(lambda kl: kl.mean(skipna=False))
+        .unstack()
+    )
     table = means[list(TARGETS)].copy()
     table["geometric mean"] = np.exp(np.log(table).mean(axis=1, skipna=False))
     table["CPU s"] = runs.groupby("recipe")["cpu_seconds"].mean()

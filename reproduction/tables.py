@@ -31,7 +31,9 @@ BANDWIDTHS = np.geomspace(0.05, 3.0, 25)  # of standardised columns
 # learns all training rows, as five members. Test rows are looked at once, by what was chosen.
 CHOOSING = 0.2
 BESIDE = {"n_flows": 4, "steps": 600, "lr": 0.002, "scale": "tanh"}
-CANDIDATES = [{"hidden_width": width, "weight_decay": decay} for width in (16, 32, 64) for decay in (0.0, 0.1)]
+CANDIDATES = [
+    {"hidden_width": width, "weight_decay": decay} for width in (16, 32, 64) for decay in (0.0, 0.1)
+]
 # zuko's flows, each three transforms with networks of two layers of 64, by one recipe; nothing of it is chosen
 ZUKO = {"transforms": 3, "hidden_features": (64, 64)}
 ZUKO_STEPS, ZUKO_BATCH, ZUKO_LR, ZUKO_EVALS = 600, 256, 0.002, 30
@@ -79,7 +81,9 @@ def flow(x: np.ndarray, seed: int) -> RealNVP:
 def small_flow(x: np.ndarray, seed: int) -> RealNVP:
     """The candidate that does best on rows put aside, fitted to all rows as an ensemble of five."""
     rest, aside = train_test_split(x, test_size=CHOOSING, random_state=seed)
-    tried = fit_many([RealNVP(random_state=seed, n_members=2, **BESIDE, **own) for own in CANDIDATES], rest)
+    tried = fit_many(
+        [RealNVP(random_state=seed, n_members=2, **BESIDE, **own) for own in CANDIDATES], rest
+    )
     best = int(np.argmax([model.score(aside) for model in tried]))
     return RealNVP(random_state=seed, n_members=5, **BESIDE, **CANDIDATES[best]).fit(x)
 

@@ -18,7 +18,17 @@ from nfexp.analysis.table.baselines import BASELINES, load_baselines
 from nfexp.data import density_of, load
 from nfexp.files import replacing
 from nfexp.report.figures import draw_all
-from reproduction import CENTRES, DATA, DRAWS, OF_IMAGES, PICTURES, ROUNDS, STUDIES, TRUTHS, read_json
+from reproduction import (
+    CENTRES,
+    DATA,
+    DRAWS,
+    OF_IMAGES,
+    PICTURES,
+    ROUNDS,
+    STUDIES,
+    TRUTHS,
+    read_json,
+)
 
 
 def copied(pictures: Iterable[Path], images: Path, prefix: str = "") -> None:
@@ -29,13 +39,17 @@ def copied(pictures: Iterable[Path], images: Path, prefix: str = "") -> None:
             path.write_bytes(picture.read_bytes())
 
 
-def take(study: str, dirs: Sequence[str], data: Path = DATA, images: Path | None = PICTURES) -> None:
+def take(
+    study: str, dirs: Sequence[str], data: Path = DATA, images: Path | None = PICTURES
+) -> None:
     """Store the table, the centres, the layers, the baselines and the recorded pictures of a study's sweeps."""
     found = collect(*dirs)
     data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         plain = Path(name) / f"{study}.csv"
-        write_csv(found.runs.drop(columns="dir").sort_values(["data.name", "job"], kind="stable"), plain)
+        write_csv(
+            found.runs.drop(columns="dir").sort_values(["data.name", "job"], kind="stable"), plain
+        )
         with replacing(data / f"{study}.csv.gz") as path:
             path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
     centres = read_json(data / CENTRES) | {study: found.sweep.centres}
@@ -79,7 +93,9 @@ def layer_table(runs: pd.DataFrame) -> pd.DataFrame:
             continue
         if not {"walk", "walk_names"} <= arrays.keys() or not np.isfinite(arrays["walk"]).all():
             continue
-        for position, (name, points) in enumerate(zip(arrays["walk_names"], arrays["walk"], strict=True)):
+        for position, (name, points) in enumerate(
+            zip(arrays["walk_names"], arrays["walk"], strict=True)
+        ):
             spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
             own = {k: run[k] for k in ("data.name", "flow.norm", "flow.scale", "train.lr", "seed")}
             flat = float(f"{spread[-1] / spread[0]:.4g}")
@@ -92,7 +108,16 @@ def truth(runs: pd.DataFrame, split: str) -> pd.DataFrame:
     rows = []
     for key, own in runs.groupby([*DRAWS]):
         (name, noise, n, seed), shown = key, int(own["data.n_val"].iloc[0])
-        spec = make_spec(data__name=name, data__noise=noise, data__n_samples=int(n), data__n_val=shown, seed=int(seed))
+        spec = make_spec(
+            data__name=name,
+            data__noise=noise,
+            data__n_samples=int(n),
+            data__n_val=shown,
+            seed=int(seed),
+        )
         x = getattr(load(spec), split)[:shown]
-        rows.append(dict(zip(DRAWS, key, strict=True)) | {"true_nll": -float(density_of(spec.data).log_prob(x).mean())})
+        rows.append(
+            dict(zip(DRAWS, key, strict=True))
+            | {"true_nll": -float(density_of(spec.data).log_prob(x).mean())}
+        )
     return pd.DataFrame(rows)

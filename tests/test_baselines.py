@@ -195,7 +195,8 @@ def test_each_draw_is_fitted_once_and_the_table_says_what_was_fitted(tmp_path, c
     folder = small_sweep(tmp_path / "sweep")
     assert baselines.main([str(folder), "workers=1"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 5 + 1 and out[-1] == str(folder / "baselines.csv")
+    assert out[0] == f"{folder}: 5 draws to fit, 1 at a time" and out[-1] == str(folder / "baselines.csv")
+    assert [line.split()[0] for line in out[1:-1]] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
     found = load_baselines(folder)
     assert len(found) == 5 * len(MODELS) and tuple(found) == COLUMNS
     assert found[list(COLUMNS)].drop(columns=["data.text", "n_components", "bandwidth"]).notna().all(axis=None)
@@ -245,6 +246,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
                                stderr=subprocess.PIPE, start_new_session=True,
                                env=os.environ | {"PYTHONPATH": paths})  # fmt: skip
     try:
+        assert "403 draws to fit, 1 at a time" in process.stdout.readline()  # before anything is fitted
         first = process.stdout.readline()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
         out, err = process.communicate(timeout=60)

@@ -115,9 +115,11 @@ def test_a_seed_of_the_environment(nfexp, monkeypatch, arguments):
 
 
 WARMUPS = {
-    "the default of few steps": (["train.steps=20"], 20),
+    "the default of few steps": (["train.steps=20"], 6),
+    "the default of 600 steps": (["train.steps=600"], 200),
     "the default of many": ([], 200),
-    "the quick default": (["train=quick", "train.steps=3"], 3),
+    "the quick default": (["train=quick", "train.steps=3"], 1),
+    "the classic one": (["train=classic", "train.steps=40"], 40),
     "asked for": (["train.steps=20", "train.warmup=7"], 7),
     "asked for, up to": (["train.steps=20", "train.warmup=up_to_9"], 9),
 }

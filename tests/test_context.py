@@ -20,7 +20,6 @@ from nfexp.record import load_flow, write_run
 from nfexp.run import check, prepare_runs, run_stack
 from nfexp.spec import SpecError, flatten, run_id, stack_key, unflatten
 from nfexp.tables import settled
-from nfexp.train import _Stepper, begin
 from tests.helpers.specs import small_spec, table_spec
 from tests.test_flow import PLAIN
 
@@ -224,7 +223,7 @@ def test_a_map_wants_its_context(context):
 def test_a_linear_gaussian_is_learned_to_its_closed_form(learned):
     spec, result, flow = learned
     dataset = load(spec)
-    x, c = dataset.test.numpy(), dataset.given("test").numpy()
+    x, c = dataset.test.numpy(), dataset.context_of("test").numpy()
     log_q = flow.log_prob(x, c).double().numpy()
     kl = exact(x, c) - log_q  # paired
     assert result.metrics["test_nll"] == pytest.approx(-log_q.mean(), abs=1e-5)
@@ -246,7 +245,7 @@ def test_samples_at_a_context_have_its_moments(learned):
     assert torch.equal(one_each[0], flow.sample(2, c, seed=1)[0])
     # those of a record are drawn at the test rows' context, in turn
     dataset = load(result.spec)
-    given = dataset.given("test").numpy()[np.arange(300) % len(dataset.test)]
+    given = dataset.context_of("test").numpy()[np.arange(300) % len(dataset.test)]
     residuals = result.arrays["best"] - given @ A.T - OFFSET
     assert np.abs(np.cov(residuals.T) - S).max() < 0.2
     last = result.arrays["snapshots"][-1] - given @ A.T - OFFSET
@@ -303,11 +302,11 @@ def test_batches_bring_the_context_of_their_rows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     linear(100).to_csv("linear.csv", index=False)
     training = prepare_runs([settled(table_spec(**LEARN, train__noise=0.5))], torch.float64)
-    stepper = _Stepper(training, begin(training))
-    positions = stepper._positions(1)
+    batches = training.batches
+    positions = batches.positions(1)
     dataset = load(training.lead)
-    noisy = stepper._points(1, positions)[0]
-    assert torch.equal(stepper._given(positions)[0], dataset.given("train")[positions[0]])  # no noise on it
+    noisy = batches.points(1, positions)[0]
+    assert torch.equal(batches.context(positions)[0], dataset.context_of("train")[positions[0]])  # no noise on it
     moved = noisy - dataset.train[positions[0]]
     assert 0.1 < (moved / dataset.train.std(0)).std().item() < 1.0
 
@@ -323,7 +322,7 @@ def test_an_ensemble_and_norms_train_with_a_context(tmp_path, monkeypatch):
         write_run(tmp_path / str(changes), result)
         flow = load_flow(tmp_path / str(changes))
         dataset = load(result.spec)
-        log_q = flow.log_prob(dataset.test, dataset.given("test"))
+        log_q = flow.log_prob(dataset.test, dataset.context_of("test"))
         assert -log_q.mean().item() == pytest.approx(result.metrics["test_nll"], abs=1e-4)
 
 
@@ -355,7 +354,7 @@ def test_columns_are_set_apart(table):
     assert dataset.names == ("y", "u")
     rows = {tuple(row) for row in pd.read_csv(table)[["y", "u", "v"]].to_numpy().tolist()}
     for part in ("train", "val", "test"):
-        both = torch.cat([getattr(dataset, part), dataset.given(part)], 1)
+        both = torch.cat([getattr(dataset, part), dataset.context_of(part)], 1)
         assert {tuple(row) for row in both.tolist()} <= rows
     by_position = settled(table_spec(data__path=table, data__context="3", data__columns=[1, 2]))
     assert run_id(by_position) == run_id(spec)
@@ -389,7 +388,7 @@ def test_few_values_of_a_context_are_no_trouble(table):
     frame = pd.read_csv(table).assign(v=np.arange(60) % 2)
     frame.to_csv("classes.csv", index=False)
     spec = settled(table_spec(data__path="classes.csv", data__context=["v"], data__jitter="gap"))
-    assert set(load(spec).given("train")[:, 0].tolist()) == {0.0, 1.0}  # no jitter
+    assert set(load(spec).context_of("train")[:, 0].tolist()) == {0.0, 1.0}  # no jitter
     assert tables.warnings_of(settled(table_spec(data__path="classes.csv", data__context="v")).data) == []
     (warning,) = tables.warnings_of(settled(table_spec(data__path=table, data__context=["y", "u", "v"])).data)
     assert "whose mean and width follow the context" in warning
@@ -404,6 +403,15 @@ def test_a_context_that_does_not_vary(table):
         settled(table_spec(data__path="given.csv", data__drop=["one"], data__context=["late"]))
     with pytest.raises(SpecError, match=r"data.path: expected columns that float32 holds: .* in column 'late'"):
         settled(table_spec(data__path="given.csv", data__drop=["one"]))
+
+
+def test_words_in_a_context(table):
+    pd.read_csv(table).assign(colour="red").to_csv("given.csv", index=False)
+    message = r"data.context: expected columns of numbers \(name others, .*\); got 'red' in column 'colour', row 1"
+    with pytest.raises(SpecError, match=message):
+        settled(table_spec(data__path="given.csv", data__context=["u", "colour"]))
+    with pytest.raises(SpecError, match=r"data.path: expected .*data.drop=colour leaves one out"):
+        settled(table_spec(data__path="given.csv", data__context=["u"]))
 
 
 REFUSED = {

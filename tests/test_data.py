@@ -208,6 +208,9 @@ def test_every_parameter_is_tried_and_has_a_row():
     for name, key in tried:
         usual = yaml.safe_load((Path(conf_dir()) / "data" / f"{name}.yaml").read_text())[key]
         assert usual == PARAMETERS[name][key].usual, "conf/data and spec.PARAMETERS say the same"
+    page = (Path(__file__).parents[1] / "docs" / "own-study.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| `data\.(\w+)` \(", page, re.MULTILINE)
+    assert tried == {(name, key) for names, key in documented for name in re.findall(r"\w+", names)}
 
 
 def test_parameters_equal_brute_force():

@@ -135,3 +135,23 @@ def test_links_lead_somewhere(page):
         if target.name in GENERATED | COPIED:  # tests/test_site.py follows these
             continue
         assert target.exists(), f"{page.name} links to {match[1]}"
+
+
+def test_the_places_where_things_are_added_exist():
+    """Each file that the table of architecture.md names is there, and each name stands in a file of its row."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = page.partition("## Where do I add a …")[2].partition("\n\nEach axis")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) >= 15
+    for row in rows:
+        named = re.findall(r"`([\w./<>]+)`", row)
+        files = []
+        for path in named:
+            if path.endswith(".py"):
+                found = [*ROOT.glob(path), *(ROOT / "nfexp").rglob(path)]
+                assert found, f"{path} in the row {row[:40]}"
+                files += found
+        searched = "\n".join(path.read_text(encoding="utf-8") for path in files)
+        for name in named:
+            if re.fullmatch(r"_?[A-Z][A-Z_]+", name):
+                assert re.search(rf"\b{name}\b", searched), f"{name} in the row {row[:40]}"

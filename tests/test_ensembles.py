@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from nfexp.checkpoint import CHECKPOINT
 from nfexp.data import load
 from nfexp.flows.cost import member_bytes, training_cost, training_flop
-from nfexp.flows.ensemble import Ensembles, members_from_state
+from nfexp.flows.ensemble import WEIGHTS, WITHIN, Ensembles, fitted_weights, members_from_state
 from nfexp.flows.stack import build
 from nfexp.record import load_flow, write_run
 from nfexp.run import Interrupted, prepare_runs, run_stack, train_stack
@@ -148,8 +149,10 @@ def test_weights_that_do_not_fit_are_refused(ensemble, extra):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_stack_of_ensembles_equals_each_alone(make_spec, kernel):
-    specs = [make_spec(seed=seed, flow__members=2, train__kernel=kernel, **ARRAYS) for seed in (0, 1)]
+@pytest.mark.parametrize("weights", ["equal", "val"])
+def test_a_stack_of_ensembles_equals_each_alone(make_spec, kernel, weights):
+    changes = {"flow__members": 2, "flow__weights": weights, "train__kernel": kernel}
+    specs = [make_spec(seed=seed, **changes, **ARRAYS) for seed in (0, 1)]
     specs[1] = replace(specs[1], data=replace(specs[1].data, name="circles", n_samples=100))
     for spec, result in zip(specs, run_stack(specs), strict=True):
         own = run_stack([spec])[0]
@@ -209,9 +212,102 @@ def test_a_member_that_diverges_is_left_out(make_spec, monkeypatch, tmp_path, ca
     assert result.metrics["test_nll"] == pytest.approx(-mean.double().mean().item(), abs=1e-5)
 
 
-def test_an_ensemble_diverges_with_its_last_member(make_spec, monkeypatch):
+LOG_Q = {
+    "several that count": torch.randn(5, 300, generator=torch.Generator().manual_seed(0)),
+    "one far ahead": torch.tensor([[0.0], [-2.0], [-50.0]]).expand(3, 40),
+    "one without a density somewhere": torch.tensor([[0.0, -math.inf, -1.0], [-3.0, -1.0, -1.0]]),
+    "alike": torch.zeros(4, 10),
+}
+
+
+@pytest.mark.parametrize("log_q", LOG_Q.values(), ids=LOG_Q)
+def test_weights_are_those_of_a_direct_optimiser(log_q):
+    q = log_q.double().exp().numpy()
+
+    def loss(logits):
+        w = np.exp(logits - logits.max())
+        return -np.log(w @ q / w.sum()).mean()
+
+    found = fitted_weights(log_q).numpy()
+    assert found.sum() == pytest.approx(1) and (found >= 0).all()
+    direct = minimize(loss, np.zeros(len(q)), method="BFGS")
+    assert -np.log(found @ q).mean() == pytest.approx(direct.fun, abs=2 * WITHIN)
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory):
+    """The run of `ensemble` with weights by its validation points, and its folder."""
+    from tests.helpers.specs import small_spec
+
+    result = run_stack([small_spec(flow__members=K, flow__weights="val", **ARRAYS)])[0]
+    folder = tmp_path_factory.mktemp("weighted")
+    write_run(folder, result)
+    return result, folder
+
+
+def test_weights_make_validation_points_most_likely_and_change_no_member(ensemble, weighted):
+    flow, equal = load_flow(weighted[1]), load_flow(ensemble[1])
+    data = load(weighted[0].spec)
+    assert torch.equal(flow.stack.theta, equal.stack.theta)
+    of_val = torch.stack([flow.member(k).log_prob(data.val) for k in range(K)])
+    np.testing.assert_allclose(flow.weights, fitted_weights(of_val), atol=1e-3)
+    assert flow.weights == [member["weight"] for member in weighted[0].members]
+    assert equal.weights == [1 / K] * K
+    assert weighted[0].metrics["val_nll"] <= ensemble[0].metrics["val_nll"] + WITHIN
+    of_test = torch.stack([flow.member(k).log_prob(data.test) for k in range(K)]).double()
+    log_q = torch.log(torch.tensor(flow.weights).double() @ of_test.exp())
+    torch.testing.assert_close(flow.log_prob(data.test).double(), log_q, rtol=0, atol=1e-4)
+    assert weighted[0].metrics["test_nll"] == pytest.approx(-log_q.mean().item(), abs=1e-5)
+
+
+def test_draws_come_from_members_by_their_weights(ensemble):
+    stack = load_flow(ensemble[1]).stack
+    weights = torch.tensor([[0.7, 0.0, 0.3]]).double()
+    flows = Ensembles(stack, K, weights=weights)
+    n = 20_000
+    chosen = flows.choose(n, [stream(0, "members")])
+    shares = torch.bincount(chosen[0], minlength=K) / n
+    torch.testing.assert_close(shares.double(), weights[0], rtol=0, atol=4 * 0.5 / math.sqrt(n))
+    x = flows.sample(9, [stream(0, "sample")], [stream(0, "members")])
+    z = stack.base_draws(9, [stream(0, "sample")])
+    assert torch.equal(x, flows.forward(z, flows.choose(9, [stream(0, "members")])))
+
+
+WRONG_WEIGHTS = {
+    "none": None,
+    "too few": torch.tensor([0.5, 0.5]),
+    "negative": torch.tensor([-0.5, 0.5, 1.0]),
+    "not 1": torch.tensor([0.5, 0.5, 0.5]),
+    "no number": torch.tensor([math.nan, 0.5, 0.5]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_WEIGHTS.values(), ids=WRONG_WEIGHTS)
+def test_shares_that_are_none_are_refused(weighted, wrong):
+    result, _ = weighted
+    state = {name: value for name, value in result.state.items() if name != WEIGHTS}
+    if wrong is not None:
+        state[WEIGHTS] = wrong
+    with pytest.raises(ValueError, match=r"weights: expected members\.weights, 3 shares that sum to 1; got"):
+        members_from_state(result.spec.flow, 2, state)
+
+
+def test_a_member_that_diverges_has_no_weight(make_spec, monkeypatch, tmp_path):
+    diverging(monkeypatch, [1])
+    result = run_stack([make_spec(flow__members=K, flow__weights="val", train__kernel="torch", **ARRAYS)])[0]
+    assert result.members[1]["weight"] == 0
+    write_run(tmp_path, result)
+    flow = load_flow(tmp_path)
+    assert flow.members == [0, 2] and sum(flow.weights) == pytest.approx(1)
+    log_q = flow.log_prob(load(result.spec).test)
+    assert result.metrics["test_nll"] == pytest.approx(-log_q.double().mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["equal", "val"])
+def test_an_ensemble_diverges_with_its_last_member(make_spec, monkeypatch, weights):
     diverging(monkeypatch, [0, 1])
-    lost, whole = run_stack([make_spec(seed=seed, flow__members=2, train__kernel="torch", **SHORT) for seed in (0, 1)])
+    changes = {"flow__members": 2, "flow__weights": weights, "train__kernel": "torch"}
+    lost, whole = run_stack([make_spec(seed=seed, **changes, **SHORT) for seed in (0, 1)])
     assert lost.status == "diverged" and lost.metrics["diverged_at"] == 10
     assert "test_nll" not in lost.metrics
     assert whole.status == "completed"

@@ -289,6 +289,17 @@ def test_a_context_goes_through_scikit_learns_tools():
         assert piped.score(x, context=c) == of_scaled
 
 
+def test_a_search_that_loses_the_context_says_how_to_keep_it():
+    x, c = conditional(120)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        search = GridSearchCV(quick(), {"n_flows": [1]}, cv=2).fit(x, context=c)
+    assert np.isnan(search.best_score_)
+    assert any("set_fit_request(context=True).set_score_request(context=True)" in str(one.message) for one in told)
+    with pytest.raises(ValueError, match=r"context: expected one, as in fit\(X, context=…\); got none: a search"):
+        GridSearchCV(quick(), {"n_flows": [1]}, cv=2, error_score="raise").fit(x, context=c)
+
+
 def test_a_score_takes_weights():
     model = quick().fit(X)
     of_first = model.score_samples(X[:2]) @ [3, 1] / 4

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,17 @@ def test_cells_are_those_of_the_ablation_tables(found, contents):
         given = np.array(cell["kl"], dtype=float)
         np.testing.assert_allclose(given, np.array(expected, dtype=float), rtol=1e-5)
         assert cell["n"] == row["n"]
+
+
+def test_a_difference_of_images_is_in_bits(found, contents):
+    assert contents["measures"]["kl_diff"] == "Difference to the centre, nats"
+    of_images = found.runs.assign(test_bpd=2.0)
+    judged = judged_of(found)
+    shown = explorer_contents(replace(found, runs=of_images), judged)
+    assert shown["measures"]["kl_diff"] == "Difference to the centre, bits/dim"
+    some = found.runs.assign(test_bpd=np.where(found.runs["data.name"] == "circles", 2.0, np.nan))
+    shown = explorer_contents(replace(found, runs=some), judged)
+    assert shown["measures"]["kl_diff"] == "Difference to the centre, nats, of images bits/dim"
 
 
 def test_every_run_of_a_cell_is_named(contents):

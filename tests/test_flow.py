@@ -42,6 +42,7 @@ PLAIN = Flow(
     tail_bound=None,
     tail="none",
     members=1,
+    weights="equal",
 )
 VARIANTS = {
     "plain": {},

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from nfexp import cli, load_runs
 from nfexp.configuration import conf_dir
@@ -19,6 +21,7 @@ from nfexp.spec import SpecError
 from nfexp.sweep import conclusion
 from nfexp.sweep.claim import is_named_by_clock
 from nfexp.sweep.folder import check_folders, locked
+from nfexp.sweep.running import ADHOC, Running
 from nfexp.sweep.worker import Job, work
 
 TINY = ("train.steps=2", "train.warmup=0", "train.n_evals=1", "flow.n_flows=1", "record=none")
@@ -336,4 +339,21 @@ def test_composing_claims_nothing(tmp_path, monkeypatch):
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         config = compose("config", return_hydra_config=True)
         assert is_named_by_clock(config, "run") and is_named_by_clock(config, "sweep")
+        assert config.name == ADHOC
     assert not list(tmp_path.iterdir())
+
+
+TITLES = {
+    "the name that is given": ({"name": "mine"}, {"experiment": "rings"}, "first", "mine"),
+    "the experiment": ({}, {"experiment": "rings"}, "first", "rings"),
+    "the folder that is given": ({}, {}, "some/first", "first"),
+    "nothing": ({}, {}, "outputs/${now:%Y-%m-%d_%H-%M-%S}", "adhoc"),
+}
+
+
+@pytest.mark.parametrize(("own", "choices", "folder", "title"), TITLES.values(), ids=TITLES)
+def test_what_a_report_is_headed(own, choices, folder, title):
+    node = {"runtime": {"choices": choices}, "sweep": {"dir": folder}}
+    config = OmegaConf.create({"name": ADHOC, "hydra": node} | own)
+    running = Running(SimpleNamespace(config=config), None, None)
+    assert running._title(Path(folder)) == title

@@ -9,14 +9,16 @@ import torch
 
 from nfexp.batches import shifted, within_cells
 from nfexp.flows.bases import base_log_prob
-from nfexp.flows.image.layers import CORNERS, ChannelCoupling, checkerboard, squeeze, unsqueeze
+from nfexp.flows.image.couplings import ChannelCoupling, checkerboard
 from nfexp.flows.image.plan import Image, factored_out, stages
+from nfexp.flows.image.shapes import CORNERS, squeeze, unsqueeze
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import FlowStack, build, from_state, initialise_actnorm
 from nfexp.spec import Flow
 
 PLAIN = Flow(
     members=1,
+    weights="equal",
     n_flows=1,
     hidden_depth=1,
     hidden_width=4,

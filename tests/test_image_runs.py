@@ -110,6 +110,8 @@ def test_a_run_is_scored_in_bits_and_comes_back(tmp_path):
     z = flow.inverse(images + 0.5)
     assert z.shape == (20, 64)
     torch.testing.assert_close(flow.forward(z), (images + 0.5).float(), rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="x: expected points in the cells of the levels, from 0 to below 17; got 25"):
+        flow.inverse(images * 0 + 25.5)
     assert "bits/dim" in repr(flow)
     law = flow.distribution()
     middles = (images + 0.5).float().flatten(1)

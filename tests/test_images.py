@@ -11,7 +11,8 @@ from PIL import Image
 
 from nfexp import image_files
 from nfexp.data import load
-from nfexp.images import SETS, facts_of_images, strips, warnings_of_images
+from nfexp.image_sets import SETS, strips
+from nfexp.images import facts_of_images, warnings_of_images
 from nfexp.mesh import mesh_of
 from nfexp.spec import IMAGE_SETS, SpecError, flatten, run_id, unflatten
 from nfexp.tables import settled

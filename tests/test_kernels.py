@@ -18,12 +18,13 @@ import torch
 from nfexp import spec as specs
 from nfexp import train
 from nfexp.flows import kernels
+from nfexp.flows.kernel_protocol import Course, Rows
 from nfexp.flows.kernels import compiled, elementary
 from nfexp.flows.kernels.compiled import Fused
 from nfexp.flows.kernels.lanes import LANES, load, store
 from nfexp.flows.kernels.moments import move, norm_of
 from nfexp.flows.layers import Batch
-from nfexp.flows.stack import Course, FlowStack, Rows, build
+from nfexp.flows.stack import FlowStack, build
 from nfexp.optimisers import OPTIMISERS
 from nfexp.run import check, run_stack
 from nfexp.spec import Flow, SpecError, run_id
@@ -34,7 +35,7 @@ VARIANTS = {
     "plain": {},
     "one layer": {"hidden_depth": 1},
     "four layers": {"hidden_depth": 4},
-    "wider than the lanes": {"hidden_width": LANES + 6},
+    **{f"{width} units": {"hidden_width": width, "hidden_depth": 3} for width in (24, 48, 64, 70, 100, 128)},
     "one unit": {"hidden_width": 1},
     "one coupling": {"n_flows": 1},
     "shared": {"conditioner": "shared"},
@@ -129,13 +130,20 @@ def test_the_kernel_knows_every_key_of_an_architecture():
     known = set(kernels.KNOWN) | {key.removeprefix("flow.") for key in specs.ADDED}
     of_images = set(specs.OF_IMAGES["flow"])  # null for what the kernel knows, flow.kind=vector
     assert {f.name for f in fields(Flow)} <= known | of_images
+    assert kernels.KNOWN["activation"] == tuple(elementary.ACTIVATIONS)
 
 
 ALL_LAYERS = {"norm": "actnorm", "tail": "learned", "tail_bound": 1.0, "conditioner_input": "passed", "dim": 4}
 
 
 BATCH_NORMS = ALL_LAYERS | {"norm": "batchnorm"}
-BITS = {"relu": {}, "silu": {"activation": "silu"}, "all layers": ALL_LAYERS, "batch norms": BATCH_NORMS}
+BITS = {
+    "relu": {},
+    "three panels": {"hidden_width": 40},
+    "silu": {"activation": "silu"},
+    "all layers": ALL_LAYERS,
+    "batch norms": BATCH_NORMS,
+}
 
 
 @pytest.mark.parametrize("changes", BITS.values(), ids=BITS)

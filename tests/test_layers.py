@@ -12,18 +12,24 @@ PACKAGE = ROOT / "nfexp"
 ROOMS = """
     surroundings files
     spec.errors spec.ranges spec.schema spec.parameters spec.shapes spec.checks spec.mapping spec.identity spec
-    mesh image_files images readers published tables targets arguments commands streams
-    flows.fusible flows.image.plan flows.cost flows.nn flows.bases flows.layers flows.elementwise
-    flows.image.maps flows.image.networks flows.image.layers flows.image flows.stack flows.distribution
+    mesh image_files image_sets images readers published columns tables targets arguments commands streams
+    flows.fusible flows.image.plan flows.cost flows.nn flows.bases flows.layer flows.layers flows.elementwise
+    flows.image.maps flows.image.networks flows.image.shapes flows.image.cells
+    flows.image.couplings flows.image.norms flows.image.layers flows.image
+    flows.architecture flows.kernel_protocol flows.flow_stack flows.stack flows.distribution
     flows.ensemble flows.export
-    flows.kernels.lanes flows.kernels.elementary flows.kernels.products flows.kernels.bases flows.kernels.plan
-    flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments flows.kernels.member
-    flows.kernels.compiled flows.kernels
+    flows.kernels.lanes flows.kernels.elementary flows.kernels.blocks flows.kernels.products flows.kernels.bases
+    flows.kernels.plan flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments
+    flows.kernels.member flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.own data.tables data.images data
-    optimisers batches train image_arrays score checkpoint run
-    record.metrics record.formats record.result record.plan record.trained record usage trackers
+    optimisers batches training train
+    score.results score.evaluation score.noted score.likelihood score.samples score.layers score.images
+    score.arrays score
+    checkpoint run
+    record.metrics record.formats record.result record.plan record.numbers record.trained record usage trackers
     analysis.contrasts analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records
-    analysis.table.arrays analysis.table.index analysis.table.saved analysis.table.rows analysis.table.gather
+    analysis.table.arrays analysis.table.index analysis.table.saved analysis.table.rows analysis.table.reading
+    analysis.table.gather
     analysis.table analysis.table.baselines
     analysis.statistics.intervals analysis.statistics.ablations analysis.statistics.studies analysis.statistics
     analysis.claims.measures analysis.claims.forecast analysis.claims.catalogue analysis.claims.findings analysis.claims
@@ -38,13 +44,26 @@ ROOMS = """
     report.contents report.tex report.layouts report
     configuration
     sweep.stopping sweep.standing sweep.worker sweep.planning sweep.progress sweep.display sweep.views
-    sweep.executors sweep.pool sweep.slurm sweep.joblib
-    sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
+    sweep.executors sweep.processes sweep.pool sweep.slurm sweep.joblib
+    sweep.options sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion sweep.intent sweep.running
-    export estimator image_baselines baseline_fits baselines scripting doctor cli __main__
+    export estimator.inputs estimator.stacks estimator
+    image_baselines baseline_fits baselines scripting doctor explanations cli __main__
 """
 ORDER = ROOMS.split()
-NUMERIC = ("spec", "streams", "flows", "data", "optimisers", "batches", "train", "score", "checkpoint", "run")
+NUMERIC = (
+    "spec",
+    "streams",
+    "flows",
+    "data",
+    "optimisers",
+    "batches",
+    "training",
+    "train",
+    "score",
+    "checkpoint",
+    "run",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -98,8 +98,8 @@ def test_a_process_tells_where_its_stack_stands(tmp_path, make_spec, monkeypatch
     monkeypatch.setattr(standings, "WRITE_SECONDS", 0.0)
     specs = [make_spec(seed=seed) for seed in range(2)]
     teller = Teller(tmp_path)
-    teller.told(*training_at(specs, 0))
-    teller.told(*training_at(specs, 10))
+    teller.observe(*training_at(specs, 0))
+    teller.observe(*training_at(specs, 10))
     (seen,) = Watch(tmp_path).look()
     assert (seen.runs, seen.step, seen.steps) == ([run_id(s) for s in specs], 10, 40)
     assert (seen.alive, seen.best_nll, seen.architecture) == (1, 0.75, "3 flows 2x16 relu")
@@ -110,15 +110,15 @@ def test_a_process_tells_where_its_stack_stands(tmp_path, make_spec, monkeypatch
 
 def test_a_quick_stack_writes_nothing(tmp_path, make_spec):
     teller = Teller(tmp_path)
-    teller.told(*training_at([make_spec()], 0))
-    teller.told(*training_at([make_spec()], 40))
+    teller.observe(*training_at([make_spec()], 0))
+    teller.observe(*training_at([make_spec()], 40))
     teller.close()
     assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_gone_does_not_come_back(tmp_path, make_spec, monkeypatch):
     monkeypatch.setattr(standings, "WRITE_SECONDS", 0.0)
-    Teller(tmp_path / "gone").told(*training_at([make_spec()], 10))
+    Teller(tmp_path / "gone").observe(*training_at([make_spec()], 10))
     assert not any(tmp_path.iterdir())
 
 

@@ -9,11 +9,11 @@ import torch
 
 from documentation.__main__ import GENERATED
 from nfexp import load_runs
-from nfexp.analysis.claims import CLAIMS
+from nfexp.analysis.claims import CLAIMS as VECTOR_CLAIMS
 from nfexp.data import density_of
 from nfexp.data import load as load_dataset
 from nfexp.spec import flatten
-from reproduction import PAGE, load, worst
+from reproduction import CLAIMS, DATA, PAGE, load, worst
 from reproduction.blocks import BLOCKS, RESTED_ON, judge
 from reproduction.images import IMAGE_BLOCKS, IMAGES_DATA, IMAGES_PAGE
 from reproduction.page import refreshed
@@ -42,7 +42,7 @@ def test_every_block_is_written_or_says_that_it_was_not_run(taken):
     _, data = taken
     page = "".join(f"<!-- {name} -->\n<!-- end -->\n" for name in BLOCKS)
     text = refreshed(page, data)
-    assert text.count("Not run yet.") == len(BLOCKS) - 1  # claims need the blog's study too
+    assert text.count("Not run yet.") == len(BLOCKS) - 1  # claims need the blog's studies too
     frames, centres = load(data)
     judged = judge(frames, centres)
     assert {"K1a", "K6a", "N1"} <= set(judged["claim"]) and not {"B1", "B2"} & set(judged["claim"])
@@ -73,7 +73,7 @@ def test_a_changed_number_changes_the_page(taken):
 
 
 def test_every_claim_says_what_it_rested_on():
-    assert set(RESTED_ON) == {claim.id for claim in CLAIMS}
+    assert set(RESTED_ON) == {claim.id for claim in VECTOR_CLAIMS}
 
 
 def test_the_page_says_what_the_tables_hold():
@@ -81,6 +81,16 @@ def test_the_page_says_what_the_tables_hold():
     assert refreshed(page) == page, "run: make reproduction-docs"
     assert {*re.findall(r"<!-- (?!end)(\w+) -->", page)} == {*BLOCKS}
     assert "Not run yet." not in page
+
+
+def test_every_verdict_of_the_page_is_in_its_table():
+    judged = judge(*load())
+    stored = pd.read_csv(DATA / CLAIMS)
+    pd.testing.assert_frame_equal(
+        stored[["claim", "target", "verdict", "study"]],
+        judged[["claim", "target", "verdict", "study"]].reset_index(drop=True),
+    )
+    assert set(stored["claim"]) == {claim.id for claim in VECTOR_CLAIMS}
 
 
 def test_every_file_that_the_docs_link_is_there():

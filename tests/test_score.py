@@ -13,7 +13,8 @@ from nfexp.flows.ensemble import Ensembles
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import build, from_state
 from nfexp.run import run_stack
-from nfexp.score import DIRECTIONS, _batch_gaps, _sample_metrics, _slices, _walk_metrics
+from nfexp.score.layers import batch_gaps, walk_metrics
+from nfexp.score.samples import DIRECTIONS, sample_metrics, slices_of
 from nfexp.streams import stream
 
 
@@ -28,7 +29,7 @@ def standard_normal(spec, **changes):
 def test_coverage_of_a_normal_flow_has_a_closed_form(make_spec, wider):
     spec, flow = standard_normal(make_spec())
     x = wider * torch.randn(1, 40_000, 2, generator=stream(0, "x"), dtype=torch.float64)
-    found = _sample_metrics([spec], [load(spec)], Ensembles(flow, 1), flow.log_prob(x))[0]
+    found = sample_metrics([spec], [load(spec)], Ensembles(flow, 1), flow.log_prob(x))[0]
     # the region of mass m is |x|² < −2 log(1 − m), and |x / wider|² is chi-squared with 2 degrees of freedom
     for mass in (50, 90):
         expected = 1 - (1 - mass / 100) ** (1 / wider**2)
@@ -40,7 +41,7 @@ def test_coverage_of_a_normal_flow_has_a_closed_form(make_spec, wider):
 
 def test_sliced_distances_are_means_of_wasserstein_distances(make_spec):
     spec, flow = standard_normal(make_spec())
-    found = _sample_metrics([spec], [load(spec)], Ensembles(flow, 1), torch.zeros(1, 10))[0]
+    found = sample_metrics([spec], [load(spec)], Ensembles(flow, 1), torch.zeros(1, 10))[0]
     target = make_target("moons", noise=spec.data.noise)
     normal, other = (np.random.default_rng(seed).standard_normal((2000, 2)) for seed in (0, 1))
     angles = np.arange(DIRECTIONS) * math.pi / DIRECTIONS
@@ -52,37 +53,37 @@ def test_sliced_distances_are_means_of_wasserstein_distances(make_spec):
     assert found["sample_distance"] == pytest.approx(sliced(normal, noisy), abs=0.1)
     assert found["clean_distance"] == pytest.approx(sliced(normal, clean), abs=0.1)
     assert 0 < found["sample_floor"] < 0.1 * found["sample_distance"]
-    slices = [_slices(torch.from_numpy(x)) for x in (normal, other)]
+    slices = [slices_of(torch.from_numpy(x)) for x in (normal, other)]
     assert np.abs(slices[0] - slices[1]).mean() == pytest.approx(sliced(normal, other), rel=1e-9)
 
 
 def test_flattening_is_the_ratio_of_the_least_to_the_greatest_spread(make_spec):
     spec, flow = standard_normal(make_spec(), norm="actnorm", norm_every=1)
-    assert _walk_metrics([spec], flow)[0]["flattening"] == pytest.approx(1, abs=0.12)
+    assert walk_metrics([spec], flow)[0]["flattening"] == pytest.approx(1, abs=0.12)
     flow.learned_layout.views(flow.theta)["norm.1.log_gain"][0] = torch.tensor([0.0, 2.0], dtype=torch.float64)
     flow.learned_layout.views(flow.theta)["norm.2.log_gain"][0] = torch.tensor([0.0, -1.0], dtype=torch.float64)
     # from base to data layer 2 stretches by e, then layer 1 shrinks by e²: ratios 1/e and 1/e
-    assert _walk_metrics([spec], flow)[0]["flattening"] == pytest.approx(math.exp(-1), rel=0.12)
+    assert walk_metrics([spec], flow)[0]["flattening"] == pytest.approx(math.exp(-1), rel=0.12)
 
 
 def test_couplings_move_what_their_mask_says(make_spec):
     spec, flow = standard_normal(make_spec())
-    assert _walk_metrics([spec], flow)[0]["coordinates_moved"] == 0
+    assert walk_metrics([spec], flow)[0]["coordinates_moved"] == 0
     flow.theta.add_(0.1)
-    assert _walk_metrics([spec], flow)[0]["coordinates_moved"] == 1
+    assert walk_metrics([spec], flow)[0]["coordinates_moved"] == 1
 
 
 def test_batch_gap_is_nothing_where_the_running_statistics_are_the_batch(make_spec):
     spec, flow = standard_normal(make_spec(), norm="batchnorm", norm_every=1)
     x = load(spec).train[None, :32]
-    assert _batch_gaps([spec], [load(spec)], flow)[0] < -0.01  # its own statistics suit a batch better
+    assert batch_gaps([spec], [load(spec)], flow)[0] < -0.01  # its own statistics suit a batch better
     for _ in range(400):  # the running statistics come ever closer
         batch = Batch()
         flow.log_prob(x, batch=batch)
         for name, value in batch.updates.items():
             flow.fixed_layout.blocks(flow.fixed)[name].copy_(value)
-    assert _batch_gaps([spec], [load(spec)], flow)[0] == pytest.approx(0, abs=1e-9)
-    assert _batch_gaps([spec], [load(spec)], standard_normal(make_spec())[1]) == [None]
+    assert batch_gaps([spec], [load(spec)], flow)[0] == pytest.approx(0, abs=1e-9)
+    assert batch_gaps([spec], [load(spec)], standard_normal(make_spec())[1]) == [None]
 
 
 def test_the_worst_point_is_the_one_that_the_stored_flow_finds_least_likely(make_spec):

@@ -12,8 +12,9 @@ import pytest
 from nfexp import spec as specs
 from nfexp.configuration import conf_dir
 from nfexp.data.densities import TARGET_NAMES
+from nfexp.flows import export, nn
 from nfexp.flows.bases import BASES
-from nfexp.flows.nn import ACTIVATIONS
+from nfexp.flows.image import networks
 from nfexp.published import TABLES
 from nfexp.spec import identity
 from nfexp.tables import BUNDLED
@@ -47,6 +48,7 @@ BAD = {
     "unknown coupling": ({"flow.coupling": "spline"}, "flow.coupling: expected one of affine, additive; got 'spline'"),
     "unknown base": ({"flow.base": "uniform"}, "flow.base: expected one of normal, .*; got 'uniform'"),
     "no members": ({"flow.members": 0}, "flow.members: expected an integer >= 1 and <= 1000; got 0"),
+    "unknown weights": ({"flow.weights": "test"}, "flow.weights: expected one of equal, val; got 'test'"),
     "tail bound": ({"flow.tail_bound": 0}, "flow.tail_bound: expected a number > 0 .* or null; got 0"),
     "tail bound on raw points": (
         {"flow.tail_bound": 3.0, "flow.standardise": "none"},
@@ -157,6 +159,7 @@ YOUNGER = {
     "flow.tail_bound": 3.0,
     "flow.tail": "learned",
     "flow.members": 2,
+    "flow.weights": "val",
     "train.optimizer": "nadam",
     "train.noise": 0.1,
     "train.noise_end": 0.1,
@@ -207,7 +210,8 @@ def test_compact_networks_stack_by_what_their_masks_pass(make_spec, monkeypatch)
 
 def test_choices_name_what_exists():
     choices = {f.name: f.metadata["choices"] for f in fields(specs.Flow) if "choices" in f.metadata}
-    assert tuple(ACTIVATIONS) == choices["activation"]
+    for known in (nn.ACTIVATIONS, networks.SIGMA, export.ACTIVATIONS):
+        assert tuple(known) == choices["activation"], "see the row of activations in docs/architecture.md"
     assert tuple(BASES) == choices["base"]
     options = {path.stem for path in (Path(conf_dir()) / "data").glob("*.yaml")}
     known = {*TARGET_NAMES, *BUNDLED, *TABLES, "table", "own", "digits_table", "images"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nfexp import run, score
+from nfexp import run
 from nfexp.batches import Noise, Order, noise_share
 from nfexp.checkpoint import CHECKPOINT
 from nfexp.data import load
@@ -18,7 +18,7 @@ from nfexp.flows.stack import from_state
 from nfexp.run import Interrupted, prepare_runs, run_stack
 from nfexp.spec import SpecError, flatten
 from nfexp.streams import stream
-from nfexp.train import advance, fit, log_spaced, lr_factor, mean_nll
+from nfexp.train import advance, begin, fit, log_spaced, lr_factor, mean_nll
 
 
 def metrics(spec, **kwargs):
@@ -106,8 +106,9 @@ def test_what_a_diverged_run_stores_does_not_depend_on_its_mates(make_spec):
 
 def test_a_flow_that_cannot_sample_is_still_a_record(make_spec, monkeypatch, tmp_path):
     from nfexp import record
+    from nfexp.score import samples
 
-    monkeypatch.setattr(score, "_slices", lambda x: np.full((score.DIRECTIONS, len(x)), math.nan))
+    monkeypatch.setattr(samples, "slices_of", lambda x: np.full((samples.DIRECTIONS, len(x)), math.nan))
     result = run_stack([make_spec()])[0]
     record.write_run(tmp_path, result)
     assert result.status == "completed" and result.metrics["clean_distance"] is None
@@ -155,6 +156,21 @@ def test_batches_are_passes_without_replacement():
     assert taken[:10].tolist() != taken[10:].tolist()
     assert torch.equal(Order(n=10, batch=4, seed=0).at(4), taken[12:16])
     assert Order(n=3, batch=9, seed=0).at(2).sort().values.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_slices_of_a_training_share_its_passes(make_spec, monkeypatch):
+    drawn = []
+
+    def noted(self, k):
+        drawn.append(k)
+        return torch.arange(self.n)
+
+    monkeypatch.setattr(Order, "drawn", noted)
+    training = prepare_runs([make_spec()])
+    state = begin(training)
+    for step in range(1, 6):
+        advance(training, state, until=step)
+    assert drawn == [0]
 
 
 def test_training_noise_goes_in_a_straight_line(make_spec):

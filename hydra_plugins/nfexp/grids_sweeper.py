@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from nfexp.sweep.compose import Composer
-    from nfexp.sweep.grids import Options
     from nfexp.sweep.intent import Command
+    from nfexp.sweep.options import Options
     from nfexp.sweep.stacking import Stacking
 
 
@@ -76,7 +76,7 @@ class GridsSweeper(Sweeper):
 
 def _checked(options: Mapping[str, Any]) -> Options:
     from nfexp.configuration import values_of
-    from nfexp.sweep.grids import checked_options
+    from nfexp.sweep.options import checked_options
 
     plain = {}
     for name, value in options.items():

@@ -1,4 +1,7 @@
-"""Contrasts of a study's own: is one cell better than another by more than a margin? Read and checked here."""
+"""Contrasts of a study's own: is one cell better than another by more than a margin?
+
+Read and checked here.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ LONGEST = 200  # characters of a sentence
 class OwnContrast:
     """The question whether the cell `better` beats the cell `worse` by more than `margin`.
 
-    The cells are given by how they differ from the centre of a target. The effect is metric(worse) −
-    metric(better), paired by seed: lower is better. Of the kind "within" the question is whether
+    The cells are given by how they differ from the centre of a target. The effect is metric(worse)
+    − metric(better), paired by seed: lower is better. Of the kind "within" the question is whether
     the two are within the margin of each other, either way.
     """
 
@@ -32,16 +35,17 @@ class OwnContrast:
     better: Mapping[str, Any]
     worse: Mapping[str, Any]
     margin: float = 0.0
-    metric: str | None = None  # None: the KL, the test NLL where no density is known, bits/dim of images
+    # None: the KL, the test NLL where no density is known, bits/dim of images
+    metric: str | None = None
     kind: str = "above"
     quantifier: str = "every"
     sentence: str | None = None
 
     def written(self) -> dict[str, Any]:
         """As it stands in `sweep.json`, below its name."""
-        found = asdict(self)
-        del found["name"]
-        return found
+        values = asdict(self)
+        del values["name"]
+        return values
 
 
 def contrasts_of(given: Mapping[str, Any] | None) -> tuple[OwnContrast, ...]:
@@ -70,9 +74,11 @@ def _contrast(name: Any, given: Any) -> OwnContrast:
     if not isinstance(given, Mapping):
         raise SpecError(key, "the keys better, worse and margin", given)
     known = ("better", "worse", "margin", "metric", "kind", "quantifier", "sentence")
-    for own in given:
-        if own not in known:
-            raise SpecError(f"{key}.{own}", f"one of the keys {', '.join(known)}", Words("an unknown key"))
+    for entry in given:
+        if entry not in known:
+            raise SpecError(
+                f"{key}.{entry}", f"one of the keys {', '.join(known)}", Words("an unknown key")
+            )
     sides = {}
     for side in ("better", "worse"):
         sides[side] = _cell(f"{key}.{side}", given.get(side))
@@ -110,15 +116,25 @@ def _one_of(key: str, value: Any, options: tuple[str, ...]) -> str:
 def _cell(key: str, given: Any) -> dict[str, Any]:
     """How a cell differs from the centre: keys of a run's configuration, and plain values."""
     if given is None:
-        raise SpecError(key, "how the cell differs from the centre, {} for the centre itself", Words("nothing"))
+        raise SpecError(
+            key, "how the cell differs from the centre, {} for the centre itself", Words("nothing")
+        )
     if not isinstance(given, Mapping):
         raise SpecError(key, "a mapping of keys to values, {} for the centre itself", given)
-    for own, value in given.items():
-        is_key = isinstance(own, str) and re.fullmatch(r"(data|flow|train)\.\w{1,60}", own, re.ASCII)
-        if not is_key or not is_relevant(own) or own in NOT_A_CELL:
-            raise SpecError(f"{key}.{own}", "a key of data, flow or train such as flow.n_flows", Words("another"))
+    for name, value in given.items():
+        is_key = isinstance(name, str) and re.fullmatch(
+            r"(data|flow|train)\.\w{1,60}", name, re.ASCII
+        )
+        if not is_key or not is_relevant(name) or name in NOT_A_CELL:
+            raise SpecError(
+                f"{key}.{name}",
+                "a key of data, flow or train such as flow.n_flows",
+                Words("another"),
+            )
         is_text = isinstance(value, str) and value.isprintable() and len(value) <= LONGEST
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
         if value is not None and not is_number and not is_text:
-            raise SpecError(f"{key}.{own}", "one value", value)
+            raise SpecError(f"{key}.{name}", "one value", value)
     return dict(given)

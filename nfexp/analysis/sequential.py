@@ -121,12 +121,12 @@ def sequential_p(p: float, look: int, counts: tuple[int, ...]) -> float:
     """
     if len(counts) == 1 or math.isnan(p):
         return p
-    own = _levels_at(counts)[:, look - 1]
-    if p >= own[-1]:
+    levels = _levels_at(counts)[:, look - 1]
+    if p >= levels[-1]:
         return 1.0
-    if p <= own[0]:  # rarer than any level of interest
-        return float(p * LEVELS[0] / own[0])
-    return math.exp(np.interp(math.log(p), np.log(own), np.log(LEVELS)))
+    if p <= levels[0]:  # rarer than any level of interest
+        return float(p * LEVELS[0] / levels[0])
+    return math.exp(np.interp(math.log(p), np.log(levels), np.log(LEVELS)))
 
 
 def level_at(alpha: float, look: int, counts: tuple[int, ...]) -> float:
@@ -137,10 +137,10 @@ def level_at(alpha: float, look: int, counts: tuple[int, ...]) -> float:
     """
     if len(counts) == 1:
         return alpha
-    own = _levels_at(counts)[:, look - 1]
+    levels = _levels_at(counts)[:, look - 1]
     if alpha <= LEVELS[0]:
-        return float(alpha * own[0] / LEVELS[0])
-    return math.exp(np.interp(math.log(alpha), np.log(LEVELS), np.log(own)))
+        return float(alpha * levels[0] / LEVELS[0])
+    return math.exp(np.interp(math.log(alpha), np.log(LEVELS), np.log(levels)))
 
 
 @lru_cache

@@ -30,12 +30,13 @@ class Context:
 class Dataset:
     """The points of one run, (N, *event_shape) in float64, data units, and what is known of where they come from.
 
-    `density` is the exact law where it is known: it can draw fresh points, too, and `true_log_prob` gives its
-    log-density at the test points, (N,), nats; it is None without one. `levels` is the number of values of a pixel,
-    None where points are not images, and `names` are those of a table's columns, or of coordinates beyond the plane.
-    Images hold whole levels; where their law is known, `law` and `true_log_prob` are its log-probabilities. With a
-    `context` c the density is p(x | c), of each point at its own c. Nothing that works with a dataset asks where its
-    points come from.
+    `density` is the exact law where it is known: it can draw fresh points, too, and `true_log_prob`
+    gives its log-density at the test points, (N,), nats; it is None without one. `levels` is the
+    number of values of a pixel, None where points are not images, and `names` are those of a
+    table's columns, or of coordinates beyond the plane. Images hold whole levels; where their law
+    is known, `law` and `true_log_prob` are its log-probabilities. With a `context` c the density is
+    p(x | c), of each point at its own c. Nothing that works with a dataset asks where its points
+    come from.
     """
 
     event_shape: tuple[int, ...]
@@ -49,21 +50,27 @@ class Dataset:
     names: tuple[str, ...] | None = None
     context: Context | None = None
 
-    def given(self, part: str) -> Tensor:
-        """The context at the points of "train", "val" or "test", (N, C); C = 0 where nothing is given."""
+    def context_of(self, part: str) -> Tensor:
+        """The context at the points of "train", "val" or "test", (N, C).
+
+        C = 0 where nothing is given.
+        """
         if self.context is None:
             points: Tensor = getattr(self, part)
             return points.new_empty(len(points), 0)
-        given: Tensor = getattr(self.context, part)
-        return given
+        context: Tensor = getattr(self.context, part)
+        return context
 
-    def given_to_draws(self, n: int) -> Tensor:
-        """The context that `n` samples are drawn at, (n, C): that of the test rows, again from the first if they end.
+    def context_of_draws(self, n: int) -> Tensor:
+        """The context that `n` samples are drawn at, (n, C).
+
+        That of the test rows, again from the first if they end.
 
         A dataset without test rows has no samples drawn: n = 0.
         """
-        given = self.given("test")
-        return given[torch.arange(n) % max(len(given), 1)]
+        context = self.context_of("test")
+        rows = torch.arange(n) % max(len(context), 1)
+        return context[rows]
 
     @property
     def log_prob(self) -> Callable[[Tensor], Tensor] | None:
@@ -72,13 +79,15 @@ class Dataset:
 
 
 def density_of(data: Data) -> Target | OwnTarget:
-    """The target that points are drawn from: a built-in one, or the user's own, whose source is executed.
+    """The target that points are drawn from.
+
+    A built-in one, or the user's own, whose source is executed.
 
     Raises
     ------
     ValueError
-        For an unknown name, a noise that is too small, a text that cannot be drawn, or a density of the user's own
-        that is none; the message names the key.
+        For an unknown name, a noise that is too small, a text that cannot be drawn, or a density of
+        the user's own that is none; the message names the key.
     """
     if data.kind == "own":
         return own_target(data.law)
@@ -88,7 +97,10 @@ def density_of(data: Data) -> Target | OwnTarget:
 
 
 def check_density(data: Data) -> None:
-    """Raise what is wrong with the target that points are drawn from; one of the user's own is tried out."""
+    """Raise what is wrong with the target that points are drawn from.
+
+    One of the user's own is tried out.
+    """
     target = density_of(data)
     if isinstance(target, OwnTarget):
         check_target(target)
@@ -105,16 +117,22 @@ def _log_prob_of_test(law: Data, seed: int, n: int) -> Tensor:
 
 
 def load_data(data: Data, seed: int) -> Dataset:
-    """Fresh draws of a target, or the rows of a table, for each split; the same for every run with this seed."""
+    """Fresh draws of a target, or the rows of a table, for each split.
+
+    The same for every run with this seed.
+    """
     if data.kind == "array":
-        raise SpecError("data.kind", "points that can be drawn or read", Words("an array, which no run keeps"))
+        raise SpecError(
+            "data.kind", "points that can be drawn or read", Words("an array, which no run keeps")
+        )
     if data.kind == "image":
         return _load_images(data, seed)
     if data.is_table:
         return _load_table(data, seed)
     density = density_of(data)
     law = data.law
-    # in the plane a target has figures of its own, elsewhere those of a table, which name coordinates
+    # in the plane a target has figures of its own, elsewhere those of a table, which name
+    # coordinates
     coordinates = tuple(f"x{d}" for d in range(1, density.dim + 1))
     names = None if density.dim == 2 else coordinates
     n_train, n_val, n_test = data.points
@@ -150,7 +168,9 @@ def _load_images(data: Data, seed: int) -> Dataset:
     """Images of whole levels: read, or drawn from a law whose log-probability is known."""
     if data.images != "mesh":
         train, val, test = image_parts(data, seed)
-        return Dataset(event_shape=event_shape(data), train=train, val=val, test=test, levels=data.levels)
+        return Dataset(
+            event_shape=event_shape(data), train=train, val=val, test=test, levels=data.levels
+        )
     drawn = drawn_images(data, seed)
     return Dataset(
         event_shape=event_shape(data),

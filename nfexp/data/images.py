@@ -1,4 +1,7 @@
-"""Images as the dataset of a run: which of a set it trains on, or fresh draws of a law that is known."""
+"""Images as the dataset of a run.
+
+Which of a set it trains on, or fresh draws of a law that is known.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nfexp.images import Album, album_of, mesh_in, split_images
+from nfexp.image_sets import Album
+from nfexp.images import album_of, mesh_in, split_images
 from nfexp.mesh import Mesh
 from nfexp.spec import Data, SpecError, Words
 
 
 def checked_album(data: Data) -> Album:
     """The images that `data` names, once they are known to be those that the run was planned with."""
-    found = album_of(data)
-    if data.digest is not None and found.digest != data.digest:
-        expected = f"{found.place} as it was when the run was planned"
+    album = album_of(data)
+    if data.digest is not None and album.digest != data.digest:
+        expected = f"{album.place} as it was when the run was planned"
         raise SpecError("data.path", expected, Words("another content"))
-    return found
+    return album
 
 
 def image_parts(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,12 +35,12 @@ def image_parts(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     SpecError
         For files that changed since the run was planned.
     """
-    found = checked_album(data)
-    places = split_images(data, seed, found)
+    album = checked_album(data)
+    split = split_images(data, seed, album)
     _, n_val, n_test = data.points
-    train = found.main[places.train]
-    val = found.main[places.val] if found.val is None else found.val[:n_val]
-    test = found.main[places.test] if found.test is None else found.test[:n_test]
+    train = album.main[split.train]
+    val = album.main[split.val] if album.val is None else album.val[:n_val]
+    test = album.main[split.test] if album.test is None else album.test[:n_test]
     return _tensor(train), _tensor(val), _tensor(test)
 
 

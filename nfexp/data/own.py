@@ -1,4 +1,7 @@
-"""A density of the user's own: an object with `sample` and `log_prob`, checked before anything is trained on it."""
+"""A density of the user's own.
+
+An object with `sample` and `log_prob`, checked before anything is trained on it.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,9 @@ SEEN = 0.02  # nats, or standard deviations: what a check lets pass however cert
 class OwnTarget:
     """A user's density with the face of the built-in ones; every answer of it is checked.
 
-    `density` has ``sample(n, generator)``, n independent points (n, D) from the generator alone, and
-    ``log_prob(x)``, (n, D) to (n,), nats. If it has ``draw(n, generator)``, that is its law without
-    the noise.
+    `density` has ``sample(n, generator)``, n independent points (n, D) from the generator alone,
+    and ``log_prob(x)``, (n, D) to (n,), nats. If it has ``draw(n, generator)``, that is its law
+    without the noise.
     """
 
     name: str
@@ -52,8 +55,8 @@ class OwnTarget:
         return lambda n, generator: self._points("draw", n, generator)
 
     def _points(self, method: str, n: int, generator: torch.Generator) -> Tensor:
-        found = _called(f"{method}({n}, generator)", getattr(self.density, method), n, generator)
-        points = _tensor(f"{method}({n}, generator)", found, (n, self.dim))
+        drawn = _called(f"{method}({n}, generator)", getattr(self.density, method), n, generator)
+        points = _tensor(f"{method}({n}, generator)", drawn, (n, self.dim))
         if not bool(points.isfinite().all()):
             _refuse(f"finite points from {method}", "some that are not")
         return points
@@ -64,8 +67,8 @@ class OwnTarget:
         with torch.no_grad():
             for part in x.to("cpu", torch.float64).split(BLOCK):
                 what = f"log_prob(x) with x of shape {tuple(part.shape)}"
-                found = _called(what, self.density.log_prob, part)
-                parts.append(_tensor(what, found, (len(part),)))
+                log_p = _called(what, self.density.log_prob, part)
+                parts.append(_tensor(what, log_p, (len(part),)))
         values = torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
         if bool(values.isnan().any()) or bool((values == math.inf).any()):
             _refuse("log_prob to be finite, or -inf where the density is 0", "nan or inf")
@@ -109,9 +112,9 @@ def _called(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise SpecError(KEY, f"{what} to give an answer", Words(_said(error, file))) from error
 
 
-def _tensor(what: str, found: Any, shape: tuple[int, ...]) -> Tensor:
+def _tensor(what: str, value: Any, shape: tuple[int, ...]) -> Tensor:
     try:
-        tensor = torch.as_tensor(found)
+        tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SpecError(KEY, f"a tensor or an array from {what}", Words(_said(error))) from None
     if tuple(tensor.shape) != shape or not tensor.is_floating_point():
@@ -131,18 +134,21 @@ def own_target(law: Data) -> OwnTarget:
     Raises
     ------
     SpecError
-        If the source changed since the run was planned, raises, or has no such density; one message.
+        If the source changed since the run was planned, raises, or has no such density; one
+        message.
     """
     if law.name in TARGET_NAMES:
         raise SpecError("data.name", "a name that no built-in target has", law.name)
     source = find_source(str(law.target))
     if law.digest is not None and source.digest != law.digest:
-        raise SpecError(KEY, f"{source.place} as it was when the run was planned", Words("another content"))
-    found = _member(_module(source), source)
+        raise SpecError(
+            KEY, f"{source.place} as it was when the run was planned", Words("another content")
+        )
+    member = _member(_module(source), source)
     given = dict(law.parameters)
     if law.noise is not None:
         given["noise"] = law.noise
-    density = _made(found, source, given)
+    density = _made(member, source, given)
     for method in ("sample", "log_prob"):
         if not callable(getattr(density, method, None)):
             _refuse(f"{source.name} with the methods sample and log_prob", f"one without {method}")
@@ -180,20 +186,24 @@ def _member(module: ModuleType, source: TargetSource) -> Any:
     _refuse(f"a name that {source.place} has", f"{source.name!r}{near(source.name, names)}")
 
 
-def _made(found: Any, source: TargetSource, given: Mapping[str, Any]) -> Any:
+def _made(member: Any, source: TargetSource, given: Mapping[str, Any]) -> Any:
     """A class or function called with the parameters; any other object is the density itself."""
-    if not callable(found):
+    if not callable(member):
         for name in given:
-            raise SpecError(f"data.{name}", f"no parameters, for {source.name} is an object and no class", given[name])
-        return found
+            raise SpecError(
+                f"data.{name}",
+                f"no parameters, for {source.name} is an object and no class",
+                given[name],
+            )
+        return member
     try:
-        signature = inspect.signature(found)
+        signature = inspect.signature(member)
     except (TypeError, ValueError):
         signature = None
     if signature is not None:
         _check_signature(signature, source.name, given)
     try:
-        return found(**given)
+        return member(**given)
     except (Exception, SystemExit) as error:
         called = ", ".join(f"{name}={value!r}" for name, value in given.items())
         _refuse(f"{source.name}({called}) to be made", _said(error, source.place))
@@ -207,7 +217,9 @@ def _check_signature(signature: inspect.Signature, name: str, given: Mapping[str
             listed = ", ".join(known) or "it has none"
             raise SpecError(f"data.{key}", f"one of the parameters of {name}: {listed}", value)
     for key, parameter in known.items():
-        is_needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        is_needed = (
+            parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        )
         if is_needed and parameter.kind is not parameter.VAR_POSITIONAL and key not in given:
             raise SpecError(f"data.{key}", f"a value, which {name} needs", Words("nothing"))
 
@@ -274,7 +286,9 @@ def _check_balance(target: OwnTarget, x: Tensor, log_p: Tensor) -> None:
             mean = float(drift.mean())
             error = float(drift.std()) / math.sqrt(n)
             if abs(mean) > CERTAIN * error and abs(mean) > SEEN * share:
-                what = f"moves that leave log_prob's law alone shift the mean of {name} of the draws"
+                what = (
+                    f"moves that leave log_prob's law alone shift the mean of {name} of the draws"
+                )
                 _refuse(
                     "draws of sample that follow log_prob",
                     f"others: {what} by {mean:.2g} ± {error:.1g} standard deviations",
@@ -283,13 +297,15 @@ def _check_balance(target: OwnTarget, x: Tensor, log_p: Tensor) -> None:
 
 def _check_integral(target: OwnTarget, x: Tensor, log_p: Tensor) -> None:
     known = _Known(x[::2])
-    own = x[1::2]
-    n = len(own)
+    half = x[1::2]
+    n = len(half)
     y = known.sample(n, stream(0, "check/known"))
-    ratio_own = log_p[1::2] - known.log_prob(own)  # log p/q at draws of p
+    ratio_own = log_p[1::2] - known.log_prob(half)  # log p/q at draws of p
     ratio_known = target.log_prob(y) - known.log_prob(y)  # and at draws of q
-    # log ∫ p is the c at which Σ_x σ(c − log p/q) over draws of p equals Σ_y σ(log p/q − c) over those of q
-    low, high = -1e3, 1e3
+    # log ∫ p is the c at which Σ_x σ(c − log p/q) over draws of p equals Σ_y σ(log p/q − c) over
+    # those of q
+    low = -1e3
+    high = 1e3
     for _ in range(100):
         c = (low + high) / 2
         from_own = torch.sigmoid(c - ratio_own)
@@ -308,20 +324,27 @@ def _check_integral(target: OwnTarget, x: Tensor, log_p: Tensor) -> None:
 
 
 class _Known:
-    """Half a normal density, half a kernel density of some points: normalised, and near their law."""
+    """Half a normal density, half a kernel density of some points.
+
+    Normalised, and near their law.
+    """
 
     def __init__(self, x: Tensor) -> None:
         n, dim = x.shape
         self.x = x
         self.mean = x.mean(0)
-        self.factor = torch.linalg.cholesky(x.T.cov().reshape(dim, dim) * 1.2 + 1e-9 * torch.eye(dim, dtype=x.dtype))
+        self.factor = torch.linalg.cholesky(
+            x.T.cov().reshape(dim, dim) * 1.2 + 1e-9 * torch.eye(dim, dtype=x.dtype)
+        )
         self.width = 0.5 * x.std(0) * n ** (-1 / (dim + 4))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         noise = torch.randn(n, len(self.mean), generator=generator, dtype=torch.float64)
         centres = torch.randint(len(self.x), (n,), generator=generator)
         is_kernel = torch.rand(n, 1, generator=generator) < 0.5
-        return torch.where(is_kernel, self.x[centres] + self.width * noise, self.mean + noise @ self.factor.T)
+        return torch.where(
+            is_kernel, self.x[centres] + self.width * noise, self.mean + noise @ self.factor.T
+        )
 
     def log_prob(self, x: Tensor) -> Tensor:
         dim = len(self.mean)
@@ -329,5 +352,10 @@ class _Known:
         white = torch.linalg.solve_triangular(self.factor, (x - self.mean).T, upper=False)
         normal = -white.square().sum(0) / 2 - self.factor.diagonal().log().sum() - constant
         apart = torch.cdist(x / self.width, self.x / self.width).square()
-        kernel = torch.logsumexp(-apart / 2, 1) - math.log(len(self.x)) - self.width.log().sum() - constant
+        kernel = (
+            torch.logsumexp(-apart / 2, 1)
+            - math.log(len(self.x))
+            - self.width.log().sum()
+            - constant
+        )
         return torch.logaddexp(normal, kernel) - math.log(2)

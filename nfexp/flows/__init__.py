@@ -1,1 +1,4 @@
-"""RealNVP flows with a stack axis: networks and base distributions, then layers, then the stack of flows."""
+"""RealNVP flows with a stack axis.
+
+Networks and base distributions, then layers, then the stack of flows.
+"""

@@ -1,4 +1,7 @@
-"""Base distributions: what a flow maps data to. Every coordinate is independent, so a base is a law on the line."""
+"""Base distributions: what a flow maps data to.
+
+Every coordinate is independent, so a base is a law on the line.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,22 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-MIX_MEAN, MIX_SD = 0.8, 0.6  # 0.8² + 0.6² = 1: unit variance
+# 0.8² + 0.6² = 1: unit variance
+MIX_MEAN = 0.8
+MIX_SD = 0.6
 STUDENT_DF = 5
-OUTLIERS, OUTLIER_SCALE = 0.01, 2.0  # of the contaminated normal: the share that is Student's, and its scale
+# Of the contaminated normal: the share that is Student's, and its scale
+OUTLIERS = 0.01
+OUTLIER_SCALE = 2.0
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Base:
-    """A law on the line: its log-density, elementwise, and draws of a shape (float64, on the CPU)."""
+    """A law on the line.
+
+    Its log-density, elementwise, and draws of a shape (float64, on the CPU).
+    """
 
     log_prob: Callable[[Tensor], Tensor]
     sample: Callable[[Shape, Generator], Tensor]
@@ -43,7 +53,8 @@ def _sample_uniform(shape: Shape, generator: Generator) -> Tensor:
 
 def _sample_logistic(shape: Shape, generator: Generator) -> Tensor:
     u = _sample_uniform(shape, generator)
-    return torch.log(u) - torch.log1p(-u)  # the inverse of the distribution function 1 / (1 + exp(-z))
+    # the inverse of the distribution function 1 / (1 + exp(-z))
+    return torch.log(u) - torch.log1p(-u)
 
 
 def _laplace(z: Tensor) -> Tensor:
@@ -103,10 +114,10 @@ BASES: dict[str, Base] = {
 def base_log_prob(base: str, z: Tensor) -> Tensor:
     """Log-density of a base distribution: log p(z) = Σ_d log p(z_d), every coordinate independent.
 
-    `normal` N(0, 1); `logistic` (a uniform base seen through a sigmoid); `laplace` with scale 1; `student_t`
-    with 5 degrees of freedom; `mixture` ½N(-0.8, 0.6²) + ½N(0.8, 0.6²) in every coordinate; `contaminated`
-    .99 N(0, 1) + .01 T, T Student's with 5 degrees of freedom and scale 2: a normal (Tukey 1960) whose far points
-    cost a logarithm, not a square.
+    `normal` N(0, 1); `logistic` (a uniform base seen through a sigmoid); `laplace` with scale 1;
+    `student_t` with 5 degrees of freedom; `mixture` ½N(-0.8, 0.6²) + ½N(0.8, 0.6²) in every
+    coordinate; `contaminated` .99 N(0, 1) + .01 T, T Student's with 5 degrees of freedom and scale
+    2: a normal (Tukey 1960) whose far points cost a logarithm, not a square.
 
     Shapes: (…, D) to (…,), nats.
 

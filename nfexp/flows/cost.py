@@ -9,9 +9,11 @@ from nfexp.flows.fusible import is_fused
 from nfexp.flows.image.plan import Image, image_of, stages
 from nfexp.spec import Flow, Spec, batch_points, event_shape, passed_counts
 
-PASS_COST = 330.0  # moving one number of a map of images through a training step, in floating-point operations
+# moving one number of a map of images through a training step, in floating-point operations
+PASS_COST = 330.0
 DRAWS = 16  # places in its cells at which a test image is evaluated
-KEEP_INPUT = ("silu",)  # activations that keep their input beside their output, for their derivative
+# activations that keep their input beside their output, for their derivative
+KEEP_INPUT = ("silu",)
 CHUNK = 500  # points that a trained flow is evaluated at in one go
 
 
@@ -22,7 +24,8 @@ def dimension(spec: Spec) -> int:
 
 def training_flop(spec: Spec) -> float:
     """Floating-point operations of all matrix products of training one run, forward and backward."""
-    flow, dim = spec.flow, dimension(spec)
+    flow = spec.flow
+    dim = dimension(spec)
     image = image_of(spec.data)
     if image is not None:
         per_image = 6 * _products_of_an_image(flow, image)
@@ -43,9 +46,10 @@ def training_flop(spec: Spec) -> float:
 class Prices:
     """Nanoseconds that the parts of a training step take on one core.
 
-    Fitted by non-negative least squares to measured steps of eleven architectures (1 to 8 couplings, depth 1 to 6,
-    width 16 to 256, batches of 32 to 2,000 points), within a tenth for most, on one core with AVX2. What counts is
-    how they compare: the speed of a machine is measured (:func:`nfexp.run.training_rate`).
+    Fitted by non-negative least squares to measured steps of eleven architectures (1 to 8
+    couplings, depth 1 to 6, width 16 to 256, batches of 32 to 2,000 points), within a tenth for
+    most, on one core with AVX2. What counts is how they compare: the speed of a machine is measured
+    (:func:`nfexp.run.training_rate`).
     """
 
     flop: float  # of matrix products
@@ -58,7 +62,8 @@ class Prices:
 FUSED = Prices(flop=0.0097, activation=2.5, point=0.0, layer=10_400.0, weight=9.7)
 TORCH = Prices(flop=0.026, activation=3.1, point=510.0, layer=118_000.0, weight=0.0)
 FORWARD = 1 / 3  # of a training step: evaluating the same points
-SCORED = 4_000  # points that every run is scored on beside its test points: samples, and those of their comparison
+# points that every run is scored on beside its test points: samples, and those of their comparison
+SCORED = 4_000
 SCORING_SECONDS = 0.05  # of a run, whatever its flow
 
 
@@ -68,13 +73,17 @@ def _seconds(spec: Spec, points: float, prices: Prices) -> float:
     per_point = training_flop(spec) / (float(spec.train.steps) * batch_points(spec))
     image = image_of(spec.data)
     if image is not None:
-        maps = sum(flow.hidden_width * _maps_per_pixel(flow) * pixels for pixels in _pixels(flow, image))
+        maps = sum(
+            flow.hidden_width * _maps_per_pixel(flow) * pixels for pixels in _pixels(flow, image)
+        )
         return 1e-9 * points * prices.flop * (per_point + PASS_COST * flow.members * maps)
     n_couplings = flow.members * flow.n_flows
     layers = n_couplings * (flow.hidden_depth + 1)
     hidden = n_couplings * flow.hidden_depth * flow.hidden_width * flow.nets
     weights = n_couplings * flow.nets * (flow.hidden_depth - 1) * flow.hidden_width**2
-    nanoseconds = points * (prices.flop * per_point + prices.activation * hidden + prices.point * n_couplings)
+    nanoseconds = points * (
+        prices.flop * per_point + prices.activation * hidden + prices.point * n_couplings
+    )
     return 1e-9 * (nanoseconds + prices.layer * layers + prices.weight * weights)
 
 
@@ -99,29 +108,39 @@ def scoring_cost(spec: Spec) -> float:
 
 
 def member_bytes(spec: Spec) -> float:
-    """Estimated peak memory of training and scoring one run in a stack, in bytes: four a number and a fifth to spare.
+    """Estimated peak memory of training and scoring one run in a stack, in bytes.
 
-    What is held: the points, the weights with their moments, gradients and copies, the activations of one training
-    step of all layers, and what the run records; all of it for each member of an ensemble.
+    Four a number and a fifth to spare.
+
+    What is held: the points, the weights with their moments, gradients and copies, the activations
+    of one training step of all layers, and what the run records; all of it for each member of an
+    ensemble.
     """
-    flow, record, dim = spec.flow, spec.record, dimension(spec)
+    flow = spec.flow
+    record = spec.record
+    dim = dimension(spec)
     image = image_of(spec.data)
     if image is not None:
         return _image_bytes(spec, image)
     ends = dim * 2 + spec.data.context_dim
-    per_net = (flow.hidden_depth - 1) * flow.hidden_width**2 + flow.hidden_width * (ends + flow.hidden_depth)
+    per_net = (flow.hidden_depth - 1) * flow.hidden_width**2 + flow.hidden_width * (
+        ends + flow.hidden_depth
+    )
     learned = flow.n_flows * flow.nets * per_net
     hidden = flow.nets * flow.hidden_width
     if flow.activation in KEEP_INPUT:
         hidden *= 2
     pointwise = 12 * dim * flow.heads
-    step = batch_points(spec) * (flow.n_flows * (hidden * flow.hidden_depth + pointwise) + 3 * hidden)
+    step = batch_points(spec) * (
+        flow.n_flows * (hidden * flow.hidden_depth + pointwise) + 3 * hidden
+    )
     scoring = CHUNK * (hidden * (flow.hidden_depth + 1) + pointwise)
     samples = record.samples * (record.snapshots + 3)
     walk = record.walk * (2 * flow.n_flows + 4)
     kept = dim * (samples + walk) + 6 * record.grid**2
     points = (dim + spec.data.context_dim) * 4 * sum(spec.data.points)
-    copies = 8 if is_fused(spec) else 12  # the fused step has no gradient of the whole stack, nor what Adam makes of it
+    # the fused step has no gradient of the whole stack, nor what Adam makes of it
+    copies = 8 if is_fused(spec) else 12
     return 5.0 * flow.members * (copies * learned + max(step, scoring) + 2 * kept + points)
 
 
@@ -130,11 +149,15 @@ def member_bytes(spec: Spec) -> float:
 
 def _pixels(flow: Flow, image: Image) -> list[int]:
     """Pixels of a map in each coupling's network."""
-    return [stage.shape[1] * stage.shape[2] for stage in stages(flow, image.shape) if stage.is_coupling]
+    return [
+        stage.shape[1] * stage.shape[2] for stage in stages(flow, image.shape) if stage.is_coupling
+    ]
 
 
 def _maps_per_pixel(flow: Flow) -> int:
-    """Maps that a network holds for its derivative, over its width, as measured: for σ, dropout and its sums.
+    """Maps that a network holds for its derivative, over its width, as measured.
+
+    For σ, dropout and its sums.
 
     A norm in the network holds four more before each σ.
     """
@@ -154,7 +177,10 @@ def _products_of_an_image(flow: Flow, image: Image) -> float:
 
 
 def _image_bytes(spec: Spec, image: Image) -> float:
-    """As :func:`member_bytes`: maps of all networks in a training step, or of one while many points are evaluated."""
+    """As :func:`member_bytes`.
+
+    Maps of all networks in a training step, or of one while many points are evaluated.
+    """
     flow = spec.flow
     pixels = _pixels(flow, image)
     learned = len(pixels) * _weights_of_a_network(flow)

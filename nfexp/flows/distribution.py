@@ -13,7 +13,9 @@ from nfexp.flows.stack import FlowStack
 
 
 class FlowDistribution(Distribution):
-    """The law of x = f(z), z from the base, for the one flow of a stack; given one context (1, C), if it takes one.
+    """The law of x = f(z), z from the base, for the one flow of a stack.
+
+    Given one context (1, C), if it takes one.
 
     Draws come from PyTorch's global generator, as with every distribution there:
     ``torch.manual_seed`` fixes them. `rsample` is differentiable in the weights, :attr:`weights`,
@@ -40,7 +42,9 @@ class FlowDistribution(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         if value.shape[-1:] != self.event_shape:
-            raise ValueError(f"value: expected shape (…, {self.stack.dim}); got {tuple(value.shape)}")
+            raise ValueError(
+                f"value: expected shape (…, {self.stack.dim}); got {tuple(value.shape)}"
+            )
         points = value.to(self.stack.theta).reshape(1, -1, self.stack.dim)
         return self.stack.log_prob(points, self._given(points))[0].reshape(value.shape[:-1])
 

@@ -1,4 +1,7 @@
-"""Layers that map each coordinate by itself: affine ones (normalisation), and the learned tail next to the base."""
+"""Layers that map each coordinate by itself.
+
+Affine ones (normalisation), and the learned tail next to the base.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class Elementwise(Layer):
         """m, l and h; tensors are (E, D, 1)."""
         raise NotImplementedError
 
-    def _own(self, p: Tensors, key: str) -> Tensor:
+    def _tensor(self, p: Tensors, key: str) -> Tensor:
         """A tensor of this layer as (E, D, 1)."""
         return p[f"{self.name}.{key}"].unsqueeze(-1)
 
@@ -43,14 +46,14 @@ class Standardise(Elementwise):
     def fixed_shapes(self) -> Shapes:
         return self._per_coordinate("mean", "var")
 
-    def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
-        own[f"{self.name}.var"].fill_(1.0)
+    def initialise(self, tensors: Tensors, points: Points, draws: Generator) -> None:
+        tensors[f"{self.name}.var"].fill_(1.0)
         if self.by_moments:
-            own[f"{self.name}.mean"].copy_(points.mean)
-            own[f"{self.name}.var"].copy_(points.var)
+            tensors[f"{self.name}.mean"].copy_(points.mean)
+            tensors[f"{self.name}.var"].copy_(points.var)
 
     def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
-        return self._own(p, "mean"), -0.5 * torch.log(self._own(p, "var")), 0.0
+        return self._tensor(p, "mean"), -0.5 * torch.log(self._tensor(p, "var")), 0.0
 
 
 class ContextMoments(Standardise):
@@ -82,7 +85,7 @@ class ActNorm(Elementwise):
         return super().inverse(p, x, batch)
 
     def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
-        return 0.0, self._own(p, "log_gain"), self._own(p, "shift")
+        return 0.0, self._tensor(p, "log_gain"), self._tensor(p, "shift")
 
 
 class BatchNorm(Elementwise):
@@ -99,8 +102,8 @@ class BatchNorm(Elementwise):
     def fixed_shapes(self) -> Shapes:
         return self._per_coordinate("mean", "var")
 
-    def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
-        own[f"{self.name}.var"].fill_(1.0)
+    def initialise(self, tensors: Tensors, points: Points, draws: Generator) -> None:
+        tensors[f"{self.name}.var"].fill_(1.0)
 
     def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
         if batch is not None:
@@ -114,18 +117,23 @@ class BatchNorm(Elementwise):
         return super().inverse(p, x, batch)
 
     def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
-        log_gain = self._own(p, "log_gain") - 0.5 * torch.log(self._own(p, "var") + self.epsilon)
-        return self._own(p, "mean"), log_gain, self._own(p, "shift")
+        log_gain = self._tensor(p, "log_gain") - 0.5 * torch.log(
+            self._tensor(p, "var") + self.epsilon
+        )
+        return self._tensor(p, "mean"), log_gain, self._tensor(p, "shift")
 
 
 class Diagonal(Elementwise):
-    """z = x exp(γ) with learned γ: the last layer of NICE, whose couplings cannot scale (Dinh et al. 2015)."""
+    """z = x exp(γ) with learned γ.
+
+    The last layer of NICE, whose couplings cannot scale (Dinh et al. 2015).
+    """
 
     def learned_shapes(self) -> Shapes:
         return self._per_coordinate("log_gain")
 
     def _coefficients(self, p: Tensors) -> tuple[Tensor | float, Tensor, Tensor | float]:
-        return 0.0, self._own(p, "log_gain"), 0.0
+        return 0.0, self._tensor(p, "log_gain"), 0.0
 
 
 def _log_cosh(x: Tensor) -> Tensor:
@@ -134,10 +142,12 @@ def _log_cosh(x: Tensor) -> Tensor:
 
 
 class Tail(Layer):
-    """z = sinh(d asinh(x)) with a learned d > 0 per coordinate: z ~ x^d far out, so that d < 1 draws tails in.
+    """z = sinh(d asinh(x)) with a learned d > 0 per coordinate.
 
-    It stands next to the base, whose tails it thereby learns, and starts as the identity, d = 1. Source: Jones and
-    Pewsey 2009.
+    z ~ x^d far out, so that d < 1 draws tails in.
+
+    It stands next to the base, whose tails it thereby learns, and starts as the identity, d = 1.
+    Source: Jones and Pewsey 2009.
     """
 
     def learned_shapes(self) -> Shapes:

@@ -1,4 +1,7 @@
-"""A trained flow as a plain module of PyTorch, or in the modules of zuko: the same density, in weights of its own."""
+"""A trained flow as a plain module of PyTorch, or in the modules of zuko.
+
+The same density, in weights of its own.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Conditioner(nn.Module):
-    """The networks of a coupling: from the coordinates that pass (…, P) to s and t of the others, (…, M) each.
+    """The networks of a coupling.
+
+    From the coordinates that pass (…, P) to s and t of the others, (…, M) each.
 
     A context is the last of what they read, (…, P + C), and standardised here.
 
@@ -34,29 +39,30 @@ class Conditioner(nn.Module):
     context_mean: Tensor
     context_sd: Tensor
 
-    def __init__(self, layer: Coupling, own: dict[str, Tensor]) -> None:
+    def __init__(self, layer: Coupling, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         flow = layer.flow
-        mask = own[f"{layer.name}.mask"][0] > 0
+        mask = tensors[f"{layer.name}.mask"][0] > 0
         self.scale = flow.scale
         self.tail_bound = flow.tail_bound
         self.heads = layer.heads
         moving = torch.nonzero(~mask)[:, 0]
         n_outputs = layer.n_outputs
-        chosen = torch.arange(len(moving)) if layer.compact else moving  # of the outputs of each head
+        # of the outputs of each head
+        chosen = torch.arange(len(moving)) if layer.compact else moving
         read = torch.cat([mask, mask.new_ones(layer.n_context)])
         self.n_context = layer.n_context
         if self.n_context:
-            self.register_buffer("context_mean", own[f"{CONTEXT}.mean"][0].clone())
-            self.register_buffer("context_sd", own[f"{CONTEXT}.var"][0].sqrt())
+            self.register_buffer("context_mean", tensors[f"{CONTEXT}.mean"][0].clone())
+            self.register_buffer("context_sd", tensors[f"{CONTEXT}.var"][0].sqrt())
         self.nets = nn.ModuleList()
         heads_of_net = layer.heads // layer.nets
         for net in range(layer.nets):
             parts: list[nn.Module] = []
             depth = len(layer.widths) - 1
             for i in range(depth):
-                weight = own[f"{layer.name}.net.{i}.weight"][net]  # (in, out)
-                bias = own[f"{layer.name}.net.{i}.bias"][net, 0]
+                weight = tensors[f"{layer.name}.net.{i}.weight"][net]  # (in, out)
+                bias = tensors[f"{layer.name}.net.{i}.bias"][net, 0]
                 if i == 0 and not layer.compact:
                     weight = weight[read]  # a masked input is 0
                 if i == depth - 1:  # a coordinate that passes needs no output
@@ -69,7 +75,7 @@ class Conditioner(nn.Module):
             self.nets.append(nn.Sequential(*parts))
         self.log_scale: nn.Parameter | None = None
         if layer.learned_scale:
-            self.log_scale = nn.Parameter(own[f"{layer.name}.log_scale"][0, chosen].clone())
+            self.log_scale = nn.Parameter(tensors[f"{layer.name}.log_scale"][0, chosen].clone())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.n_context:
@@ -95,12 +101,12 @@ class PlainCoupling(nn.Module):
     passing: Tensor
     moving: Tensor
 
-    def __init__(self, layer: Coupling, own: dict[str, Tensor]) -> None:
+    def __init__(self, layer: Coupling, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        mask = own[f"{layer.name}.mask"][0] > 0
+        mask = tensors[f"{layer.name}.mask"][0] > 0
         self.register_buffer("passing", torch.nonzero(mask)[:, 0])
         self.register_buffer("moving", torch.nonzero(~mask)[:, 0])
-        self.conditioner = Conditioner(layer, own)
+        self.conditioner = Conditioner(layer, tensors)
 
     def inverse(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         s, t = self.conditioner(torch.cat([x[..., self.passing], given], -1))
@@ -116,7 +122,10 @@ class PlainCoupling(nn.Module):
 
 
 class PlainElementwise(nn.Module):
-    """z = (x − mean) exp(log_gain) + shift; batch norm by its running statistics. Only couplings see what is given."""
+    """z = (x − mean) exp(log_gain) + shift; batch norm by its running statistics.
+
+    Only couplings see what is given.
+    """
 
     mean: Tensor
     log_gain: Tensor
@@ -127,8 +136,11 @@ class PlainElementwise(nn.Module):
         mean, log_gain, shift = layer._coefficients(p)
         like = log_gain[0, :, 0]
         for name, value in {"mean": mean, "log_gain": log_gain, "shift": shift}.items():
-            own = value[0, :, 0] if isinstance(value, Tensor) else torch.full_like(like, value)
-            self.register_buffer(name, own.detach().clone())
+            if isinstance(value, Tensor):
+                coefficient = value[0, :, 0]
+            else:
+                coefficient = torch.full_like(like, value)
+            self.register_buffer(name, coefficient.detach().clone())
 
     def inverse(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         z = (x - self.mean) * torch.exp(self.log_gain) + self.shift
@@ -142,9 +154,9 @@ class PlainElementwise(nn.Module):
 class PlainTail(nn.Module):
     """z = sinh(d asinh(x)), see :class:`nfexp.flows.elementwise.Tail`."""
 
-    def __init__(self, layer: Tail, own: dict[str, Tensor]) -> None:
+    def __init__(self, layer: Tail, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        self.log_power = nn.Parameter(own[f"{layer.name}.log_power"][0].clone())
+        self.log_power = nn.Parameter(tensors[f"{layer.name}.log_power"][0].clone())
 
     def _log_slope(self, a: Tensor, b: Tensor) -> Tensor:
         """log |dz/dx| with x = sinh a, z = sinh b."""
@@ -166,10 +178,10 @@ class PlainTail(nn.Module):
 class PlainFlow(nn.Module):
     """One flow as a module of PyTorch with named parameters: `layers` in data → base order.
 
-    ``log_prob(x)`` takes (…, D) to (…), nats, in data units; ``inverse`` maps data to base and ``forward`` base to
-    data, each with its log-det; ``sample(n)`` draws by PyTorch's global generator. Networks and scales are
-    parameters; what standardises and normalises is a buffer. A flow with a context takes it after the points, (…, C)
-    or one (C,) for all, in data units.
+    ``log_prob(x)`` takes (…, D) to (…), nats, in data units; ``inverse`` maps data to base and
+    ``forward`` base to data, each with its log-det; ``sample(n)`` draws by PyTorch's global
+    generator. Networks and scales are parameters; what standardises and normalises is a buffer. A
+    flow with a context takes it after the points, (…, C) or one (C,) for all, in data units.
     """
 
     def __init__(self, stack: FlowStack) -> None:
@@ -189,7 +201,9 @@ class PlainFlow(nn.Module):
         """The context at each of the points x: (…, C), C = 0 where nothing is given."""
         width = 0 if context is None else context.shape[-1]
         if width != self.n_context:
-            raise ValueError(f"context: expected {self.n_context} numbers for each point; got {width}")
+            raise ValueError(
+                f"context: expected {self.n_context} numbers for each point; got {width}"
+            )
         if context is None:
             return x[..., :0]
         return context.expand(*x.shape[:-1], -1)
@@ -235,14 +249,19 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """An nn.Linear with a weight that is (in, out) here, and (out, in) there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # in one dimension a network may have no input
-        made = nn.utils.skip_init(nn.Linear, *weight.shape, dtype=weight.dtype, device=weight.device)
+        made = nn.utils.skip_init(
+            nn.Linear, *weight.shape, dtype=weight.dtype, device=weight.device
+        )
     made.weight.data.copy_(weight.T)
     made.bias.data.copy_(bias)
     return made
 
 
 def to_torch(stack: FlowStack) -> PlainFlow:
-    """One flow as a plain module of PyTorch, with weights of its own; log-densities agree to rounding."""
+    """One flow as a plain module of PyTorch, with weights of its own.
+
+    Log-densities agree to rounding.
+    """
     return PlainFlow(stack)
 
 
@@ -250,7 +269,10 @@ def to_torch(stack: FlowStack) -> PlainFlow:
 
 
 class _Stacked(nn.Module):
-    """A conditioner as zuko's coupling reads it: (…, P + C) to (…, 2 M), s and t of each coordinate side by side."""
+    """A conditioner as zuko's coupling reads it.
+
+    (…, P + C) to (…, 2 M), s and t of each coordinate side by side.
+    """
 
     def __init__(self, conditioner: Conditioner) -> None:
         super().__init__()
@@ -262,15 +284,17 @@ class _Stacked(nn.Module):
 
 
 def to_zuko(stack: FlowStack) -> Any:
-    """One flow as a ``zuko.lazy.Flow``: couplings as ``GeneralCouplingTransform``, networks as in `to_torch`.
+    """One flow as a ``zuko.lazy.Flow``.
+
+    Couplings as ``GeneralCouplingTransform``, networks as in `to_torch`.
 
     Raises
     ------
     ImportError
         Without zuko.
     ValueError
-        For what zuko has no part for: a learned tail, a base that is neither normal nor laplace, and a coupling that
-        passes or moves nothing.
+        For what zuko has no part for: a learned tail, a base that is neither normal nor laplace,
+        and a coupling that passes or moves nothing.
     """
     import zuko
     from torch.distributions import AffineTransform, Independent, Laplace, Normal
@@ -278,10 +302,9 @@ def to_zuko(stack: FlowStack) -> Any:
     plain = PlainFlow(stack)
     laws: dict[str, Any] = {"normal": Normal, "laplace": Laplace}
     if plain.base not in laws:
-        raise ValueError(f"flow.base: expected one of {', '.join(laws)} for zuko; got {plain.base!r}")
-
-    def coupling(s: Tensor, t: Tensor) -> AffineTransform:
-        return AffineTransform(t, torch.exp(s))
+        raise ValueError(
+            f"flow.base: expected one of {', '.join(laws)} for zuko; got {plain.base!r}"
+        )
 
     def elementwise(shift: Tensor, log_gain: Tensor) -> Any:
         return zuko.transforms.DependentTransform(AffineTransform(shift, torch.exp(log_gain)), 1)
@@ -292,22 +315,39 @@ def to_zuko(stack: FlowStack) -> Any:
     transforms = []
     for layer in plain.layers:
         if isinstance(layer, PlainCoupling):
-            mask = torch.zeros(plain.dim, dtype=torch.bool)
-            mask[layer.passing.cpu()] = True
-            if mask.all() or not mask.any():
-                raise ValueError("flow.mask: expected couplings that pass and move something, for zuko; got another")
-            with torch.random.fork_rng(devices=[]):  # its own networks, which are replaced, would draw weights
-                made = zuko.flows.GeneralCouplingTransform(plain.dim, plain.n_context, mask, univariate=coupling)
-            made.hyper = _Stacked(layer.conditioner)
-            transforms.append(made.to(layer.passing.device))
+            transforms.append(_zuko_coupling(layer, plain.dim, plain.n_context))
         elif isinstance(layer, PlainElementwise):
             zero = torch.zeros_like(layer.mean)
             for shift, log_gain in ((-layer.mean, zero), (layer.shift, layer.log_gain)):
-                transforms.append(zuko.lazy.UnconditionalTransform(elementwise, shift, log_gain, buffer=True))
+                transforms.append(
+                    zuko.lazy.UnconditionalTransform(elementwise, shift, log_gain, buffer=True)
+                )
         else:
             raise ValueError("flow.tail: expected 'none' for zuko; got 'learned'")
     zero = torch.zeros(plain.dim).to(stack.theta)
-    return zuko.lazy.Flow(transforms, zuko.lazy.UnconditionalDistribution(base, zero, zero + 1, buffer=True))
+    return zuko.lazy.Flow(
+        transforms, zuko.lazy.UnconditionalDistribution(base, zero, zero + 1, buffer=True)
+    )
+
+
+def _zuko_coupling(layer: PlainCoupling, dim: int, n_context: int) -> Any:
+    """A coupling as zuko has it, with the networks of `layer`."""
+    import zuko
+    from torch.distributions import AffineTransform
+
+    def affine(s: Tensor, t: Tensor) -> AffineTransform:
+        return AffineTransform(t, torch.exp(s))
+
+    mask = torch.zeros(dim, dtype=torch.bool)
+    mask[layer.passing.cpu()] = True
+    if mask.all() or not mask.any():
+        expected = "couplings that pass and move something, for zuko"
+        raise ValueError(f"flow.mask: expected {expected}; got another")
+    # Networks of zuko's own, which are replaced, would draw weights
+    with torch.random.fork_rng(devices=[]):
+        coupling = zuko.flows.GeneralCouplingTransform(dim, n_context, mask, univariate=affine)
+    coupling.hyper = _Stacked(layer.conditioner)
+    return coupling.to(layer.passing.device)
 
 
 EXPORTS = {"torch": to_torch, "zuko": to_zuko}

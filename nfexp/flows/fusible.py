@@ -1,4 +1,7 @@
-"""Which architectures the fused kernel knows, without torch or numba: what a run costs depends on it."""
+"""Which architectures the fused kernel knows, without torch or numba.
+
+What a run costs depends on it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from dataclasses import fields
 
 from nfexp.spec import ADDED, Flow, Spec
 
-# What the kernel knows of an architecture. A key that is not here must have the value that changes nothing.
+# What the kernel knows of an architecture. A key that is not here must have the value that changes
+# nothing.
 ANY = None
 KNOWN: dict[str, tuple[str, ...] | None] = {
     "kind": ("vector",),
@@ -27,11 +31,15 @@ KNOWN: dict[str, tuple[str, ...] | None] = {
     "tail_bound": ANY,
     "tail": ANY,
     "members": ANY,  # rows of the stack as any others
+    "weights": ANY,
 }
 
 
 def unknown_key(flow: Flow) -> str | None:
-    """The first key of an architecture whose value the fused kernel does not know; None if it knows all."""
+    """The first key of an architecture whose value the fused kernel does not know.
+
+    None if it knows all.
+    """
     for f in fields(flow):
         value = getattr(flow, f.name)
         options = KNOWN.get(f.name, (ADDED.get(f"flow.{f.name}"),))
@@ -41,7 +49,10 @@ def unknown_key(flow: Flow) -> str | None:
 
 
 def unknown_part(flow: Flow, n_context: int = 0) -> str | None:
-    """What the kernel does not know of a flow with a context of so many numbers, in words; None if it knows all."""
+    """What the kernel does not know of a flow with a context of so many numbers, in words.
+
+    None if it knows all.
+    """
     if n_context > 0:
         return "data.context is given"
     key = unknown_key(flow)

@@ -1,96 +1,30 @@
-"""What a layer of a flow over E members is, and couplings, with their derivative written out.
-
-`inverse` maps data to base (the direction of training), `forward` base to data; points are (E, D, N), and the
-log-det that comes with them is (E, N), (E, 1) or a number. A layer names the tensors it needs, and sets the first
-values of one member's.
-"""
+"""Couplings, with their derivative written out; what every layer is: :class:`Layer`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
+from nfexp.flows.layer import CONTEXT, Batch, Layer, Points, Shapes, Tensors
 from nfexp.flows.nn import mlp, mlp_shapes
 from nfexp.spec import Flow, passed_counts, swaps
-
-Tensors = Mapping[str, Tensor]
-CONTEXT = "context"  # among the tensors: what is given at each point, standardised, (E, C, N)
-Shapes = dict[str, dict[str, tuple[int, ...]]]  # block → the tensors in it; a block is (E, size) in a layer's hands
-
-
-@dataclass(kw_only=True)
-class Batch:
-    """Says that the points are a training batch; without one, layers use what they have stored.
-
-    Batch norm normalises by the batch's own statistics. With `initialise`, actnorm sets itself by them. What a layer
-    wants to be stored it leaves in `updates`, by the name of the block. The networks of images drop a share of their
-    hidden numbers, `dropout`, which each member's own generator chooses.
-    """
-
-    initialise: bool = False
-    updates: dict[str, Tensor] = field(default_factory=dict)
-    dropout: float = 0.0
-    generators: list[Generator] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Points:
-    """What one member's layers may know of its training points: mean and variance of each coordinate, (D,).
-
-    Of images these are moments of logits, and `counts` (D, L) says in how many images each pixel has each level.
-    """
-
-    mean: Tensor
-    var: Tensor
-    counts: Tensor | None = None
-
-
-class Layer:
-    """A bijection with a name; without tensors of its own unless a subclass says so."""
-
-    def __init__(self, name: str, dim: int) -> None:
-        self.name = name
-        self.dim = dim
-
-    def learned_shapes(self) -> Shapes:
-        """The tensors that training changes."""
-        return {}
-
-    def fixed_shapes(self) -> Shapes:
-        """The tensors that training leaves alone, or that follow the batches."""
-        return {}
-
-    def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
-        """Set the first values of one member, in place; `own` holds its tensors, without the stack axis."""
-
-    def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def _per_coordinate(self, *keys: str) -> Shapes:
-        """One block of one tensor (1, D) for each key."""
-        shapes: Shapes = {}
-        for key in keys:
-            name = f"{self.name}.{key}"
-            shapes[name] = {name: (1, self.dim)}
-        return shapes
-
 
 SOFT_BOUND = math.log(1000.0)  # of |s| where the scale is "soft": zuko's slope of 1e-3
 INITIAL_SCALE = 2.0  # exp(c): the largest |s| a fresh coupling with a learned scale can reach
 FULL_STARTS = ("random", "kaiming")  # of `init`: those whose last layers do not start at zero
 KAIMING_GAIN = math.sqrt(6)  # of weights that are uniform in ±1/√fan_in, for ReLU
-FIRST_REACH = 2.5  # of `init` "spread": how far from the centre units of the first layer bend, standard deviations
-FIRST_SLOPE = {"relu": 1.0, "leaky_relu": 1.0}  # the largest slope of such a unit; where σ bends smoothly:
-SMOOTH_SLOPE = 3.0  # the bend is as wide as the slope is gentle, and a gentle one blurs a sharp target
+# Of `init` "spread": how far from the centre units of the first layer bend, standard deviations,
+# and the largest slope of such a unit. Where σ bends smoothly, the bend is as wide as the slope is
+# gentle, and a gentle one blurs a sharp target.
+FIRST_REACH = 2.5
+FIRST_SLOPE = {"relu": 1.0, "leaky_relu": 1.0}
+SMOOTH_SLOPE = 3.0
 
 
 def _identity(r: Tensor) -> Tensor:
@@ -112,7 +46,8 @@ def _soft_backward(grad: Tensor, y: Tensor) -> Tensor:
 
 Squash = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
 _TANH: Squash = (torch.tanh, torch.ops.aten.tanh_backward)
-SQUASH: dict[str, Squash] = {  # by `scale`: y = squash(r) of a network's output r; ∂L/∂r from (∂L/∂y, y)
+# by `scale`: y = squash(r) of a network's output r; ∂L/∂r from (∂L/∂y, y)
+SQUASH: dict[str, Squash] = {
     "learned": _TANH,
     "tanh": _TANH,
     "soft": (_soft, _soft_backward),
@@ -122,60 +57,79 @@ SQUASH: dict[str, Squash] = {  # by `scale`: y = squash(r) of a network's output
 
 @dataclass(frozen=True)
 class LogScale:
-    """s = y ⊙ bound with y = squash(r); all (E, O, N) but the bound, (E, O, 1). s = 0 where a coordinate passes."""
+    """s = y ⊙ bound with y = squash(r).
+
+    All (E, O, N) but the bound, (E, O, 1). s = 0 where a coordinate passes.
+    """
 
     s: Tensor
     squashed: Tensor
     bound: Tensor
 
 
-def _log_scale(scale: str, raw: Tensor, log_bound: Tensor | None, free: Tensor) -> LogScale:
-    """The log-scale s from a network's output `raw`; its bound is free ⊙ exp(c), or `free` without a learned c."""
+def _log_scale(scale: str, raw: Tensor, log_bound: Tensor | None, moves: Tensor) -> LogScale:
+    """The log-scale s from a network's output `raw`.
+
+    Its bound is exp(c) where a coordinate moves, without c 1.
+    """
     squash, _ = SQUASH[scale]
     squashed = squash(raw)
-    bound = free if log_bound is None else torch.exp(log_bound).unsqueeze(-1) * free
+    bound = moves
+    if log_bound is not None:
+        bound = torch.exp(log_bound).unsqueeze(-1) * moves
     return LogScale(squashed * bound, squashed, bound)
 
 
 class _Affine(torch.autograd.Function):
-    """z = x ⊙ exp(s) + t with s as of :func:`_log_scale` and t = free ⊙ raw t; also Σ_d s_d. Differentiable once.
+    """z = x ⊙ exp(s) + t with s as of :func:`_log_scale` and t = moves ⊙ raw t; also Σ_d s_d.
 
-    Shapes: x (E, D, N), raw (E, 2 O, N), c (E, O) or None, free (E, O, 1); to (E, D, N) and (E, N). With `place`
-    (E, D, O), s and t are those of O coordinates, which it puts where they belong; without, O = D.
+    Differentiable once. Shapes: x (E, D, N), raw (E, 2 O, N), c (E, O) or None, moves (E, O, 1); to
+    (E, D, N) and (E, N). With `scatter` (E, D, O), s and t are those of O coordinates, which it
+    puts where they belong; without, O = D.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, raw: Tensor, log_bound: Tensor | None, free: Tensor, place: Tensor | None, scale: str
+        ctx: Any,
+        x: Tensor,
+        raw: Tensor,
+        log_bound: Tensor | None,
+        moves: Tensor,
+        scatter: Tensor | None,
+        scale: str,
     ) -> tuple[Tensor, Tensor]:
         raw_s, raw_t = raw.chunk(2, 1)
-        log_scale = _log_scale(scale, raw_s, log_bound, free)
+        log_scale = _log_scale(scale, raw_s, log_bound, moves)
         s = log_scale.s
-        t = raw_t * free
-        if place is not None:
-            s = place @ s
-            t = place @ t
+        t = raw_t * moves
+        if scatter is not None:
+            s = scatter @ s
+            t = scatter @ t
         gain = torch.exp(s)
         ctx.scale = scale
-        ctx.save_for_backward(x, log_scale.s, log_scale.squashed, gain, log_scale.bound, free, place)
-        return torch.addcmul(t, x, gain), log_scale.s.sum(1)
+        ctx.save_for_backward(
+            x, log_scale.s, log_scale.squashed, gain, log_scale.bound, moves, scatter
+        )
+        z = torch.addcmul(t, x, gain)
+        return z, log_scale.s.sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_z: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        x, s, squashed, gain, bound, free, place = ctx.saved_tensors
+        x, s, squashed, gain, bound, moves, scatter = ctx.saved_tensors
         _, squash_backward = SQUASH[ctx.scale]
         grad_x = grad_z * gain  # ∂z/∂x = exp(s)
-        grad_s = torch.addcmul(grad_log_det.unsqueeze(1), grad_x, x)  # ∂z/∂s = x exp(s), and the log-det is Σ s
+        # ∂z/∂s = x exp(s), and the log-det is Σ s
+        grad_s = torch.addcmul(grad_log_det.unsqueeze(1), grad_x, x)
         grad_t = grad_z
-        if place is not None:
-            grad_s = place.mT @ grad_s
-            grad_t = place.mT @ grad_z
+        if scatter is not None:
+            grad_s = scatter.mT @ grad_s
+            grad_t = scatter.mT @ grad_z
         grad_log_bound = None
         if ctx.needs_input_grad[2]:
             grad_log_bound = (grad_s * s).sum(2)  # s = exp(c) · …, so ∂s/∂c = s
         grad_s.mul_(bound)
-        grad_raw = torch.cat([squash_backward(grad_s, squashed), grad_t * free], 1)
+        grad_raw = torch.cat([squash_backward(grad_s, squashed), grad_t * moves], 1)
         return grad_x, grad_raw, grad_log_bound, None, None, None
 
 
@@ -183,44 +137,48 @@ class _Affine(torch.autograd.Function):
 class Conditioned:
     """What a coupling's networks say of the coordinates that pass.
 
-    `raw` (E, heads O, N), s before t; `free` (E, O, 1), 1 where the coordinate of an output moves; `place` (E, D, O)
-    puts outputs where they belong, None where there is one for each coordinate, O = D.
+    `raw` (E, heads O, N), s before t; `moves` (E, O, 1), 1 where the coordinate of an output moves;
+    `scatter` (E, D, O) puts outputs where they belong, None where there is one for each coordinate,
+    O = D.
     """
 
     raw: Tensor
-    free: Tensor
-    place: Tensor | None
+    moves: Tensor
+    scatter: Tensor | None
 
-    def placed(self, part: Tensor) -> Tensor:
+    def scattered(self, part: Tensor) -> Tensor:
         """(E, O, N) to (E, D, N)."""
-        return part if self.place is None else self.place @ part
+        return part if self.scatter is None else self.scatter @ part
 
 
 def selection(mask: Tensor) -> Tensor:
-    """Masks (…, D) as matrices (…, D, D): the first rows pick the coordinates that pass, the others those that move.
+    """Masks (…, D) as matrices (…, D, D).
+
+    The first rows pick the coordinates that pass, the others those that move.
 
     >>> selection(torch.tensor([0.0, 1.0, 0.0])).tolist()
     [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
     passing = mask.cumsum(-1)  # 1, 2, … along the coordinates that pass
     moving = passing[..., -1:] + (1 - mask).cumsum(-1)  # and on along the others
-    place = torch.where(mask > 0, passing, moving)
+    row_of = torch.where(mask > 0, passing, moving)
     rows = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
-    return (place.unsqueeze(-2) == rows[:, None]).to(mask)
+    return (row_of.unsqueeze(-2) == rows[:, None]).to(mask)
 
 
 class Coupling(Layer):
     """A coupling layer: z = x ⊙ exp(s(b ⊙ x)) + t(b ⊙ x) where b = 0, z = x where b = 1.
 
-    s = exp(c) tanh(r) with a learned c per coordinate, or c = 0 ("tanh"), or r / (1 + |r| / 6.9), as in zuko ("soft"),
-    or r itself, unbounded ("exp"), for a network's output r; the additive layer (NICE) has s = 0. Source: Dinh,
-    Sohl-Dickstein, Bengio 2017, eq. 7-9.
+    s = exp(c) tanh(r) with a learned c per coordinate, or c = 0 ("tanh"), or r / (1 + |r| / 6.9),
+    as in zuko ("soft"), or r itself, unbounded ("exp"), for a network's output r; the additive
+    layer (NICE) has s = 0. Source: Dinh, Sohl-Dickstein, Bengio 2017, eq. 7-9.
 
-    With a `tail_bound` B the networks see b ⊙ x clamped to ±B. Beyond B, where no training point told them anything,
-    s and t are those of the edge: the layer is affine there, as the tails of a spline flow are (Durkan et al. 2019).
+    With a `tail_bound` B the networks see b ⊙ x clamped to ±B. Beyond B, where no training point
+    told them anything, s and t are those of the edge: the layer is affine there, as the tails of a
+    spline flow are (Durkan et al. 2019).
 
-    With a context c of C numbers the networks see [b ⊙ x, c], both clamped: at each c the layer is a coupling of x
-    (Winkler et al. 2019).
+    With a context c of C numbers the networks see [b ⊙ x, c], both clamped: at each c the layer is
+    a coupling of x (Winkler et al. 2019).
     """
 
     def __init__(self, flow: Flow, index: int, dim: int, n_context: int = 0) -> None:
@@ -230,7 +188,8 @@ class Coupling(Layer):
         self.heads = flow.heads
         self.nets = flow.nets
         self.learned_scale = self.heads == 2 and flow.scale == "learned"
-        self.compact = flow.conditioner_input == "passed"  # no weight is one of a masked input or output
+        # no weight is one of a masked input or output
+        self.compact = flow.conditioner_input == "passed"
         self.n_inputs = dim
         self.n_outputs = dim
         if self.compact:
@@ -243,7 +202,11 @@ class Coupling(Layer):
         names = []
         for i in range(len(self.widths) - 1):
             names += [f"{self.name}.net.{i}.weight", f"{self.name}.net.{i}.bias"]
-        shapes: Shapes = {f"{self.name}.net": dict(zip(names, mlp_shapes(self.widths, self.nets), strict=True))}
+        shapes_of_networks = mlp_shapes(self.widths, self.nets)
+        of_networks: dict[str, tuple[int, ...]] = {}
+        for name, shape in zip(names, shapes_of_networks, strict=True):
+            of_networks[name] = shape
+        shapes: Shapes = {f"{self.name}.net": of_networks}
         if self.learned_scale:
             name = f"{self.name}.log_scale"
             shapes[name] = {name: (1, self.n_outputs)}
@@ -252,35 +215,39 @@ class Coupling(Layer):
     def fixed_shapes(self) -> Shapes:
         return self._per_coordinate("mask")
 
-    def initialise(self, own: Tensors, points: Points, draws: Generator) -> None:
-        """Weights and biases uniform in ±1/√fan_in; the last layer zero unless `init` is "random" or "kaiming".
+    def initialise(self, tensors: Tensors, points: Points, draws: Generator) -> None:
+        """Weights and biases uniform in ±1/√fan_in.
 
-        A zero last layer makes every coupling start as the identity. With "kaiming" the weights between hidden layers
-        are uniform in ±√(6/fan_in): half of the units of a ReLU are off, and what is left keeps its size from layer to
-        layer (He et al. 2015). The mask is set before.
+        The last layer zero unless `init` is "random" or "kaiming".
+
+        A zero last layer makes every coupling start as the identity. With "kaiming" the weights
+        between hidden layers are uniform in ±√(6/fan_in): half of the units of a ReLU are off, and
+        what is left keeps its size from layer to layer (He et al. 2015). The mask is set before.
         """
         depth = self.flow.hidden_depth
         layers = depth + 1 if self.flow.init in FULL_STARTS else depth
         for i in range(layers):
-            weight = own[f"{self.name}.net.{i}.weight"]
-            bias = own[f"{self.name}.net.{i}.bias"]
-            largest = math.sqrt(max(weight.shape[1], 1))  # in one dimension a coupling may pass nothing
+            weight = tensors[f"{self.name}.net.{i}.weight"]
+            bias = tensors[f"{self.name}.net.{i}.bias"]
+            # in one dimension a coupling may pass nothing
+            largest = math.sqrt(max(weight.shape[1], 1))
             weight.copy_(_uniform(weight.shape, draws) / largest)
             bias.copy_(_uniform(bias.shape, draws) / largest)
             if self.flow.init == "kaiming" and 0 < i < depth:
                 weight.mul_(KAIMING_GAIN)
         if self.learned_scale:
-            own[f"{self.name}.log_scale"].fill_(math.log(INITIAL_SCALE))
+            tensors[f"{self.name}.log_scale"].fill_(math.log(INITIAL_SCALE))
 
-    def spread_bends(self, own: Tensors, points: Points, draws: Generator) -> None:
+    def spread_bends(self, tensors: Tensors, points: Points, draws: Generator) -> None:
         """Draw the first layer anew so that each of its units, σ(wᵀ(x − k)), bends at a point k of its own.
 
-        k is uniform over ±2.5 standard deviations of the data; the usual biases bunch the bends near the centre. w is
-        uniform in ±slope/√(coordinates that pass, and the context), the slope 1 or, where σ bends smoothly, 3.
+        k is uniform over ±2.5 standard deviations of the data; the usual biases bunch the bends
+        near the centre. w is uniform in ±slope/√(coordinates that pass, and the context), the slope
+        1 or, where σ bends smoothly, 3.
         """
-        weight = own[f"{self.name}.net.0.weight"]
-        bias = own[f"{self.name}.net.0.bias"]
-        passed = own[f"{self.name}.mask"].T  # (D, 1)
+        weight = tensors[f"{self.name}.net.0.weight"]
+        bias = tensors[f"{self.name}.net.0.bias"]
+        passed = tensors[f"{self.name}.mask"].T  # (D, 1)
         mean = points.mean[:, None]
         sd = points.var.sqrt()[:, None]
         if self.compact:
@@ -291,48 +258,66 @@ class Coupling(Layer):
         if self.flow.standardise != "none":
             mean = torch.zeros_like(mean)
             sd = torch.ones_like(sd)
-        of_context = mean.new_ones(self.n_context, 1)  # it is standardised, and none of it is masked
+        # it is standardised, and none of it is masked
+        of_context = mean.new_ones(self.n_context, 1)
         passed = torch.cat([passed, of_context])
         centre = torch.cat([mean, 0 * of_context])
         unit = torch.cat([sd, of_context])
-        slope = FIRST_SLOPE.get(self.flow.activation, SMOOTH_SLOPE) / math.sqrt(max(float(passed.sum()), 1.0))
+        n_seen = max(float(passed.sum()), 1.0)
+        slope = FIRST_SLOPE.get(self.flow.activation, SMOOTH_SLOPE) / math.sqrt(n_seen)
         weight.copy_(slope / unit * _uniform(weight.shape, draws))
         bends = centre + unit * FIRST_REACH * _uniform(weight.shape, draws)
         bias.copy_(-(passed * weight * bends).sum(1, keepdim=True))
 
     def _conditioned(self, p: Tensors, x: Tensor) -> Conditioned:
+        """What the networks say at x, of which they see the coordinates that pass."""
         mask = p[f"{self.name}.mask"].unsqueeze(-1)
         if not self.compact:
-            return Conditioned(self._networks(p, x * mask), 1 - mask, None)
-        chosen = p[f"{self.name}.selection"]
-        raw = self._networks(p, chosen[:, : self.n_inputs] @ x)
+            raw = self._networks(p, x * mask)
+            return Conditioned(raw, 1 - mask, None)
+        rows = p[f"{self.name}.selection"]
+        passing = rows[:, : self.n_inputs]
+        moving = rows[:, self.n_inputs :]
+        raw = self._networks(p, passing @ x)
         all_move = torch.ones_like(mask[:, : self.n_outputs])
-        return Conditioned(raw, all_move, chosen[:, self.n_inputs :].mT)
+        return Conditioned(raw, all_move, moving.mT)
 
     def _networks(self, p: Tensors, x: Tensor) -> Tensor:
         if self.n_context:
             x = torch.cat([x, p[CONTEXT]], 1)
         if self.flow.tail_bound is not None:
             x = x.clamp(-self.flow.tail_bound, self.flow.tail_bound)
-        return mlp(x, p[f"{self.name}.net"], self.widths, nets=self.nets, activation=self.flow.activation)
+        return mlp(
+            x, p[f"{self.name}.net"], self.widths, nets=self.nets, activation=self.flow.activation
+        )
 
     def inverse(self, p: Tensors, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
-        by = self._conditioned(p, x)
+        said = self._conditioned(p, x)
         if self.heads == 1:
-            return torch.addcmul(x, by.placed(by.raw), by.placed(by.free)), x.new_zeros(())
-        z, log_det = _Affine.apply(x, by.raw, p.get(f"{self.name}.log_scale"), by.free, by.place, self.flow.scale)
+            z = torch.addcmul(x, said.scattered(said.raw), said.scattered(said.moves))
+            return z, x.new_zeros(())
+        log_bound = p.get(f"{self.name}.log_scale")
+        z, log_det = _Affine.apply(
+            x, said.raw, log_bound, said.moves, said.scatter, self.flow.scale
+        )
         return z, log_det
 
     def forward(self, p: Tensors, z: Tensor) -> tuple[Tensor, Tensor]:
-        by = self._conditioned(p, z)  # z and x agree where the networks look
+        said = self._conditioned(p, z)  # z and x agree where the networks look
         if self.heads == 1:
-            return torch.addcmul(z, by.placed(by.raw), by.placed(by.free), value=-1), z.new_zeros(())
-        raw_s, raw_t = by.raw.chunk(2, 1)
-        s = _log_scale(self.flow.scale, raw_s, p.get(f"{self.name}.log_scale"), by.free).s
-        return (z - by.placed(raw_t * by.free)) * torch.exp(-by.placed(s)), -s.sum(1)
+            x = torch.addcmul(z, said.scattered(said.raw), said.scattered(said.moves), value=-1)
+            return x, z.new_zeros(())
+        raw_s, raw_t = said.raw.chunk(2, 1)
+        log_bound = p.get(f"{self.name}.log_scale")
+        s = _log_scale(self.flow.scale, raw_s, log_bound, said.moves).s
+        t = said.scattered(raw_t * said.moves)
+        return (z - t) * torch.exp(-said.scattered(s)), -s.sum(1)
 
     def dead_parameters(self, passed: int) -> int:
-        """Learned numbers that a mask passing so many coordinates keeps from acting: inputs and outputs of zero."""
+        """Learned numbers that a mask passing so many coordinates keeps from acting.
+
+        Inputs and outputs of zero.
+        """
         if self.compact:
             return 0
         dead_inputs = self.nets * self.flow.hidden_width * (self.dim - passed)
@@ -347,10 +332,12 @@ def _uniform(shape: tuple[int, ...], draws: Generator) -> Tensor:
 
 
 def draw_mask(schedule: str, n_flows: int, dim: int, generator: Generator) -> Tensor:
-    """Masks of all coupling layers in data → base order; 1 marks a coordinate that passes unchanged.
+    """Masks of all coupling layers in data → base order.
 
-    `alternating` even and odd coordinates in turn; `fixed` the same every time; `once` switches one time half-way;
-    `random` a random half per layer; `half` first and second half in turn.
+    1 marks a coordinate that passes unchanged.
+
+    `alternating` even and odd coordinates in turn; `fixed` the same every time; `once` switches one
+    time half-way; `random` a random half per layer; `half` first and second half in turn.
 
     Returns shape (n_flows, dim), float64.
 

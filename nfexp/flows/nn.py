@@ -1,6 +1,9 @@
-"""Stacked multilayer perceptrons: G small networks for each of E members, as batched matrix products.
+"""Stacked multilayer perceptrons.
 
-Every tensor has a leading axis E, the members of a stack. A member's numbers never depend on its stack mates.
+G small networks for each of E members, as batched matrix products.
+
+Every tensor has a leading axis E, the members of a stack. A member's numbers never depend on its
+stack mates.
 """
 
 from __future__ import annotations
@@ -100,13 +103,18 @@ def mlp_shapes(widths: Sequence[int], nets: int) -> list[tuple[int, int, int]]:
 
 
 class _MLP(torch.autograd.Function):
-    """:func:`mlp` with its derivative written out: σ' in place, products in one layout. Differentiable once.
+    """:func:`mlp` with its derivative written out: σ' in place, products in one layout.
 
-    Member and network share one axis of length E G, so that all networks of all members are one batched product.
+    Differentiable once.
+
+    Member and network share one axis of length E G, so that all networks of all members are one
+    batched product.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, widths: Sequence[int], nets: int, sigma: Activation) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weights: Tensor, widths: Sequence[int], nets: int, sigma: Activation
+    ) -> Tensor:
         n_members, n_in, n_points = x.shape
         shapes = mlp_shapes(widths, nets)
         flat = []  # weight, bias, weight, bias, …, each (E G, ·, ·)
@@ -114,9 +122,8 @@ class _MLP(torch.autograd.Function):
             flat.append(part.reshape(n_members * nets, *shape[1:]))
         of_weights = flat[0::2]
         of_biases = flat[1::2]
-        h = (
-            x.unsqueeze(1).expand(-1, nets, -1, -1).reshape(n_members * nets, n_in, n_points)
-        )  # each network reads the same x
+        seen_by_each = x.unsqueeze(1).expand(-1, nets, -1, -1)  # each network reads the same x
+        h = seen_by_each.reshape(n_members * nets, n_in, n_points)
         inputs = [h]
         kept = []
         for weight, bias in zip(of_weights[:-1], of_biases[:-1], strict=True):
@@ -126,7 +133,8 @@ class _MLP(torch.autograd.Function):
         ctx.sigma = sigma
         ctx.shapes = shapes
         ctx.save_for_backward(*of_weights, *inputs, *kept)
-        return torch.baddbmm(of_biases[-1].mT, of_weights[-1].mT, h).view(n_members, nets * widths[-1], n_points)
+        out = torch.baddbmm(of_biases[-1].mT, of_weights[-1].mT, h)
+        return out.view(n_members, nets * widths[-1], n_points)
 
     @staticmethod
     @once_differentiable
@@ -144,7 +152,8 @@ class _MLP(torch.autograd.Function):
         grad = grad.reshape(n_members * nets, weights[-1].shape[-1], n_points)
         for i in reversed(range(depth)):
             h = inputs[i]
-            if grad.shape[1] < h.shape[1]:  # of the two equal products the one with fewer rows is quicker
+            # of the two equal products the one with fewer rows is quicker
+            if grad.shape[1] < h.shape[1]:
                 of_weight = torch.bmm(grad, h.mT).mT
             else:
                 of_weight = torch.bmm(h, grad.mT)
@@ -154,7 +163,8 @@ class _MLP(torch.autograd.Function):
                 grad = ctx.sigma.backward(torch.bmm(weights[i], grad), kept[i - 1])
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.bmm(weights[0], grad).view(n_members, nets, weights[0].shape[1], n_points).sum(1)
+            of_networks = torch.bmm(weights[0], grad).view(n_members, nets, -1, n_points)
+            grad_x = of_networks.sum(1)
         return grad_x, grad_weights, None, None, None
 
 
@@ -166,8 +176,8 @@ def _split(weights: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, 
 def mlp(x: Tensor, weights: Tensor, widths: Sequence[int], *, nets: int, activation: str) -> Tensor:
     """Evaluate G networks per member on the same input, as batched matrix products.
 
-    h ← σ(Wᵀh + b) for all layers but the last, which is affine. Points run along the last axis, so that a thin layer
-    (2 → H, H → 2) is read and written in whole rows.
+    h ← σ(Wᵀh + b) for all layers but the last, which is affine. Points run along the last axis, so
+    that a thin layer (2 → H, H → 2) is read and written in whole rows.
 
     Parameters
     ----------

@@ -28,13 +28,13 @@ STATUSES = ("completed", "diverged", "failed")
 @functools.cache
 def versions() -> dict[str, str | None]:
     """Versions of nfexp and of what its numbers rest on."""
-    found: dict[str, str | None] = {}
+    numbers: dict[str, str | None] = {}
     for package in ("nfexp", "torch", "numpy", "hydra-core", "omegaconf"):
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            numbers[package] = None
+    return numbers
 
 
 @functools.cache
@@ -46,9 +46,11 @@ def git_commit() -> str | None:
     command = ["git", "-C", str(home), "describe", "--always", "--dirty"]
     command += ["--abbrev=40", "--exclude=*"]  # the whole commit, and no tag
     # Within a git hook GIT_DIR and the like name another repository.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(command, env=own, capture_output=True, text=True, check=True, timeout=10)
+        answer = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=10
+        )
         return answer.stdout.strip()
     return None
 

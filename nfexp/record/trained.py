@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from nfexp.files import read_plain
 from nfexp.flows.cost import DRAWS
 from nfexp.record.formats import LIMITS, MODEL, RESULT, read_bounded
+from nfexp.record.numbers import integer, numbers
 from nfexp.record.result import parse_result
 from nfexp.spec import event_shape, names_of, unflatten
 
 if TYPE_CHECKING:  # torch is loaded only where a flow is
-    import numpy as np
     from torch import Tensor
 
     from nfexp.flows.distribution import FlowDistribution
@@ -29,40 +28,18 @@ MOST_POINTS = 2**16  # that are evaluated in one go
 MOST_PIXELS = 2**16  # of images
 
 
-def _numbers(x: object, name: str) -> np.ndarray:
-    """A float64 copy of an array, list or table, which later changes of that do not reach."""
-    import numpy as np
-
-    try:
-        array = np.asarray(x)
-        if array.dtype.kind == "c":
-            raise ValueError("complex numbers")
-        return np.array(array, dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        got = " ".join(str(error).split())
-        raise ValueError(f"{name}: expected an array of real numbers; got {got}") from None
-
-
-def _integer(value: object, name: str) -> int:
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)  # type: ignore[arg-type]  # TypeError for no integer
-    except TypeError:
-        pass
-    raise ValueError(f"{name}: expected an integer; got {value!r}")
-
-
 class TrainedFlow:
     """A trained flow and the spec of its run, read from a run directory by :func:`load_flow`.
 
     `metrics` are those of its record, and `folder` is where it was read. Of an ensemble
     (``flow.members``) the density is the mean of its members', and a draw comes from one of them;
-    `members` are the positions of those that did not diverge. The way from base to data is each
+    `members` are the positions of those that did not diverge, `weights` their shares, which are
+    equal unless ``flow.weights`` is ``val``. The way from base to data is each
     member's own: :meth:`member`.
 
-    A flow with a context (``data.context``) is of p(x | c). Everything that takes points takes their
-    context beside them, (N, C) in data units with the columns in the order of `context`, the names
-    that ``data.context`` lists; a single row (1, C) serves all points.
+    A flow with a context (``data.context``) is of p(x | c). Everything that takes points takes
+    their context beside them, (N, C) in data units with the columns in the order of `context`, the
+    names that ``data.context`` lists; a single row (1, C) serves all points.
     """
 
     def __init__(
@@ -73,10 +50,15 @@ class TrainedFlow:
         folder: Path | None = None,
         metrics: Mapping[str, Any] | None = None,
         members: Sequence[int] = (0,),
+        weights: Tensor | None = None,
     ) -> None:
         self.spec = spec
         self.stack = stack
         self.members = list(members)
+        self._weights = weights
+        self.weights: list[float] = [1 / len(self.members)] * len(self.members)
+        if weights is not None:
+            self.weights = weights.tolist()
         self.dim = stack.dim
         self.event_shape = (stack.dim,) if stack.image is None else stack.image.shape
         self.context = [] if spec.data.context is None else names_of(spec.data.context)
@@ -101,9 +83,11 @@ class TrainedFlow:
 
     def member(self, k: int) -> TrainedFlow:
         """Member `k` of an ensemble, by itself; a single flow is its own member 0."""
-        k = _integer(k, "k")
+        k = integer(k, "k")
         if k not in self.members:
-            raise ValueError(f"k: expected one of the members {', '.join(map(str, self.members))}; got {k}")
+            raise ValueError(
+                f"k: expected one of the members {', '.join(map(str, self.members))}; got {k}"
+            )
         stack = self.stack.member(self.members.index(k))
         return TrainedFlow(self.spec, stack, folder=self.folder, members=[k])
 
@@ -111,14 +95,19 @@ class TrainedFlow:
         """The stack, if it is of one flow; each of several has a way of its own."""
         if len(self.members) > 1:
             hint = f"flow.member({self.members[0]}).{what}"
-            raise ValueError(f"{what}: expected one flow; got an ensemble of {len(self.members)}: take {hint}")
+            raise ValueError(
+                f"{what}: expected one flow; got an ensemble of {len(self.members)}: take {hint}"
+            )
         return self.stack
 
     def distribution(self, context: object = None) -> FlowDistribution:
-        """The flow as a distribution of PyTorch, with weights of its own; of an ensemble a member's.
+        """The flow as a distribution of PyTorch, with weights of its own.
 
-        With a context it is p(x | c) at the one row c, (1, C): gradients reach a tensor c. Of images it is the law of
-        points in the cells of their levels, as rows of D numbers: ``(images + u).flatten(1)`` with u in [0, 1).
+        Of an ensemble a member's.
+
+        With a context it is p(x | c) at the one row c, (1, C): gradients reach a tensor c. Of
+        images it is the law of points in the cells of their levels, as rows of D numbers: ``(images
+        + u).flatten(1)`` with u in [0, 1).
         """
         from nfexp.flows.distribution import FlowDistribution
 
@@ -126,14 +115,19 @@ class TrainedFlow:
         given = self._given(context, 1)
         theta = self.stack.theta.clone()
         fixed = self.stack.fixed.clone()
-        return FlowDistribution(self.stack.with_rows(theta, fixed), None if given is None else given[0])
+        return FlowDistribution(
+            self.stack.with_rows(theta, fixed), None if given is None else given[0]
+        )
 
     def export(self, to: str = "torch") -> Any:
-        """The flow in the modules of another library, with weights of its own; log-densities agree to rounding.
+        """The flow in the modules of another library, with weights of its own.
 
-        ``"torch"`` gives an ``nn.Module`` of ``nn.Linear`` layers with `log_prob`, `sample`, `forward` and `inverse`
-        (:class:`nfexp.flows.export.PlainFlow`), ``"zuko"`` a ``zuko.lazy.Flow``, where zuko is installed and has the
-        parts. Both take a context, in data units. Flows of images stay here.
+        Log-densities agree to rounding.
+
+        ``"torch"`` gives an ``nn.Module`` of ``nn.Linear`` layers with `log_prob`, `sample`,
+        `forward` and `inverse` (:class:`nfexp.flows.export.PlainFlow`), ``"zuko"`` a
+        ``zuko.lazy.Flow``, where zuko is installed and has the parts. Both take a context, in data
+        units. Flows of images stay here.
         """
         from nfexp.flows.export import EXPORTS
 
@@ -149,7 +143,7 @@ class TrainedFlow:
         if isinstance(x, torch.Tensor):
             points = x
         else:
-            points = torch.from_numpy(_numbers(x, name))
+            points = torch.from_numpy(numbers(x, name))
         points = points.to(self.stack.theta)  # its precision and device
         shape = (self.dim,) if name == "z" else self.event_shape
         if points.ndim != len(shape) + 1 or tuple(points.shape[1:]) != shape:
@@ -169,7 +163,11 @@ class TrainedFlow:
         names = ", ".join(self.context)
         if context is None:
             raise ValueError(f"context: expected rows of {width} numbers ({names}); got none")
-        rows = context if isinstance(context, torch.Tensor) else torch.from_numpy(_numbers(context, "context"))
+        rows = (
+            context
+            if isinstance(context, torch.Tensor)
+            else torch.from_numpy(numbers(context, "context"))
+        )
         if rows.ndim != 2 or rows.shape[1] != width or len(rows) not in (1, n):
             raise ValueError(
                 f"context: expected shape ({n}, {width}), or (1, {width}) for all points ({names}); "
@@ -194,12 +192,12 @@ class TrainedFlow:
         from nfexp.streams import stream
 
         assert self.stack.image is not None
-        found = []
+        parts = []
         for k in range(draws):
             generator = stream(seed, f"dequantise/log_prob/{k}")
-            places = within_cells(tuple(levels.shape), self.stack.image.levels, generator)
-            found.append(levels + places.to(levels))
-        return found
+            within = within_cells(tuple(levels.shape), self.stack.image.levels, generator)
+            parts.append(levels + within.to(levels))
+        return parts
 
     def log_prob(
         self,
@@ -210,11 +208,13 @@ class TrainedFlow:
         draws: int = DRAWS,
         seed: int = 0,
     ) -> Tensor:
-        """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,). With a context log q(x | c).
+        """log q(x) in nats, data units: array or tensor (N, D) to tensor (N,).
 
-        Of images, whole levels (N, C, H, W), it is an estimate of log P(x) from below: log (1/K) Σ_k q(x + u_k) with
-        K = `draws` places u_k in the cells of the levels (Burda et al. 2016). One draw is the single-sample bound,
-        and `seed` says which they are.
+        With a context log q(x | c).
+
+        Of images, whole levels (N, C, H, W), it is an estimate of log P(x) from below: log (1/K)
+        Σ_k q(x + u_k) with K = `draws` places u_k in the cells of the levels (Burda et al. 2016).
+        One draw is the single-sample bound, and `seed` says which they are.
 
         Many points are evaluated a part at a time. It is −inf where the density is too small for
         the precision of the weights, also where a scale overflows on the way (``flow.scale=exp``).
@@ -241,12 +241,12 @@ class TrainedFlow:
                 self._warn_of_far(points[0], given, warn_beyond)
             return self._log_density(points, given)
         self._given(context, 0)
-        draws = _integer(draws, "draws")
+        draws = integer(draws, "draws")
         if draws < 1:
             raise ValueError(f"draws: expected an integer >= 1; got {draws}")
-        places = self._in_cells(self._levels(x), draws=draws, seed=_integer(seed, "seed"))
-        found = torch.stack([self._log_density(points) for points in places])
-        return found.logsumexp(0) - math.log(draws)
+        draws_of_points = self._in_cells(self._levels(x), draws=draws, seed=integer(seed, "seed"))
+        log_q = torch.stack([self._log_density(points) for points in draws_of_points])
+        return log_q.logsumexp(0) - math.log(draws)
 
     def _log_density(self, points: Tensor, given: Tensor | None = None) -> Tensor:
         """Of points (1, N, D) with their context (1, N, C), a part at a time."""
@@ -261,7 +261,8 @@ class TrainedFlow:
     def _ensemble(self) -> Ensembles:
         from nfexp.flows.ensemble import Ensembles
 
-        return Ensembles(self.stack, len(self.members))
+        weights = None if self._weights is None else self._weights.unsqueeze(0)
+        return Ensembles(self.stack, len(self.members), weights=weights)
 
     def _warn_of_far(self, x: Tensor, given: Tensor | None, beyond: float) -> None:
         """Warn of points (N, D) further than `beyond` standard deviations from the training points' mean.
@@ -271,17 +272,27 @@ class TrainedFlow:
         import torch
 
         if self.spec.flow.standardise != "moments":
-            raise ValueError("warn_beyond: expected a flow with flow.standardise=moments; got one without moments")
-        own = self.stack.tensors()
+            raise ValueError(
+                "warn_beyond: expected a flow with flow.standardise=moments; got one without moments"
+            )
+        of_flow = self.stack.tensors()
         with torch.no_grad():
-            distance = ((x - own["standardise.mean"][0]) / own["standardise.var"][0].sqrt()).abs()
+            distance = (
+                (x - of_flow["standardise.mean"][0]) / of_flow["standardise.var"][0].sqrt()
+            ).abs()
             if given is not None:
-                of_given = (given[0] - own["context.mean"][0]) / own["context.var"][0].sqrt()
+                of_given = (given[0] - of_flow["context.mean"][0]) / of_flow["context.var"][
+                    0
+                ].sqrt()
                 distance = torch.cat([distance, of_given.abs()], 1)
         is_far = (distance > beyond).any(1)
         if bool(is_far.any()):
             row, column = divmod(int(distance.nan_to_num(nan=-1.0).argmax()), distance.shape[1])
-            name = str(column) if column < self.dim else f"{self.context[column - self.dim]} of the context"
+            name = (
+                str(column)
+                if column < self.dim
+                else f"{self.context[column - self.dim]} of the context"
+            )
             warnings.warn(
                 f"{int(is_far.sum())} of {len(x)} points lie more than {beyond:g} standard deviations of the training "
                 f"points from their mean, row {row} by {float(distance[row, column]):.3g} in column {name}: log_prob "
@@ -296,7 +307,9 @@ class TrainedFlow:
         return -self.log_prob(x, draws=draws, seed=seed) / (self.dim * math.log(2))
 
     def forward(self, z: object, context: object = None) -> Tensor:
-        """Base to data, (N, D) to (N, *event_shape); of images, to points in the cells of their levels.
+        """Base to data, (N, D) to (N, *event_shape).
+
+        Of images, to points in the cells of their levels.
 
         `stack.as_levels` makes levels of them. Of an ensemble it is a member's.
         """
@@ -305,12 +318,28 @@ class TrainedFlow:
         return self._shaped(self._single("forward").forward(points, given)[0])
 
     def inverse(self, x: object, context: object = None) -> Tensor:
-        """Data to base, (N, *event_shape) to (N, D); of images, points in cells: level + ½ is the middle of one.
+        """Data to base, (N, *event_shape) to (N, D).
+
+        Of images, points in cells: level + ½ is the middle of one.
 
         Of an ensemble it is a member's.
+
+        Raises
+        ------
+        ValueError
+            For points of images so far outside all cells that nothing is mapped there.
         """
         points = self._points(x, "x")
-        return self._single("inverse").inverse(points, self._given(context, points.shape[1]))[0][0]
+        z: Tensor = self._single("inverse").inverse(points, self._given(context, points.shape[1]))[
+            0
+        ][0]
+        image = self.stack.image
+        if image is not None:
+            outside = (points < 0) | (points >= image.levels)
+            if bool(outside.any()) and not bool(z.isfinite().all()):
+                expected = f"points in the cells of the levels, from 0 to below {image.levels}"
+                raise ValueError(f"x: expected {expected}; got {points[outside][0].item():g}")
+        return z
 
     def _shaped(self, points: Tensor) -> Tensor:
         """(1, N, D) to (N, *event_shape)."""
@@ -319,14 +348,15 @@ class TrainedFlow:
     def sample(self, n: int, context: object = None, *, seed: int = 0) -> Tensor:
         """`n` draws, (n, *event_shape), the same for the same seed; images are whole levels.
 
-        Of an ensemble each is from a member drawn at random. With a context draw i is given row i of it, or each the
-        only row: ``flow.sample(1000, [[0.5, 2.0]])`` draws from p(x | c = (0.5, 2)).
+        Of an ensemble each is from a member drawn at random. With a context draw i is given row i
+        of it, or each the only row: ``flow.sample(1000, [[0.5, 2.0]])`` draws from p(x | c = (0.5,
+        2)).
         """
         from nfexp.flows.ensemble import CHOICE
         from nfexp.streams import stream
 
-        n = _integer(n, "n")
-        seed = _integer(seed, "seed")
+        n = integer(n, "n")
+        seed = integer(seed, "seed")
         if n < 0:
             raise ValueError(f"n: expected an integer >= 0; got {n}")
         given = self._given(context, n)
@@ -369,5 +399,12 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
             raise ValueError(f"{folder}: expected floating-point weights; got {got:.60}")
     spec = unflatten(record["config"])
     dim = math.prod(event_shape(spec.data))
-    stack, members = members_from_state(spec.flow, dim, state, image_of(spec.data), spec.data.context_dim)
-    return TrainedFlow(spec, stack, folder=folder, metrics=record["metrics"], members=members)
+    kept = members_from_state(spec.flow, dim, state, image_of(spec.data), spec.data.context_dim)
+    return TrainedFlow(
+        spec,
+        kept.stack,
+        folder=folder,
+        metrics=record["metrics"],
+        members=kept.positions,
+        weights=kept.weights,
+    )

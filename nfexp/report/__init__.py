@@ -51,29 +51,33 @@ def _make(dirs: Sequence[str | Path], out: str | Path | None, *, explorer: bool)
 
 def _write(dirs: Sequence[str | Path], folder: Path, *, explorer: bool) -> Report:
     """Read, compute, write: tables first, then figures, at last the pages that show both."""
-    found = table.collect(*dirs, cache=folder)
-    centres = found.sweep.centres
-    tables = stats.ablations(found.runs, centres)
-    judged = _judged(found.runs, found.sweep)
+    collected = table.collect(*dirs, cache=folder)
+    centres = collected.sweep.centres
+    tables = stats.ablations(collected.runs, centres)
+    judged = _judged(collected.runs, collected.sweep)
     unread: list[table.ReportError] = []
     fits = load_baselines(*dirs, skipped=unread)
-    table.skip(unread, found.skipped)
+    table.skip(unread, collected.skipped)
     tex_folder = own_folder(folder / "tables")
-    table.write_runs(found.runs, folder / "runs.csv")
+    table.write_runs(collected.runs, folder / "runs.csv")
     table.write_csv(judged, folder / "claims.csv")
     for axis, ablation in tables.items():
         table.write_csv(ablation, folder / f"ablation_{file_name(axis)}.csv")
     # also adds to found.skipped what it cannot read, which the pages list
-    pictures = figures.draw_all(folder, found.runs, found.sweep, tables, skipped=found.skipped)
+    pictures = figures.draw_all(
+        folder, collected.runs, collected.sweep, tables, skipped=collected.skipped
+    )
     has_explorer = explorer and not lacking()
     if has_explorer:
-        write_explorer(found, judged, folder, skipped=found.skipped)
+        write_explorer(collected, judged, folder, skipped=collected.skipped)
     else:
         (folder / EXPLORER).unlink(missing_ok=True)  # an older one would tell of other runs
     arguments = shlex.join(map(folder_word, dirs))
-    contents = contents_of(found, tables, judged, pictures, arguments, fits, has_explorer=has_explorer)
-    for own in contents.axes:
-        _write_text(ablation_tex(own), tex_folder / f"{own.file}.tex")
+    contents = contents_of(
+        collected, tables, judged, pictures, arguments, fits, has_explorer=has_explorer
+    )
+    for axis_table in contents.axes:
+        _write_text(ablation_tex(axis_table), tex_folder / f"{axis_table.file}.tex")
     _write_text(claims_tex(judged), tex_folder / "claims.tex")
     if contents.baselines:
         _write_text(baselines_tex(contents.centre), tex_folder / "baselines.tex")
@@ -98,7 +102,10 @@ def _judged(runs: pd.DataFrame, sweep: table.Sweep) -> pd.DataFrame:
 
 
 def of_sources(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs on targets of known density and on images: the claims of the sources are about those."""
+    """The runs on targets of known density and on images.
+
+    The claims of the sources are about those.
+    """
     if "data.digest" not in runs:
         return runs
     is_told_of = runs["data.digest"].isna()
@@ -145,7 +152,10 @@ USAGE = Usage(
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """``nfexp-report DIR… [out=PATH] [explorer=false]``: build the report; print the claims and its path."""
+    """``nfexp-report DIR… [out=PATH] [explorer=false]``: build the report.
+
+    Print the claims and its path.
+    """
     return run(USAGE, argv, _report)
 
 
@@ -164,13 +174,16 @@ def _report(folders: list[str], options: dict[str, str]) -> int:
 
 
 def _summary(made: Report) -> list[str]:
-    """What a command prints of a report: the ablations that a screen has room for, and the claims."""
+    """What a command prints of a report.
+
+    The ablations that a screen has room for, and the claims.
+    """
     lines: list[str] = []
     left_out = []
-    for own in made.axes:
-        shown = ablation_lines(own)
+    for axis_table in made.axes:
+        shown = ablation_lines(axis_table)
         if len(lines) + len(shown) > SHOWN_LINES:
-            left_out.append(own.axis)
+            left_out.append(axis_table.axis)
         else:
             lines += shown
     if left_out:

@@ -79,7 +79,7 @@ class Contents:
 
 
 def contents_of(
-    found: table.Collection,
+    collected: table.Collection,
     tables: Mapping[str, pd.DataFrame],
     judged: pd.DataFrame,
     pictures: Mapping[str, Path],
@@ -88,17 +88,17 @@ def contents_of(
     *,
     has_explorer: bool = False,
 ) -> Contents:
-    """What there is to say of the runs `found`, with their tables, verdicts and pictures."""
-    centres = found.sweep.centres
-    runs = table.distinct(found.runs)
+    """What there is to say of the runs `collected`, with their tables, verdicts and pictures."""
+    centres = collected.sweep.centres
+    runs = table.distinct(collected.runs)
     claims = verdicts(judged)
     baselines = fits_by_draws(fits)
     bad = runs[runs["status"] != "completed"]
     if not command.isprintable():
         command = table.printable(command, LONGEST_COMMAND)
     return Contents(
-        title=found.sweep.name,
-        facts=_facts(found, runs),
+        title=collected.sweep.name,
+        facts=_facts(collected, runs),
         verdicts=claims.shown,
         hidden=claims.n_hidden,
         tally=_tally(claims.shown),
@@ -107,34 +107,34 @@ def contents_of(
         measure=measure_word(runs[runs["status"] == "completed"]),
         axes=[ablation_table(axis, own, centres, baselines) for axis, own in tables.items()],
         pictures={kind: _of_kind(kind, pictures) for kind in ("ablation", *HEADINGS)},
-        bad=_unfinished(bad[:LISTED], centres, found.reasons),
+        bad=_unfinished(bad[:LISTED], centres, collected.reasons),
         n_bad=len(bad),
-        skipped=[str(error) for error in found.skipped[:LISTED]],
-        n_skipped=len(found.skipped),
+        skipped=[str(error) for error in collected.skipped[:LISTED]],
+        n_skipped=len(collected.skipped),
         config=_configuration(centres),
         command=command,
         explorer="" if has_explorer else HOW_TO_GET,
     )
 
 
-def _facts(found: table.Collection, runs: pd.DataFrame) -> dict[str, str]:
+def _facts(collected: table.Collection, runs: pd.DataFrame) -> dict[str, str]:
     """The heading of the page; `runs` are those found, each once. What is empty is not shown."""
-    n_repeated = len(found.runs) - len(runs)
-    planned = max(found.sweep.planned, len(found.runs)) - n_repeated
+    n_repeated = len(collected.runs) - len(runs)
+    planned = max(collected.sweep.planned, len(collected.runs)) - n_repeated
     counts = runs["status"].value_counts().to_dict()
     ends = [f"{counts.get('completed', 0)} completed of {planned} planned"]
     for status in TROUBLES:
         if counts.get(status):
             ends.append(f"{counts[status]} {status}")
-    versions = [f"{package} {' / '.join(known)}" for package, known in found.versions.items()]
-    n_skipped = len(found.skipped)
+    versions = [f"{package} {' / '.join(known)}" for package, known in collected.versions.items()]
+    n_skipped = len(collected.skipped)
     return {
         "runs": ", ".join(ends),
         "targets": ", ".join(sorted(map(str, set(runs["data.name"])))),
         "seeds": table.printable(ranges(runs["seed"])),
         "training": f"{duration(float(runs['seconds'].sum()))} in all",
         "versions": ", ".join(versions),
-        "repetitions": table.repetitions(found.runs),
+        "repetitions": table.repetitions(collected.runs),
         "skipped": f"{n_skipped} not read" if n_skipped else "",
     }
 
@@ -164,11 +164,11 @@ def _tally(claims: Sequence[ClaimVerdict]) -> dict[str, int]:
 def _of_kind(kind: str, pictures: Mapping[str, Path]) -> dict[str, Path]:
     """The pictures of one kind, by the rest of their names."""
     prefix = f"{kind}_"
-    found = {}
+    of_kind = {}
     for name, path in pictures.items():
         if name.startswith(prefix):
-            found[name.removeprefix(prefix)] = path
-    return found
+            of_kind[name.removeprefix(prefix)] = path
+    return of_kind
 
 
 def _unfinished(
@@ -176,14 +176,14 @@ def _unfinished(
     centres: Centres,
     reasons: Mapping[str, str],
 ) -> list[UnfinishedRun]:
-    found = []
+    unfinished = []
     for row, differs in zip(rows_of(runs), differences(runs, centres), strict=True):
         settings = []
         for key in differs:
             settings.append(f"{key} = {table.printable(plain(row[key]), CELL)}")
         step = row["diverged_at"]
         usual_reason = "planned, no result" if row["status"] == "missing" else "–"
-        found.append(
+        unfinished.append(
             UnfinishedRun(
                 job=row["job"],
                 status=row["status"],
@@ -194,7 +194,7 @@ def _unfinished(
                 reason=reasons.get(row["dir"]) or usual_reason,
             )
         )
-    return found
+    return unfinished
 
 
 def _configuration(centres: Centres) -> list[tuple[str, str]]:
@@ -210,10 +210,10 @@ def _configuration(centres: Centres) -> list[tuple[str, str]]:
         if len(known) == 1:
             text = table.printable(known.pop(), CELL)
         else:
-            own = []
+            pairs = []
             for target, centre in centres.items():
-                own.append(f"{target}: {table.printable(plain(centre.get(key)), CELL)}")
-            text = ", ".join(own)
+                pairs.append(f"{target}: {table.printable(plain(centre.get(key)), CELL)}")
+            text = ", ".join(pairs)
         rows.append((key, text))
     return rows
 

@@ -91,10 +91,10 @@ def exemplar(
     """
     if skipped is None:
         skipped = []
-    own = runs[(runs["data.name"] == target) & (runs["status"] == "completed")]
-    differs = differences(own, centres)
-    own = own.assign(differs=differs, n_differs=differs.map(len))
-    nearest = own.sort_values(["n_differs", "seed", "dir"], kind="stable").head(TRIES)
+    candidates = runs[(runs["data.name"] == target) & (runs["status"] == "completed")]
+    differs = differences(candidates, centres)
+    candidates = candidates.assign(differs=differs, n_differs=differs.map(len))
+    nearest = candidates.sort_values(["n_differs", "seed", "dir"], kind="stable").head(TRIES)
     for row in rows_of(nearest):
         try:
             arrays = load_arrays(row["dir"], only=SHAPES[kind])

@@ -26,9 +26,9 @@ def output_folder(dirs: Sequence[str | Path], out: str | Path | None) -> Path:
         if len(read) > 1:
             raise ReportError("out", "out=PATH, since several folders are read", "none")
         return Path(dirs[0])
-    place = os.path.realpath(out)
-    is_all_that_is_read = read == {place}
-    if not is_all_that_is_read and (place in read or _holds_runs(place)):
+    full_path = os.path.realpath(out)
+    is_all_that_is_read = read == {full_path}
+    if not is_all_that_is_read and (full_path in read or _holds_runs(full_path)):
         raise ReportError("out", "a folder without runs of its own", str(out))
     return Path(out)
 

@@ -86,40 +86,42 @@ def _markdown(text: object) -> str:
 
 def claim_lines(judged: pd.DataFrame, width: int = 100) -> list[str]:
     """The claims as plain text that fits a terminal of `width` columns."""
-    found = verdicts(judged)
+    selected = verdicts(judged)
     lines = []
-    for claim in found.shown:
+    for claim in selected.shown:
         first, *more = textwrap.wrap(claim.sentence, width - 22) or [""]
         lines.append(f"{claim.claim:<6} {claim.verdict:<13} {first}")
         for sentence in more:
             lines.append(f"{'':21}{sentence}")
         if claim.rounds:
             lines.append(f"{'':21}{claim.rounds}")
-        for own in claim.targets:
-            name = f"{own.target:<13.13}"
-            estimate = f"{own.estimate:<32.32}"
-            lines.append(f"{'':7}{own.verdict:<13} {name} {estimate} n = {own.n}")
-    if found.n_hidden:
+        for row in claim.targets:
+            name = f"{row.target:<13.13}"
+            estimate = f"{row.estimate:<32.32}"
+            lines.append(f"{'':7}{row.verdict:<13} {name} {estimate} n = {row.n}")
+    if selected.n_hidden:
         why = "this sweep holds nothing to judge them by"
-        lines.append(f"{found.n_hidden} claims not listed: {why}")
+        lines.append(f"{selected.n_hidden} claims not listed: {why}")
     return [line.rstrip() for line in lines]
 
 
-def ablation_lines(own: AblationTable) -> list[str]:
+def ablation_lines(ablation: AblationTable) -> list[str]:
     """An ablation as plain text: a line for each swept value, a column for each target.
 
-    A cell is the mean score over seeds with its 95% interval and the number of runs; ``*`` marks the
-    centre of the study, and what did not complete is said.
+    A cell is the mean score over seeds with its 95% interval and the number of runs; ``*`` marks
+    the centre of the study, and what did not complete is said.
     """
-    rows = [[*own.columns, *own.targets]]
-    for line in own.lines:
+    rows = [[*ablation.columns, *ablation.targets]]
+    for line in ablation.lines:
         values = list(line.values)
         if line.centre:
             values[-1] += " *"
         rows.append([*values, *map(_cell_text, line.cells)])
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    unit = own.measure if own.measure == "bits/dim" else f"{own.measure}, nats"
-    lines = [f"{unit}, mean [95% interval over seeds], by {own.axis}:"]
+    widths = []
+    for column in zip(*rows, strict=True):
+        widths.append(max(map(len, column)))
+    unit = ablation.measure if ablation.measure == "bits/dim" else f"{ablation.measure}, nats"
+    lines = [f"{unit}, mean [95% interval over seeds], by {ablation.axis}:"]
     for row in rows:
         cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
         lines.append(("  " + "  ".join(cells)).rstrip())

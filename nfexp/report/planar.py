@@ -54,8 +54,8 @@ def spread(n: int, most: int) -> np.ndarray:
     >>> spread(7, 4).tolist()
     [0, 2, 4, 6]
     """
-    places = np.linspace(0, n - 1, min(most, n))
-    return np.unique(places.round().astype(int))
+    positions = np.linspace(0, n - 1, min(most, n))
+    return np.unique(positions.round().astype(int))
 
 
 def density_on_grid(arrays: Arrays, log_density: str) -> np.ndarray:
@@ -170,20 +170,20 @@ def _walk_limits(points: np.ndarray, names: list[str]) -> list[Limits]:
     The standardised layers share theirs unless one is over three times as wide as another; "data"
     does not.
     """
-    own = [box(layer, cover=0.995, pad=0.08) for layer in points]
+    of_layers = [box(layer, cover=0.995, pad=0.08) for layer in points]
     corners = []
     widths = []
-    for (x0, x1, y0, y1), name in zip(own, names, strict=True):
+    for (x0, x1, y0, y1), name in zip(of_layers, names, strict=True):
         if name != "data":
             corners.append(np.array([[x0, y0], [x1, y1]]))
             widths.append(x1 - x0)
     if not widths or max(widths) > 3 * min(widths):
-        return own
+        return of_layers
     shared = box(*corners, cover=1.0, pad=0.0)
     for i, name in enumerate(names):
         if name != "data":
-            own[i] = shared
-    return own
+            of_layers[i] = shared
+    return of_layers
 
 
 def _pieces(colours: np.ndarray) -> list[np.ndarray]:

@@ -58,30 +58,33 @@ class CentreRow:
 def centre_rows(runs: pd.DataFrame, centres: Centres, fits: Fits) -> list[CentreRow]:
     """Per target, the flow at the centre and its baselines: mean and 95% interval over seeds."""
     rows = []
-    for name, own in at_centre(runs, centres).groupby("data.name"):
+    for name, of_target in at_centre(runs, centres).groupby("data.name"):
         target = str(name)
-        completed = own[own["status"] == "completed"]
+        completed = of_target[of_target["status"] == "completed"]
         measure = stats.measure_of(completed)
-        rows.append(_flow_row(target, own, completed))
-        found = fits.get(data_key(centres[target]))
-        if found is not None:
+        rows.append(_flow_row(target, of_target, completed))
+        fitted = fits.get(data_key(centres[target]))
+        if fitted is not None:
             if measure == stats.BITS:
-                found = in_bits(found, centres[target])
+                fitted = in_bits(fitted, centres[target])
             score_by_seed = completed.set_index("seed")[measure]
-            for reference in rows_of(stats.references(found, score_by_seed)):
+            for reference in rows_of(stats.references(fitted, score_by_seed)):
                 rows.append(_baseline_row(target, reference))
     return rows
 
 
 def in_bits(fits: pd.DataFrame, run: Row) -> pd.DataFrame:
-    """Baselines of images with the column test_bpd: their NLL in bits/dim, for images as those of a run."""
+    """Baselines of images with the column test_bpd.
+
+    Their NLL in bits/dim, for images as those of a run.
+    """
     return fits.assign(**{stats.BITS: fits["test_nll"] / (float(run["data.dim"]) * math.log(2))})
 
 
-def _flow_row(target: str, own: pd.DataFrame, completed: pd.DataFrame) -> CentreRow:
+def _flow_row(target: str, runs: pd.DataFrame, completed: pd.DataFrame) -> CentreRow:
     counts: dict[str, int] = {"n": len(completed)}
     for status in TROUBLES:
-        counts[f"n_{status}"] = int((own["status"] == status).sum())
+        counts[f"n_{status}"] = int((runs["status"] == status).sum())
     return CentreRow(
         target=target,
         model=FLOW,
@@ -115,7 +118,10 @@ def _score(row: Row) -> str:
 
 
 def measure_word(scores: pd.DataFrame) -> str:
-    """What the scores of runs, or of cells of an ablation, are: "KL", "NLL", "KL or NLL"; of images "bits/dim"."""
+    """What the scores of runs, or of cells of an ablation, are: "KL", "NLL", "KL or NLL".
+
+    Of images "bits/dim".
+    """
     if stats.has_bits(scores):
         return "bits/dim"
     if not has_truth(scores):
@@ -227,14 +233,14 @@ def ablation_table(
         lines.append(_value_line(values, rows, targets))
         draws = _draws(rows, columns)
         if fits and last_of_draws[tuple(draws.values())] == value:
-            found = []
+            of_targets = []
             for target in targets:
                 configuration = {**centres[target], **draws}
-                own = fits.get(data_key(configuration))
-                if own is not None and measure == "bits/dim":
-                    own = in_bits(own, configuration)
-                found.append(own)
-            lines += _baseline_lines(columns, values, found)
+                fit = fits.get(data_key(configuration))
+                if fit is not None and measure == "bits/dim":
+                    fit = in_bits(fit, configuration)
+                of_targets.append(fit)
+            lines += _baseline_lines(columns, values, of_targets)
     return AblationTable(axis, columns, targets, lines, file_name(axis), measure)
 
 
@@ -273,11 +279,11 @@ def _cell(row: Row) -> Cell:
 
 
 def _baseline_lines(
-    columns: Sequence[str], values: Sequence[str], found: Sequence[pd.DataFrame | None]
+    columns: Sequence[str], values: Sequence[str], of_targets: Sequence[pd.DataFrame | None]
 ) -> list[TableLine]:
     """A line per model that was fitted, from the fits of each target."""
-    cells: dict[str, list[Cell | None]] = {model: [None] * len(found) for model in ALL_MODELS}
-    for i, fits in enumerate(found):
+    cells: dict[str, list[Cell | None]] = {model: [None] * len(of_targets) for model in ALL_MODELS}
+    for i, fits in enumerate(of_targets):
         if fits is None:
             continue
         for reference in rows_of(stats.references(fits)):
@@ -298,9 +304,9 @@ def _named(columns: Sequence[str], values: Sequence[str], model: str) -> list[st
     first value.
     """
     free = [i for i, column in enumerate(columns) if column not in DATA]
-    place = free[0] if free else 0
+    position = free[0] if free else 0
     shown = list(values)
     for i in free:
         shown[i] = ""
-    shown[place] = f"{shown[place]}, {model}" if shown[place] else model
+    shown[position] = f"{shown[position]}, {model}" if shown[position] else model
     return shown

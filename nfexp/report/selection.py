@@ -41,7 +41,10 @@ def swept(ablation: pd.DataFrame) -> list[str]:
 
 
 def has_truth(scores: pd.DataFrame) -> bool:
-    """Whether any KL is known: of runs (column kl) or of ablation cells (kl_mean); images have bits/dim instead."""
+    """Whether any KL is known: of runs (column kl) or of ablation cells (kl_mean).
+
+    Images have bits/dim instead.
+    """
     if has_bits(scores):
         return False
     column = "kl" if "kl" in scores else "kl_mean"
@@ -99,7 +102,8 @@ def learning_curves(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Learning curves along one axis, as excess over the true NLL (nats), and their means.
 
-    Where no run of the table has a true NLL, the excess is the NLL itself. Of images it is in bits/dim.
+    Where no run of the table has a true NLL, the excess is the NLL itself. Of images it is in
+    bits/dim.
 
     Parameters
     ----------
@@ -137,7 +141,10 @@ def learning_curves(
 
 
 def _nats_of_a_unit(runs: pd.DataFrame) -> np.ndarray:
-    """How many nats per point the unit is in which NLLs of each run are shown: of images, one bit/dim."""
+    """How many nats per point the unit is in which NLLs of each run are shown.
+
+    Of images, one bit/dim.
+    """
     if "data.levels" not in runs:
         return np.ones(len(runs))
     is_image = runs["data.levels"].notna()
@@ -146,7 +153,11 @@ def _nats_of_a_unit(runs: pd.DataFrame) -> np.ndarray:
 
 def _true_nll(chosen: pd.DataFrame, runs: pd.DataFrame) -> np.ndarray:
     """The true NLL of each chosen run, or else the mean of those with its target, noise and parameters."""
-    of_law = ["data.name", "data.noise", *(column for column in map(str, runs) if is_parameter_key(column))]
+    of_law = [
+        "data.name",
+        "data.noise",
+        *(column for column in map(str, runs) if is_parameter_key(column)),
+    ]
     completed = runs[(runs["status"] == "completed") & runs["true_nll"].notna()]
     known: dict[tuple[str, ...], list[float]] = {}
     for row in rows_of(completed[[*of_law, "true_nll"]]):
@@ -154,13 +165,13 @@ def _true_nll(chosen: pd.DataFrame, runs: pd.DataFrame) -> np.ndarray:
         known.setdefault(law, []).append(row["true_nll"])
     truth = []
     for row in rows_of(chosen[[*of_law, "true_nll"]]):
-        own = row["true_nll"]
-        if own != own:
+        value = row["true_nll"]
+        if value != value:
             alike = known.get(tuple(str(row[key]) for key in of_law))
-            own = float(np.mean(alike)) if alike else math.nan
-        truth.append(own)
-    found = np.array(truth, dtype=float)
-    return found if runs["true_nll"].notna().any() else np.zeros(len(found))
+            value = float(np.mean(alike)) if alike else math.nan
+        truth.append(value)
+    true_nll = np.array(truth, dtype=float)
+    return true_nll if runs["true_nll"].notna().any() else np.zeros(len(true_nll))
 
 
 def _with_nll(curves: pd.DataFrame, *, by_split: bool) -> pd.DataFrame:
@@ -181,12 +192,12 @@ def centre_scores(runs: pd.DataFrame, centres: Centres) -> tuple[pd.DataFrame, p
         `seeds`: data.name, seed, kl. `means`, in the order of `centres`: data.name, n, n_diverged,
         n_failed, n_missing, kl_mean, kl_low, kl_high, the ends of the 95% t interval.
     """
-    own = at_centre(runs, centres)
-    completed = own[own["status"] == "completed"]
+    runs_at_centre = at_centre(runs, centres)
+    completed = runs_at_centre[runs_at_centre["status"] == "completed"]
     means = []
     for target in centres:
         kl = completed.loc[completed["data.name"] == target, "kl"].dropna()
-        status = own.loc[own["data.name"] == target, "status"]
+        status = runs_at_centre.loc[runs_at_centre["data.name"] == target, "status"]
         mean, low, high = mean_interval(kl)
         row = {"data.name": target, "n": len(kl)}
         for trouble in TROUBLES:

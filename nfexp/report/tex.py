@@ -57,7 +57,9 @@ def to_tex(
     layout: str = "",
 ) -> str:
     """A booktabs table, or a longtable if it outgrows a page; head and cells are escaped here."""
-    cells = [[tex(cell) for cell in row] for row in rows]
+    cells = []
+    for row in rows:
+        cells.append([tex(cell) for cell in row])
     frame = pd.DataFrame(cells, columns=[tex(name) for name in head])
     is_long = len(rows) > LONG
     packages = r"\usepackage{booktabs}"
@@ -110,16 +112,17 @@ def baselines_tex(centre: Sequence[CentreRow]) -> str:
         rows.append([target, model, first, row.over, row.test_nll, row.n])
     measure = "bits/dim" if in_bits else "KL"
     head = ["target", "model", measure, f"{measure} − flow", "test NLL", "seeds"]
-    about = "The centre of the study and, on the same draws, densities without a flow: mean [95% interval], nats."
+    unit = "bits/dim, NLL in nats" if in_bits else "nats"
+    about = f"The centre of the study and, on the same draws, densities without a flow: mean [95% interval], {unit}."
     return to_tex(head, rows, about=about, label="baselines")
 
 
 def claims_tex(judged: pd.DataFrame) -> str:
     """All rows of :func:`nfexp.analysis.claims.evaluate`."""
     rows = []
-    for name, own in judged.groupby("claim", sort=False):
-        named = [str(name), own["sentence"].iloc[0]]  # in its first line only
-        for row in rows_of(own):
+    for name, of_claim in judged.groupby("claim", sort=False):
+        named = [str(name), of_claim["sentence"].iloc[0]]  # in its first line only
+        for row in rows_of(of_claim):
             estimate = interval(row["estimate"], row["low"], row["high"])
             rows.append([*named, row["target"], estimate, f"{row['n']:.0f}", row["verdict"]])
             named = ["", ""]

@@ -1,8 +1,20 @@
-"""The typed, checked description of one run: types and ranges live here, values only in ``conf/``."""
+"""The typed, checked description of one run.
+
+Types and ranges live here, values only in ``conf/``.
+"""
 
 from nfexp.spec.checks import OF_IMAGES, check_shape
 from nfexp.spec.errors import SpecError, Words, near
-from nfexp.spec.identity import ADDED, READING, flatten, is_relevant, relevant, run_id, stack_key, unflatten
+from nfexp.spec.identity import (
+    ADDED,
+    READING,
+    flatten,
+    is_relevant,
+    relevant,
+    run_id,
+    stack_key,
+    unflatten,
+)
 from nfexp.spec.mapping import from_mapping, from_text, steps_up_to
 from nfexp.spec.parameters import (
     PARAMETERS,

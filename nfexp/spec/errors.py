@@ -7,7 +7,10 @@ from collections.abc import Iterable
 
 
 class SpecError(ValueError):
-    """A value that nfexp cannot run with; its message names the key, what was expected and what came."""
+    """A value that nfexp cannot run with.
+
+    Its message names the key, what was expected and what came.
+    """
 
     def __init__(self, key: str, expected: str, got: object) -> None:
         self.key = key
@@ -30,5 +33,5 @@ def near(asked: str, names: Iterable[str]) -> str:
     >>> near("flow.n_flow", ["flow.n_flows", "flow.mask"]), near("seed", ["flow.mask"])
     (" (near: 'flow.n_flows')", '')
     """
-    found = difflib.get_close_matches(asked, list(names), n=1)
-    return f" (near: {found[0]!r})" if found else ""
+    matches = difflib.get_close_matches(asked, list(names), n=1)
+    return f" (near: {matches[0]!r})" if matches else ""

@@ -15,13 +15,15 @@ from nfexp.spec.parameters import is_parameter_key
 from nfexp.spec.schema import Spec
 from nfexp.spec.shapes import batch_points, event_shape, passed_counts
 
-# Keys that are younger than the first records, each with the value by which a run is what it was without the key. A
-# record that lacks one is read as if it held that value, and no run has another id for it.
+# Keys that are younger than the first records, each with the value by which a run is what it was
+# without the key. A record that lacks one is read as if it held that value, and no run has another
+# id for it.
 ADDED: dict[str, Any] = {
     "flow.conditioner_input": "masked",
     "flow.tail_bound": None,
     "flow.tail": "none",
     "flow.members": 1,
+    "flow.weights": "equal",
     "train.optimizer": "adam",
     "train.noise": 0.0,
     "train.noise_end": 0.0,
@@ -29,12 +31,15 @@ ADDED: dict[str, Any] = {
     "train.kernel": "torch",
 }
 
-# Keys that say what a run is called and how it is computed: none changes a number by more than rounding.
+# Keys that say what a run is called and how it is computed: none changes a number by more than
+# rounding.
 NO_PART = ("name", "device", "train.kernel")
 
 
 def flatten(spec: Spec) -> dict[str, Any]:
-    """The keys as the command line spells them: ``{"data.name": …, "flow.n_flows": …, …, "seed": …}``.
+    """The keys as the command line spells them.
+
+    ``{"data.name": …, "flow.n_flows": …, …, "seed": …}``.
 
     Keys that may be absent are so where they have their default.
     """
@@ -43,18 +48,21 @@ def flatten(spec: Spec) -> dict[str, Any]:
         value = getattr(spec, f.name)
         if is_dataclass(value):
             for g in fields(value):
-                own = getattr(value, g.name)
+                part = getattr(value, g.name)
                 if g.name == "parameters":
-                    flat |= {f"{f.name}.{key}": parameter for key, parameter in own}
-                elif own != g.default:
-                    flat[f"{f.name}.{g.name}"] = own
+                    flat |= {f"{f.name}.{key}": parameter for key, parameter in part}
+                elif part != g.default:
+                    flat[f"{f.name}.{g.name}"] = part
         else:
             flat[f.name] = value
     return flat
 
 
 def unflatten(flat: Mapping[str, Any]) -> Spec:
-    """The inverse of :func:`flatten`, checked again; what an old record lacks is as in :data:`ADDED`."""
+    """The inverse of :func:`flatten`, checked again.
+
+    What an old record lacks is as in :data:`ADDED`.
+    """
     nested: dict[str, Any] = {}
     for key, value in (ADDED | dict(flat)).items():
         group, _, leaf = key.rpartition(".")
@@ -65,19 +73,34 @@ def unflatten(flat: Mapping[str, Any]) -> Spec:
     return from_mapping(nested)
 
 
-# Where the numbers of a table, or the code of a target, come from; what they are, `data.digest` says.
+# Where the numbers of a table, or the code of a target, come from; what they are, `data.digest`
+# says.
 READING = frozenset(
-    {"data.kind", "data.path", "data.val_path", "data.test_path", "data.columns", "data.drop", "data.context",
-     "data.header", "data.missing", "data.target", "data.images", "data.check"}
-)  # fmt: skip
+    {
+        "data.kind",
+        "data.path",
+        "data.val_path",
+        "data.test_path",
+        "data.columns",
+        "data.drop",
+        "data.context",
+        "data.header",
+        "data.missing",
+        "data.target",
+        "data.images",
+        "data.check",
+    }
+)
 
 
 def relevant(spec: Spec) -> dict[str, Any]:
-    """The flattened keys that can change a number of the run: all but :data:`NO_PART` and what it records.
+    """The flattened keys that can change a number of the run.
+
+    All but :data:`NO_PART` and what it records.
 
     Of a table they hold what its numbers are, not where they are read.
     """
-    return {k: v for k, v in flatten(spec).items() if is_relevant(k)}
+    return {key: value for key, value in flatten(spec).items() if is_relevant(key)}
 
 
 def is_relevant(key: str) -> bool:
@@ -103,15 +126,36 @@ def run_id(spec: Spec) -> str:
 
 # May differ between the members of a stack; everything else of `relevant` must agree.
 PER_MEMBER = frozenset(
-    {"data.name", "data.n_samples", "data.noise", "data.text", "flow.mask", "train.lr", "train.grad_clip",
-     "train.weight_decay", "train.noise", "train.noise_end", "train.select", "train.batch_size", "seed",
-     "data.split", "data.jitter", "data.digest", *(READING - {"data.kind"})}
-)  # fmt: skip
+    {
+        "data.name",
+        "data.n_samples",
+        "data.noise",
+        "data.text",
+        "flow.mask",
+        "train.lr",
+        "train.grad_clip",
+        "train.weight_decay",
+        "train.noise",
+        "train.noise_end",
+        "train.select",
+        "train.batch_size",
+        "seed",
+        "data.split",
+        "data.jitter",
+        "data.digest",
+    }
+) | (READING - {"data.kind"})
 
 
 def stack_key(spec: Spec) -> tuple[tuple[str, Any], ...]:
-    """What must agree in a stack: shape of a point, architecture, batch, steps, evaluation sizes, device, recording."""
-    shared: dict[str, Any] = {"event_shape": event_shape(spec.data), "batch_points": batch_points(spec)}
+    """What must agree in a stack.
+
+    Shape of a point, architecture, batch, steps, evaluation sizes, device, recording.
+    """
+    shared: dict[str, Any] = {
+        "event_shape": event_shape(spec.data),
+        "batch_points": batch_points(spec),
+    }
     if spec.flow.kind == "image":  # what a mask says decides where an image is squeezed
         shared["mask"] = spec.flow.mask
     if spec.flow.conditioner_input == "passed":  # masks may differ, the networks' shapes may not

@@ -10,7 +10,12 @@ from typing import Any, get_type_hints
 
 from nfexp.spec.checks import check_together
 from nfexp.spec.errors import SpecError, Words
-from nfexp.spec.parameters import check_own_names, checked_parameters, is_parameter, is_parameter_key
+from nfexp.spec.parameters import (
+    check_own_names,
+    checked_parameters,
+    is_parameter,
+    is_parameter_key,
+)
 from nfexp.spec.ranges import checked
 from nfexp.spec.schema import Data, Spec
 
@@ -35,7 +40,9 @@ def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") 
             check_own_names(config)
     for key in config:
         if key not in known:
-            raise SpecError(prefix + str(key), f"one of the keys {', '.join(known)}", Words("an unknown key"))
+            raise SpecError(
+                prefix + str(key), f"one of the keys {', '.join(known)}", Words("an unknown key")
+            )
     values = {}
     for key, spec_field in known.items():
         full = prefix + key
@@ -62,16 +69,27 @@ def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") 
 
 
 def steps_up_to(value: Any, steps: Any) -> Any:
-    """The number of steps that "up_to_50" stands for, never more than there are; any other value is given back.
+    """The number of steps that "up_to_50" stands for, never more than there are.
+
+    Any other value is given back.
+
+    With "up_to_50_or_a_third" it is never more than a third of the steps.
 
     >>> steps_up_to("up_to_50", 2000), steps_up_to("up_to_50", 20), steps_up_to(100, 20)
     (50, 20, 100)
+    >>> steps_up_to("up_to_50_or_a_third", 2000), steps_up_to("up_to_50_or_a_third", 20)
+    (50, 6)
     """
-    found = re.fullmatch(r"up_to_(\d{1,9})", value) if isinstance(value, str) else None
-    if found is None:
+    match = (
+        re.fullmatch(r"up_to_(\d{1,9})(_or_a_third)?", value) if isinstance(value, str) else None
+    )
+    if match is None:
         return value
-    largest = int(found[1])
-    return min(largest, steps) if type(steps) is int and steps > 0 else largest
+    largest = int(match[1])
+    if type(steps) is not int or steps <= 0:
+        return largest
+    most = steps // 3 if match[2] else steps
+    return min(largest, most)
 
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")

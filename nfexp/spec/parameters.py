@@ -23,8 +23,9 @@ class Parameter:
     exclusive: bool = False
 
 
-# Keys of `data` that one target has, with the value by which it is what it was before it had them: at that value a key
-# is in no record and in no identity. What they mean, `nfexp.data.densities.make_target` says.
+# Keys of `data` that one target has, with the value by which it is what it was before it had them:
+# at that value a key is in no record and in no identity. What they mean,
+# `nfexp.data.densities.make_target` says.
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "moons": {"shift": Parameter(0.5, -10, 10)},
     "circles": {"factor": Parameter(0.8, 0, 1, exclusive=True)},
@@ -49,7 +50,18 @@ def is_parameter(data: Mapping[str, Any], key: str) -> bool:
 
 
 # The fields that a target of the user's own has a use for
-_OF_OWN = ("name", "kind", "target", "dim", "digest", "noise", "n_samples", "n_val", "n_test", "parameters")
+_OF_OWN = (
+    "name",
+    "kind",
+    "target",
+    "dim",
+    "digest",
+    "noise",
+    "n_samples",
+    "n_val",
+    "n_test",
+    "parameters",
+)
 
 
 def check_own_names(data: Mapping[str, Any]) -> None:
@@ -58,7 +70,9 @@ def check_own_names(data: Mapping[str, Any]) -> None:
         name = own_field.name
         usual = None if own_field.default is MISSING else own_field.default
         if name not in _OF_OWN and data.get(name, usual) != usual:
-            expected = "another name for this parameter of data.target, for nfexp has a key of that name"
+            expected = (
+                "another name for this parameter of data.target, for nfexp has a key of that name"
+            )
             raise SpecError(f"data.{name}", expected, data[name])
 
 
@@ -71,18 +85,20 @@ def parameters_in(row: Mapping[str, Any]) -> dict[str, Any]:
     {}
     """
     usual = PARAMETERS.get(str(row.get("data.name")), {})
-    found = {}
+    parameters = {}
     for key, value in row.items():
         name = key.removeprefix("data.")
         if not is_parameter_key(key) or value is None or value != value:
             continue
         if name not in usual or value != usual[name].usual:
-            found[name] = value
-    return found
+            parameters[name] = value
+    return parameters
 
 
 def usual_value(name: str, key: str) -> int | float | None:
-    """The value that a built-in target has for the key of a parameter by itself; None if it has no such one.
+    """The value that a built-in target has for the key of a parameter by itself.
+
+    None if it has no such one.
 
     >>> usual_value("circles", "data.factor"), usual_value("moons", "data.factor")
     (0.8, None)
@@ -101,25 +117,34 @@ def is_parameter_key(key: str) -> bool:
     return group == "data" and bool(leaf) and leaf not in _DATA_FIELDS
 
 
-def checked_parameters(kind: str, name: str, given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The parameters of a target, checked, in the order of their names; without those that are as usual."""
-    found = {}
+def checked_parameters(
+    kind: str, name: str, given: Mapping[str, Any]
+) -> tuple[tuple[str, Any], ...]:
+    """The parameters of a target, checked, in the order of their names.
+
+    Without those that are as usual.
+    """
+    parameters = {}
     for key, value in given.items():
         if kind == "own":
-            found[key] = _own_parameter(key, value)
+            parameters[key] = _own_parameter(key, value)
         else:
-            found |= unusual(name, {key: value})
-    return tuple(sorted(found.items()))
+            parameters |= unusual(name, {key: value})
+    return tuple(sorted(parameters.items()))
 
 
 def _own_parameter(key: str, value: Any) -> Any:
     full = f"data.{key}"
     if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z]\w{0,60}", key, re.ASCII):
         raise SpecError(full, "a key of letters, digits and '_'", Words("another"))
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    is_number = (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    )
     is_text = isinstance(value, str) and value.isprintable() and len(value) <= LONGEST_PARAMETER
     if not is_number and not is_text:
-        raise SpecError(full, "a finite number or a short text, for a parameter of data.target", value)
+        raise SpecError(
+            full, "a finite number or a short text, for a parameter of data.target", value
+        )
     return value
 
 
@@ -129,16 +154,25 @@ def unusual(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     >>> unusual("circles", {"factor": 0.5}), unusual("circles", {"factor": 0.8})
     ({'factor': 0.5}, {})
     """
-    own = PARAMETERS.get(name, {})
-    found = {}
+    known = PARAMETERS.get(name, {})
+    parameters = {}
     for key, value in given.items():
-        if key not in own:
-            raise SpecError(f"data.{key}", f"one of the parameters of {name}: {', '.join(own) or 'it has none'}", value)
-        parameter = own[key]
-        meta = {"low": parameter.low, "high": parameter.high, "exclusive": parameter.exclusive, "words": (), "null": ""}
+        if key not in known:
+            names = ", ".join(known) or "it has none"
+            raise SpecError(f"data.{key}", f"one of the parameters of {name}: {names}", value)
+        parameter = known[key]
+        meta = {
+            "low": parameter.low,
+            "high": parameter.high,
+            "exclusive": parameter.exclusive,
+            "words": (),
+            "null": "",
+        }
         number = checked(f"data.{key}", value, type(parameter.usual), meta)
         if parameter.exclusive and number == parameter.high:
-            raise SpecError(f"data.{key}", f"a number > {parameter.low:g} and < {parameter.high:g}", value)
+            raise SpecError(
+                f"data.{key}", f"a number > {parameter.low:g} and < {parameter.high:g}", value
+            )
         if number != parameter.usual:
-            found[key] = number
-    return found
+            parameters[key] = number
+    return parameters

@@ -1,4 +1,7 @@
-"""The fields of the schema: which values one key admits, and the check of one value against that."""
+"""The fields of the schema.
+
+Which values one key admits, and the check of one value against that.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ NAME = r"[\w-][\w.-]*"
 LONGEST_TEXT = 1000  # characters of a path or of a list of columns
 
 
-# A key with a `default` may be absent. At that value it is no part of a record, an identity or a table of runs, so that
-# a key can be added without a change to any run there is.
+# A key with a `default` may be absent. At that value it is no part of a record, an identity or a
+# table of runs, so that a key can be added without a change to any run there is.
 def choice(*options: str, default: Any = MISSING) -> Any:
     """One of some words; the field's type says whether null is allowed, too."""
     return field(default=default, metadata={"choices": options})
@@ -36,10 +39,17 @@ def within(
 ) -> Any:
     """A number in [low, high] ((low, high] if exclusive), or one of `words`; the field's type says int or float.
 
-    `null` says in an error message what null is for, where the type admits it. `meaning` is for a key that stands in
-    no file of `conf/`; of all others the comment there says it.
+    `null` says in an error message what null is for, where the type admits it. `meaning` is for a
+    key that stands in no file of `conf/`; of all others the comment there says it.
     """
-    metadata = {"low": low, "high": high, "exclusive": exclusive, "words": words, "null": null, "meaning": meaning}
+    metadata = {
+        "low": low,
+        "high": high,
+        "exclusive": exclusive,
+        "words": words,
+        "null": null,
+        "meaning": meaning,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -79,12 +89,15 @@ def checked(key: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
     if value in meta["words"] and isinstance(value, str):
         return value
     whole = hint is int or int in getattr(hint, "__args__", ())
-    low, high = meta["low"], meta["high"]
+    low = meta["low"]
+    high = meta["high"]
     allowed = (int,) if whole else (int, float)
     good = isinstance(value, allowed) and not isinstance(value, bool) and value == value
     if not good or value > high or value < low or (meta["exclusive"] and value == low):
         bound = f"{'>' if meta['exclusive'] else '>='} {low:g} and <= {high:g}"
-        words = "".join(f" or {w!r}" for w in meta["words"]) + (f" or {meta['null']}" if optional else "")
+        words = "".join(f" or {w!r}" for w in meta["words"]) + (
+            f" or {meta['null']}" if optional else ""
+        )
         raise SpecError(key, f"{'an integer' if whole else 'a number'} {bound}{words}", value)
     return value if whole else float(value)
 

@@ -10,7 +10,8 @@ from nfexp.spec.ranges import choice, filled_in, listed, named, within
 
 SCHEMA_VERSION = 1  # of result.json and sweep.json
 OF_A_TABLE = "null for a table"
-# Sets of images: those of packages, a law of its own (`nfexp.mesh`), standard sets in a folder, the user's own
+# Sets of images: those of packages, a law of its own (`nfexp.mesh`), standard sets in a folder, the
+# user's own
 IMAGE_SETS = (
     "digits",
     "photographs",
@@ -31,10 +32,12 @@ IMAGE_MASKS = ("checkerboard", "channel", "both")
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is learned from: a target and how many points are drawn from it, or a table of the user's own.
+    """What is learned from.
 
-    `parameters` are keys beside the fields: numbers of a built-in target that are not the usual ones, and whatever a
-    target of the user's own takes.
+    A target and how many points are drawn from it, or a table of the user's own.
+
+    `parameters` are keys beside the fields: numbers of a built-in target that are not the usual
+    ones, and whatever a target of the user's own takes.
     """
 
     name: str = named()  # of a target or a table; `nfexp.data` knows which targets there are
@@ -44,7 +47,9 @@ class Data:
     n_test: int | None = within(2, 10_000_000, null=OF_A_TABLE)
     text: str | None
     # What follows is for tables; `nfexp.tables` reads them, and fills in sizes, `dim` and `digest`
-    kind: str = choice("density", "own", "table", "sklearn", "maf", "array", "image", default="density")
+    kind: str = choice(
+        "density", "own", "table", "sklearn", "maf", "array", "image", default="density"
+    )
     path: str | None = None
     val_path: str | None = None
     test_path: str | None = None
@@ -57,22 +62,31 @@ class Data:
     test_share: float | None = within(0, 0.9, exclusive=True, default=None)
     split: int | None = within(0, 2**63 - 1, default=None)
     jitter: float | str = within(0, 1e6, words=("gap",), default=0.0)
-    dim: int = within(1, 65_536, default=2, meaning="coordinates of a point; read off the table, not to be set")
-    context_dim: int = within(0, 65_536, default=0, meaning="columns of the context; counted, not to be set")
+    dim: int = within(
+        1, 65_536, default=2, meaning="coordinates of a point; read off the table, not to be set"
+    )
+    context_dim: int = within(
+        0, 65_536, default=0, meaning="columns of the context; counted, not to be set"
+    )
     digest: str | None = filled_in("of the numbers of a table, which names its runs; not to be set")
     # A density of the user's own; `nfexp.targets` finds its source, and fills in `digest`
     target: str | None = None
     parameters: tuple[tuple[str, Any], ...] = field(
-        default=(), metadata={"meaning": "what a target can be varied by; each has a key of its own, as data.factor"}
+        default=(),
+        metadata={
+            "meaning": "what a target can be varied by; each has a key of its own, as data.factor"
+        },
     )
 
-    # What follows is for images, filled in with their sizes, `dim` and `digest`: `dim` is channels · height · width
+    # What follows is for images, filled in with their sizes, `dim` and `digest`: `dim` is channels
+    # · height · width
     channels: int | None = within(1, 1024, default=None)
     height: int | None = within(1, 4096, default=None)
     width: int | None = within(1, 4096, default=None)
     levels: int | None = within(2, 65_536, default=None)  # values of a pixel: 0, 1, …, levels − 1
     images: str | None = choice(*IMAGE_SETS, default=None)  # which set; `nfexp.images` reads them
-    check: str = choice("published", "format", default="published")  # what the files of a standard set must be
+    # what the files of a standard set must be
+    check: str = choice("published", "format", default="published")
 
     @property
     def is_table(self) -> bool:
@@ -87,10 +101,15 @@ class Data:
     @property
     def points(self) -> tuple[int, int, int]:
         """Points for training, validation and test, once they are known."""
-        n_test = 0 if self.kind == "array" else self.n_test  # the rows that an estimator is tested on come later
+        # the rows that an estimator is tested on come later
+        n_test = 0 if self.kind == "array" else self.n_test
         sizes = (self.n_samples, self.n_val, n_test)
         if None in sizes:
-            raise SpecError("data", "a table that was read, see nfexp.tables.settled", Words("one without its sizes"))
+            raise SpecError(
+                "data",
+                "a table that was read, see nfexp.tables.settled",
+                Words("one without its sizes"),
+            )
         return sizes  # type: ignore[return-value]
 
 
@@ -98,8 +117,9 @@ class Data:
 class Flow:
     """The architecture: RealNVP and its variants.
 
-    For images `n_flows` counts the couplings of one kind of mask at one scale, `hidden_depth` the residual blocks of
-    their networks and `hidden_width` the maps; see :mod:`nfexp.flows.image.plan`.
+    For images `n_flows` counts the couplings of one kind of mask at one scale, `hidden_depth` the
+    residual blocks of their networks and `hidden_width` the maps; see
+    :mod:`nfexp.flows.image.plan`.
     """
 
     n_flows: int = within(1, 1000)
@@ -119,6 +139,7 @@ class Flow:
     tail_bound: float | None = within(0, 1e6, exclusive=True)
     tail: str = choice("none", "learned")
     members: int = within(1, 1000)  # of an ensemble: flows whose mean density is the run's
+    weights: str = choice("equal", "val")  # of the members in that mean
     # What follows is for images: null, and in no record, for vectors
     kind: str = choice("vector", "image", default="vector")
     scales: int | None = within(1, 12, null=OF_A_VECTOR, default=None)

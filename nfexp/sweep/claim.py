@@ -34,9 +34,9 @@ def check_fresh(folder: Path) -> None:
 
 def check_no_runs(folder: Path) -> None:
     """Raise if there is a run below a folder: Hydra's own launchers would write over its files."""
-    found = next(folder.rglob("result.json"), None)
-    if found is not None:
-        got = Words(f"one that holds {found.relative_to(folder)}")
+    record = next(folder.rglob("result.json"), None)
+    if record is not None:
+        got = Words(f"one that holds {record.relative_to(folder)}")
         raise SpecError(str(folder), "a new or empty folder", got)
 
 

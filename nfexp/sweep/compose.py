@@ -137,18 +137,18 @@ def logging_of(config: DictConfig) -> dict[str, Any]:
     """`hydra.job_logging` with `hydra.verbose`, for logging.config; {} if it asks for nothing."""
     if not config.hydra.job_logging:
         return {}
-    found: Any = OmegaConf.to_container(config.hydra.job_logging, resolve=True)
-    if not found.get("root"):
+    logging_config: Any = OmegaConf.to_container(config.hydra.job_logging, resolve=True)
+    if not logging_config.get("root"):
         return {}
     verbose = config.hydra.verbose
     if verbose is True:
-        found["root"]["level"] = logging.DEBUG
+        logging_config["root"]["level"] = logging.DEBUG
     elif verbose:  # the name of a logger, or several
         names = [verbose] if isinstance(verbose, str) else verbose
-        loggers = found.setdefault("loggers", {})
+        loggers = logging_config.setdefault("loggers", {})
         for name in names:
             loggers[name] = {"level": logging.DEBUG}
-    return found
+    return logging_config
 
 
 @contextmanager
@@ -290,14 +290,14 @@ class Composer:
         if task is None or base.logging is None or changes_hydra:
             return None
         naming = base.hydra["job"]["config"]["override_dirname"]
-        own = {
+        of_job = {
             "id": str(number),  # a text, as Hydra's typed configuration makes of it
             "num": number,
             "override_dirname": get_overrides_dirname(lines, **naming),
         }
         hydra = base.hydra | {
             "overrides": base.hydra["overrides"] | {"task": [one.input_line for one in lines]},
-            "job": base.hydra["job"] | own,
+            "job": base.hydra["job"] | of_job,
             "runtime": base.hydra["runtime"] | {"output_dir": folder},
         }
         return _Job(task, hydra, filled(base.logging, folder))

@@ -32,17 +32,18 @@ def report(folder: Path, *, explorer: bool = True) -> None:
 
 def report_on(
     folder: Path,
-    places: Mapping[int, str],
+    folders: Mapping[int, str],
     *,
     explorer: bool = True,
 ) -> dict[int, Outcome | None]:
     """Report on a sweep if any of its runs has ended; gives the outcome of each, by number.
 
-    `places` holds the folder of each run, from that of the sweep; `explorer` asks for the page too.
+    `folders` holds the folder of each run, from that of the sweep; `explorer` asks for the page
+    too.
     """
     ends = {}
-    for number, place in places.items():
-        ends[number] = outcome(folder / place)
+    for number, run_folder in folders.items():
+        ends[number] = outcome(folder / run_folder)
     if any(ends.values()):
         begun = time.perf_counter()
         report(folder, explorer=explorer)
@@ -53,13 +54,13 @@ def report_on(
 
 def raise_unless_complete(
     folder: Path,
-    places: Mapping[int, str],
+    folders: Mapping[int, str],
     ends: Mapping[int, Outcome | None],
 ) -> None:
     """Raise :class:`nfexp.record.RunFailed` if a run failed or has not finished."""
     for number, end in ends.items():
         if end is not None and end.status == "failed":
-            where = folder / places[number]
+            where = folder / folders[number]
             first = f"the first that failed: {where}: {end.reason}"
             raise RunFailed(f"{summarise(ends)}; {first}")
     if None in ends.values():

@@ -1,4 +1,7 @@
-"""The live display of a sweep on a terminal, by rich; what is written meanwhile appears above it."""
+"""The live display of a sweep on a terminal, by rich.
+
+What is written meanwhile appears above it.
+"""
 
 from __future__ import annotations
 

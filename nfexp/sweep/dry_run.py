@@ -63,29 +63,31 @@ def to_measure(specs: Sequence[Spec], stacks: Stacks) -> list[list[int]]:
         first.setdefault(key, list(positions))
     dearest = sorted(first, key=lambda key: costs[key], reverse=True)
     chosen = [first[key] for key in dearest[:MEASURED]]
-    for is_path in (True, False):
-        others = [p for p in map(first.get, dearest) if p and is_fused(specs[p[0]]) == is_path]
-        if others and others[0] not in chosen:
-            chosen.append(others[0])
+    for fused in (True, False):
+        of_path = [first[key] for key in dearest if is_fused(specs[first[key][0]]) == fused]
+        if of_path and of_path[0] not in chosen:
+            chosen.append(of_path[0])
     return chosen
 
 
-def measured_pace(specs: Sequence[Spec], stacks: Stacks, measure: Callable[[Spec, int], float]) -> Pace:
+def measured_pace(
+    specs: Sequence[Spec], stacks: Stacks, measure: Callable[[Spec, int], float]
+) -> Pace:
     """The pace of this machine; `measure` trains a stack like a run's, of so many members."""
-    found = []
+    rates = []
     for positions in to_measure(specs, stacks):
         lead = specs[positions[0]]
-        found.append((lead, measure(lead, min(len(positions), ENOUGH))))
-    return Pace(found)
+        rates.append((lead, measure(lead, min(len(positions), ENOUGH))))
+    return Pace(rates)
 
 
 def seconds_to_train(specs: Sequence[Spec], stacks: Stacks, pace: Pace) -> float:
     """How long the last worker takes, each with one stack at a time, in their order."""
     busy_until = [0.0] * max(1, stacks.at_once)
     for positions in stacks.positions:
-        own = pick(specs, positions)
+        of_stack = pick(specs, positions)
         begins = heapq.heappop(busy_until)
-        heapq.heappush(busy_until, begins + total_cost(own) / pace.of(own[0]))
+        heapq.heappush(busy_until, begins + total_cost(of_stack) / pace.of(of_stack[0]))
     return max(busy_until)
 
 

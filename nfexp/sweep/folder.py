@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,9 +43,9 @@ def locked(folder: Path, what: str = "a sweep") -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     # An absolute name, for filelock gives one lock for one name within this process, and a run may
     # change the working folder meanwhile.
-    place = Path(os.path.abspath(folder))
-    holder = place / HOLDER
-    lock = FileLock(place / ".lock", is_singleton=True)
+    full_path = Path(os.path.abspath(folder))
+    holder = full_path / HOLDER
+    lock = FileLock(full_path / ".lock", is_singleton=True)
     held_already = lock.is_locked  # by this process, further out
     try:
         lock.acquire(blocking=False)
@@ -59,7 +59,7 @@ def locked(folder: Path, what: str = "a sweep") -> Iterator[None]:
         if not held_already:
             with suppress(OSError):
                 holder.unlink()
-            if (place / "result.json").exists():
+            if (full_path / "result.json").exists():
                 # A finished run is never written again, so its lock file is not needed either. Any
                 # other must stay: who waits for a removed file and who makes a new one would both
                 # have the lock.
@@ -216,15 +216,23 @@ class Step:
     def folders(self) -> dict[int, str]:
         return folders_of(self.jobs)
 
+    def specs(self, without: Container[int] = ()) -> list[Spec]:
+        """The runs of all jobs but those with these numbers."""
+        specs = []
+        for number, job in self.jobs.items():
+            if number not in without:
+                specs.append(job.spec)
+        return specs
+
     def ranges(self, without: Set[int] = frozenset()) -> list[range]:
         """The numbers as runs of consecutive ones, for a launcher counts on from a first one."""
-        found: list[range] = []
+        ranges: list[range] = []
         for number in sorted(self.jobs.keys() - without):
-            if found and found[-1].stop == number:
-                found[-1] = range(found[-1].start, number + 1)
+            if ranges and ranges[-1].stop == number:
+                ranges[-1] = range(ranges[-1].start, number + 1)
             else:
-                found.append(range(number, number + 1))
-        return found
+                ranges.append(range(number, number + 1))
+        return ranges
 
 
 def settle(
@@ -256,13 +264,7 @@ def settle(
         raise SpecError(str(folder), expected, Words(unlike or "a part of them"))
     for identity in added:
         numbers[identity] = len(numbers)
-
-    jobs = {}
-    for identity in sorted(requests, key=numbers.__getitem__):
-        number = numbers[identity]
-        request = requests[identity]
-        place = folder_of(request.overrides, number)
-        jobs[number] = NumberedJob(number, identity, request.overrides, request.spec, place)
+    jobs = _numbered(requests, numbers, folder_of)
     _check_places(old, jobs)
 
     finished = _finished(folder, old, jobs)
@@ -275,6 +277,21 @@ def settle(
         raise SpecError(str(folder), expected, Words(f"finished runs of {other_codes[0]}"))
     is_mixed = old is not None and bool(added or other_codes)
     return Step(jobs=jobs, finished=finished, again=again, mixed=is_mixed)
+
+
+def _numbered(
+    requests: Mapping[str, Request],
+    numbers: Mapping[str, int],
+    folder_of: Callable[[Sequence[str], int], str],
+) -> dict[int, NumberedJob]:
+    """The jobs of these requests by number, in that order."""
+    jobs = {}
+    for identity in sorted(requests, key=numbers.__getitem__):
+        number = numbers[identity]
+        request = requests[identity]
+        folder = folder_of(request.overrides, number)
+        jobs[number] = NumberedJob(number, identity, request.overrides, request.spec, folder)
+    return jobs
 
 
 def _not_ours(folder: Path, got: str) -> SpecError:

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from nfexp.arguments import Argument, each, given, key_of_override
 from nfexp.configuration import CONTROLS
 from nfexp.spec import SpecError, Words
+from nfexp.sweep.options import Options
 
 Point = dict[str, Argument]  # key → the value it has there: one run, as overrides
 Choices = dict[str, list[Argument]]  # key → its values
@@ -20,67 +21,6 @@ Values = Mapping[str, Any]  # a point's whole configuration by key, and the opti
 
 # Keys that are of the sweep as a whole, so that it cannot sweep over them
 OF_THE_SWEEP = ("experiment", *CONTROLS)
-
-
-# --- What hydra.sweeper says, checked --------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The keys of `hydra.sweeper`; conf/hydra/sweeper/grids.yaml says what each means."""
-
-    params: Mapping[str, Any]
-    zip: Mapping[str, Any]
-    grids: Mapping[str, Any] | Sequence[Any]
-    exclude: Sequence[Any]
-    repeats: int
-    sample: int | None
-    resume: bool
-
-
-def checked_options(values: Mapping[str, Any]) -> Options:
-    """The options of a sweeper, from plain containers.
-
-    Raises
-    ------
-    SpecError
-        For one of another kind, with its key.
-    """
-
-    def container(key: str, expected: str, kinds: tuple[type, ...]) -> Any:
-        value = values[key]
-        if value is None:
-            return kinds[0]()
-        if not isinstance(value, kinds):
-            raise SpecError(f"hydra.sweeper.{key}", expected, value)
-        return value
-
-    params = container("params", "a group of keys", (dict,))
-    zip_ = container("zip", "keys with lists of values", (dict,))
-    grids = container("grids", "grids by name, or a list of grids", (dict, list))
-    exclude = container("exclude", "a list of {key: value}", (list,))
-    repeats = values["repeats"]
-    if not _is_count(repeats):
-        raise SpecError("hydra.sweeper.repeats", "an integer >= 1", repeats)
-    sample = values["sample"]
-    if sample is not None and not _is_count(sample):
-        raise SpecError("hydra.sweeper.sample", "an integer >= 1, or null", sample)
-    resume = values["resume"]
-    if not isinstance(resume, bool):
-        raise SpecError("hydra.sweeper.resume", "true or false", resume)
-    return Options(
-        params=params,
-        zip=zip_,
-        grids=grids,
-        exclude=exclude,
-        repeats=repeats,
-        sample=sample,
-        resume=resume,
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 # --- Values ----------------------------------------------------------------------------
@@ -96,14 +36,14 @@ def matches(entry: Choices, values: Values) -> bool:
     for key, listed in entry.items():
         if key not in values:
             return False
-        if not any(_same(values[key], one.value) for one in listed):
+        if not any(_same(values[key], argument.value) for argument in listed):
             return False
     return True
 
 
 def overrides_of(point: Point) -> list[str]:
     """A point as overrides."""
-    return [one.line for one in point.values()]
+    return [argument.line for argument in point.values()]
 
 
 def changes_no_number(key: str) -> bool:
@@ -136,11 +76,11 @@ class Common:
                 removed[key] = values[0]
         return removed
 
-    def around(self, own: Choices) -> Choices:
+    def around(self, of_grid: Choices) -> Choices:
         """The choices of a grid with those that all grids share, which its own replace."""
         if self.narrows:
-            return self.params | self.command_line | own
-        return self.command_line | self.params | own
+            return self.params | self.command_line | of_grid
+        return self.command_line | self.params | of_grid
 
     def narrowing(self, keys: Collection[str]) -> Choices:
         """What the command line allows of the keys that a grid has itself."""
@@ -210,9 +150,9 @@ class Grids:
                     raise SpecError(key, "a list of values", override.input_line)
             value = override.value()
             if isinstance(value, dict):  # flow={n_flows:4} says what flow.n_flows=4 says
-                for leaf, one in value.items():
-                    _check_leaf(key, leaf, one, override.input_line)
-                    choices[f"{key}.{leaf}"] = [given(f"{key}.{leaf}", one)]
+                for leaf, leaf_value in value.items():
+                    _check_leaf(key, leaf, leaf_value, override.input_line)
+                    choices[f"{key}.{leaf}"] = [given(f"{key}.{leaf}", leaf_value)]
             else:
                 choices[key] = list(each(override))
         return choices
@@ -225,16 +165,16 @@ class Grids:
         choices: Choices = {}
         for name, value in entries.items():
             listed = value if isinstance(value, list) else [value]
-            if listed == [] or any(isinstance(one, Mapping | list) for one in listed):
+            if listed == [] or any(isinstance(item, Mapping | list) for item in listed):
                 raise SpecError(f"{where}.{name}", "a value or a list of values", value)
             if isinstance(value, str):
-                found = self._parsed(str(name), value, where)
+                arguments = self._parsed(str(name), value, where)
             else:
-                found = [given(str(name), one) for one in listed]
-            key = found[0].key  # without the + of "+seed", say
+                arguments = [given(str(name), item) for item in listed]
+            key = arguments[0].key  # without the + of "+seed", say
             if key in choices:
                 raise SpecError(f"{where}.{key}", "each key once", Words(f"{name} as well"))
-            choices[key] = found
+            choices[key] = arguments
         return choices
 
     def _parsed(self, name: str, text: str, where: str) -> list[Argument]:
@@ -257,8 +197,8 @@ class Grids:
             return [{}]
         lengths = {key: len(values) for key, values in columns.items()}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{key}: {length}" for key, length in lengths.items())
-            raise SpecError(where, "lists of one length", told)
+            counts = ", ".join(f"{key}: {length}" for key, length in lengths.items())
+            raise SpecError(where, "lists of one length", counts)
         rows = []
         for row in zip(*columns.values(), strict=True):
             rows.append(dict(zip(columns, row, strict=True)))
@@ -285,14 +225,15 @@ class Grids:
             for i, part in enumerate(grid):
                 yield from self._grid(part, f"{where}[{i}]", common)
             return
-        own, rows = self._own(grid, where, common)
+        choices, rows = self._choices_and_rows(grid, where, common)
         for key in common.command_line:
             if changes_no_number(key):
-                own.pop(key, None)  # how a run is recorded narrows nothing: the command line wins
-        factors = common.around(own)
+                # how a run is recorded narrows nothing: the command line wins
+                choices.pop(key, None)
+        factors = common.around(choices)
         for key in rows[0]:
             factors.pop(key, None)  # the rows have it
-        narrowing = common.narrowing(own.keys() | rows[0].keys())
+        narrowing = common.narrowing(choices.keys() | rows[0].keys())
         for row in rows:
             for chosen in itertools.product(*factors.values()):
                 point = dict(zip(factors, chosen, strict=True)) | row | common.removed
@@ -300,21 +241,23 @@ class Grids:
                 if matches(narrowing, values):
                     yield point
 
-    def _own(self, grid: Any, where: str, common: Common) -> tuple[Choices, list[Point]]:
+    def _choices_and_rows(
+        self, grid: Any, where: str, common: Common
+    ) -> tuple[Choices, list[Point]]:
         """The keys of one grid, and the rows of its zip joined with those of the sweeper's."""
         if not isinstance(grid, dict):
             raise SpecError(where, "a grid: keys with lists of values", grid)
         inner = self._rows(grid.get("zip"), f"{where}.zip")
         keys = dict(grid)
         keys.pop("zip", None)
-        own = self._choices(keys, where)
-        if not own and inner == [{}] and "zip" in grid:
+        choices = self._choices(keys, where)
+        if not choices and inner == [{}] and "zip" in grid:
             raise SpecError(where, "a grid: keys with lists of values", "nothing")
-        both = sorted(own.keys() & inner[0].keys())
+        both = sorted(choices.keys() & inner[0].keys())
         if both:
             got = Words("it in both")
             raise SpecError(f"{where}.{both[0]}", "a key in the grid or in its zip", got)
-        taken = sorted(common.rows[0].keys() & (own.keys() | inner[0].keys()))
+        taken = sorted(common.rows[0].keys() & (choices.keys() | inner[0].keys()))
         if taken:
             got = Words(f"one of {where}")
             raise SpecError(f"hydra.sweeper.zip.{taken[0]}", "a key that no grid has", got)
@@ -322,7 +265,7 @@ class Grids:
         for outer_row in common.rows:
             for inner_row in inner:
                 rows.append(outer_row | inner_row)
-        return own, rows
+        return choices, rows
 
     def _check_one_seed(self, points: Sequence[Point]) -> None:
         """Raise if `repeats` would count from several seeds: those of two points would overlap."""
@@ -331,10 +274,10 @@ class Grids:
         every = [str(self.values_of(point).get("seed")) for point in points]
         seeds = list(dict.fromkeys(every))  # each once, in order
         if len(seeds) > 1:
-            told = ", ".join(seeds[:4])
+            first_seeds = ", ".join(seeds[:4])
             if len(seeds) > 4:
-                told += ", …"
-            got = Words(f"{len(seeds)} seeds: {told}")
+                first_seeds += ", …"
+            got = Words(f"{len(seeds)} seeds: {first_seeds}")
             raise SpecError("hydra.sweeper.repeats", "1, or a sweep of one seed to count from", got)
 
     def _repeated(self, points: Sequence[Point]) -> list[Point]:
@@ -362,11 +305,11 @@ class Grids:
             return list(points)
         values = [self.values_of(point) for point in points]
         for entry in entries:
-            if not any(matches(entry.choices, own) for own in values):
+            if not any(matches(entry.choices, of_point) for of_point in values):
                 self._check_could_match(entry, values[0], common)
         kept = []
-        for point, own in zip(points, values, strict=True):
-            if not any(matches(entry.choices, own) for entry in entries):
+        for point, of_point in zip(points, values, strict=True):
+            if not any(matches(entry.choices, of_point) for entry in entries):
                 kept.append(point)
         return kept
 

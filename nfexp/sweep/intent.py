@@ -1,4 +1,7 @@
-"""What a sweep intends: the runs of its command line or of its folder, contrasts, rounds of seeds."""
+"""What a sweep intends.
+
+The runs of its command line or of its folder, contrasts, rounds of seeds.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,16 @@ from nfexp.record.plan import Plan
 from nfexp.spec import SpecError, Words, flatten
 from nfexp.sweep.compose import Composer
 from nfexp.sweep.folder import NumberedJob, Step, read_plan, settle
-from nfexp.sweep.grids import Grids, Options, Point, overrides_of
+from nfexp.sweep.grids import Grids, Point, overrides_of
+from nfexp.sweep.options import Options
 from nfexp.sweep.requests import Chosen, Request, choose
 
 if TYPE_CHECKING:
     from nfexp.analysis.contrasts import OwnContrast
     from nfexp.analysis.sequential import Rounds
 
-NAMING = ("data", "data.name", "data.path", "data.context")  # what a target or a table is; p(x | c) is one by itself
+# what a target or a table is; p(x | c) is one by itself
+NAMING = ("data", "data.name", "data.path", "data.context")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +133,10 @@ class Intent:
 
 
 def intent_of(command: Command, folder: Path, chosen: Chosen) -> Intent:
-    """The intent to train the chosen runs; raises for contrasts or rounds that they do not allow."""
+    """The intent to train the chosen runs.
+
+    Raises for contrasts or rounds that they do not allow.
+    """
     contrasts = _contrasts(command, chosen)
     rounds = _rounds(command, folder, chosen, contrasts)
     return Intent(command=command, chosen=chosen, contrasts=contrasts, rounds=rounds)

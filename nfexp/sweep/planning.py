@@ -98,7 +98,9 @@ def budget(on: Machine, workers: int, memory: float | None) -> float:
 
 
 def check_room(specs: Sequence[Spec], room: float) -> None:
-    """Raise for the first run of images that alone takes more than `room` bytes: no stack is small enough for it.
+    """Raise for the first run of images that alone takes more than `room` bytes.
+
+    No stack is small enough for it.
 
     Flows of vectors are small beside any memory.
     """
@@ -183,7 +185,10 @@ def plan_stacks(
 
 
 def _largest_stack(specs: Sequence[Spec], room: float, device: str) -> int:
-    """How many such runs a stack may hold: at least one, whatever its members and its estimated memory."""
+    """How many such runs a stack may hold.
+
+    At least one, whatever its members and its estimated memory.
+    """
     each = max(member_bytes(spec) for spec in specs)
     n_members = specs[0].flow.members
     fits = room / each

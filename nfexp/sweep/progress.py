@@ -70,8 +70,8 @@ class Progress:
     def in_work(self, standings: Sequence[Standing]) -> list[Standing]:
         """The stacks of these that have runs which are not done, the furthest first."""
         with self._lock:
-            own = [s for s in standings if set(s.runs) & (self._costs.keys() - self._done)]
-        return sorted(own, key=lambda s: -s.step / s.steps)
+            in_work = [s for s in standings if set(s.runs) & (self._costs.keys() - self._done)]
+        return sorted(in_work, key=lambda s: -s.step / s.steps)
 
     def share(self, standings: Sequence[Standing]) -> float:
         """The share of the work that is done, by its estimated cost."""
@@ -131,7 +131,10 @@ class View(Protocol):
 
 
 class Plain:
-    """Lines of the log: one when training has gone on for a while, and one at the end of a sweep."""
+    """Lines of the log.
+
+    One when training has gone on for a while, and one at the end of a sweep.
+    """
 
     def __init__(self) -> None:
         self._said = time.monotonic()
@@ -148,16 +151,16 @@ class Plain:
 
 def plain_line(progress: Progress, standings: Sequence[Standing]) -> str:
     """How far a sweep, or a single run, is, in one line."""
-    own = progress.in_work(standings)
-    if progress.n_runs == 1 and own:
-        parts = [_step(own[0])]
+    at_work = progress.in_work(standings)
+    if progress.n_runs == 1 and at_work:
+        parts = [_step(at_work[0])]
     else:
         parts = [progress.counts()]
-        if own:
-            shares = ", ".join(f"{100 * s.step / s.steps:.0f}%" for s in own[:8])
-            more = f" and {len(own) - 8} more" if len(own) > 8 else ""
-            parts.append(f"{_stacks(len(own))} in work: {shares}{more}")
-    return " · ".join([*parts, progress.times(own)])
+        if at_work:
+            shares = ", ".join(f"{100 * s.step / s.steps:.0f}%" for s in at_work[:8])
+            more = f" and {len(at_work) - 8} more" if len(at_work) > 8 else ""
+            parts.append(f"{_stacks(len(at_work))} in work: {shares}{more}")
+    return " · ".join([*parts, progress.times(at_work)])
 
 
 def _stacks(n: int) -> str:

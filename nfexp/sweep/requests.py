@@ -84,8 +84,8 @@ def varied_keys(specs: Sequence[Spec]) -> list[str]:
         for key, value in relevant(spec).items():
             values.setdefault((key, spec.data.name), set()).add(value)
     keys = []
-    for (key, _), found in values.items():
-        if len(found) > 1 and key not in NOT_NAMED and key not in keys:
+    for (key, _), distinct in values.items():
+        if len(distinct) > 1 and key not in NOT_NAMED and key not in keys:
             keys.append(key)
     return keys
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nfexp.analysis.claims.findings import EVERY_RUN
-from nfexp.analysis.claims.looks import Course, courses, is_out_of_reach
+from nfexp.analysis.claims.looks import Course, SequentialFinding, courses, is_out_of_reach
 from nfexp.analysis.claims.own import claims_of
 from nfexp.analysis.contrasts import OwnContrast
 from nfexp.analysis.sequential import MOST_LOOKS, Rounds
@@ -18,7 +18,8 @@ from nfexp.analysis.statistics import Absent, Study, studies
 from nfexp.analysis.statistics.ablations import Centres
 from nfexp.analysis.table import collect
 from nfexp.analysis.table.cells import config_row
-from nfexp.analysis.table.gather import tabulate, with_usual
+from nfexp.analysis.table.gather import with_usual
+from nfexp.analysis.table.reading import tabulate
 from nfexp.arguments import key_of
 from nfexp.record import outcome
 from nfexp.record.metrics import METRICS
@@ -66,10 +67,10 @@ def cell_of(spec: Spec) -> str:
 
 def seeds_by_cell(specs: Sequence[Spec]) -> dict[str, set[int]]:
     """The seeds of each cell."""
-    found: dict[str, set[int]] = {}
+    seeds: dict[str, set[int]] = {}
     for spec in specs:
-        found.setdefault(cell_of(spec), set()).add(spec.seed)
-    return found
+        seeds.setdefault(cell_of(spec), set()).add(spec.seed)
+    return seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ def next_round(
 
 def judged_round(
     folder: Path,
-    places: Mapping[int, str],
+    run_folders: Mapping[int, str],
     specs: Mapping[int, Spec],
     overrides: Mapping[int, Sequence[str]],
     rounds: Rounds,
@@ -133,17 +134,19 @@ def judged_round(
 ) -> NextRound | None:
     """Judge a sweep after a round and say what comes next; None if the round is not finished.
 
-    `places` holds the folder of each job, from that of the sweep, by number, as `specs` and
+    `run_folders` holds the folder of each job, from that of the sweep, by number, as `specs` and
     `overrides` do.
     """
-    for place in places.values():
-        end = outcome(folder / place)
+    for run_folder in run_folders.values():
+        end = outcome(folder / run_folder)
         if end is None or (fail_fast and end.status == "failed"):
             return None
-    found = collect(folder)
-    folders = {os.path.abspath(folder / place): number for number, place in places.items()}
-    sweep = found.sweep
-    judged = courses(studies(found.runs, sweep.centres), rounds, sweep.contrasts)
+    collected = collect(folder)
+    folders = {}
+    for number, run_folder in run_folders.items():
+        folders[os.path.abspath(folder / run_folder)] = number
+    sweep = collected.sweep
+    judged = courses(studies(collected.runs, sweep.centres), rounds, sweep.contrasts)
     following = next_round(judged, folders, specs, overrides, rounds)
     seeds = len({spec.seed for spec in specs.values()})
     n_decided = following.n_claims - following.n_open
@@ -184,17 +187,27 @@ def _looks_wanted(
     for course in courses:
         if not course.counts:
             continue
-        for finding in [course.findings[i] for i in course.open()]:
+        for i in course.open():
+            finding = course.findings[i]
             look = finding.look + 1
             if look > len(rounds.counts) or is_out_of_reach(finding, rounds):
                 continue
-            for own in finding.cells.values():
-                for runs in own.values():
-                    for folder in runs["dir"]:
-                        if folder in folders:
-                            cell = cell_of(specs[folders[folder]])
-                            looks[cell] = max(look, looks.get(cell, 0))
+            for cell in _cells_used(finding, folders, specs):
+                looks[cell] = max(look, looks.get(cell, 0))
     return looks
+
+
+def _cells_used(
+    finding: SequentialFinding, folders: Mapping[str, int], specs: Mapping[int, Spec]
+) -> set[str]:
+    """The cells of this sweep whose runs a finding compares."""
+    cells = set()
+    for cells_of_target in finding.cells.values():
+        for runs in cells_of_target.values():
+            for folder in runs["dir"]:
+                if folder in folders:
+                    cells.add(cell_of(specs[folders[folder]]))
+    return cells
 
 
 def with_seed(overrides: Sequence[str], seed: int) -> list[str]:
@@ -203,7 +216,8 @@ def with_seed(overrides: Sequence[str], seed: int) -> list[str]:
     >>> with_seed(["data=moons", "seed=0"], 5)
     ['data=moons', 'seed=5']
     """
-    return [*(one for one in overrides if key_of(one) != "seed"), f"seed={seed}"]
+    others = [override for override in overrides if key_of(override) != "seed"]
+    return [*others, f"seed={seed}"]
 
 
 def most(specs: Sequence[Spec], rounds: Rounds, rate: float) -> str:
@@ -228,7 +242,7 @@ def check_claims(
     """Raise unless there is something to decide: a claim that compares cells of this sweep."""
     for course in courses(planned_studies(specs, centres), rounds, contrasts):
         for finding in course.findings:
-            n_cells = max((len(own) for own in finding.cells.values()), default=0)
+            n_cells = max((len(runs) for runs in finding.cells.values()), default=0)
             if course.counts and finding.applies and n_cells > 1 and finding.rows != EVERY_RUN:
                 return
     if rounds.margin is None:

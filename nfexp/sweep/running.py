@@ -1,4 +1,7 @@
-"""A sweep from its command to its report: plan, have a launcher train, round by round, and report."""
+"""A sweep from its command to its report.
+
+Plan, have a launcher train, round by round, and report.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ from nfexp.commands import is_said_once
 from nfexp.configuration import check_controls
 from nfexp.files import replacing
 from nfexp.record import RunFailed
+from nfexp.record.formats import printable
 from nfexp.record.plan import Plan
 from nfexp.spec import Spec, SpecError, Words
 from nfexp.sweep import conclusion, dry_run
-from nfexp.sweep.claim import check_output_subdir, claimed, named_folder
+from nfexp.sweep.claim import check_output_subdir, claimed, is_named_by_clock, named_folder
 from nfexp.sweep.dry_run import Stacks, describe, seconds_to_train
 from nfexp.sweep.folder import Step, begin_sweep, read_plan
 from nfexp.sweep.intent import Command, Intent, check_targets, intent_of
@@ -35,13 +39,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ADHOC = "adhoc"  # the key `name` in conf/config.yaml, where a command gives none
+
 
 class Launcher(Protocol):
-    """Any launcher of Hydra's; `varied` holds the keys that the whole sweep varies, for those that ask."""
+    """Any launcher of Hydra's.
+
+    `varied` holds the keys that the whole sweep varies, for those that ask.
+    """
 
     varied: Sequence[str]
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]: ...
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]: ...
 
 
 class Running:
@@ -110,7 +121,7 @@ class Running:
     def _dry_run(self, step: Step, intent: Intent) -> str:
         n_finished = len(step.finished)
         dropped = intent.chosen.dropped
-        specs = [job.spec for job in step.jobs.values() if job.number not in step.finished]
+        specs = step.specs(without=step.finished)
         if not specs:
             return f"{n_finished} runs are finished: nothing to train; {dropped}"
         if self.stacking is not None:
@@ -124,9 +135,11 @@ class Running:
         if intent.rounds is not None:
             from nfexp.sweep.rounds import most
 
-            first = [job.spec for job in step.jobs.values() if job.spec.seed in intent.rounds.first]
+            first = [spec for spec in step.specs() if spec.seed in intent.rounds.first]
             more = most(first, intent.rounds, total_cost(specs) / seconds)
-        return describe(specs, stacks, seconds=seconds, n_finished=n_finished, dropped=dropped, more=more)
+        return describe(
+            specs, stacks, seconds=seconds, n_finished=n_finished, dropped=dropped, more=more
+        )
 
     def _rate(self, spec: Spec, members: int, *, at_once: int) -> float:
         """The work that one of `at_once` workers does in a second while all of them train."""
@@ -142,14 +155,28 @@ class Running:
         """Write what the sweep intends: `multirun.yaml` as Hydra does, and `sweep.json`."""
         with replacing(folder / "multirun.yaml") as path:
             OmegaConf.save(self.config, path)
+        before = read_plan(folder)
         plan = Plan(
-            name=self.config.name,
+            name=self._title(folder) if before is None else before.name,
             arguments=[word for word in sys.argv[1:] if not is_said_once(word)],
             centres=self.command.centres(step.jobs.values()),
             rounds=intent.rounds.written() if intent.rounds else {},
             contrasts={contrast.name: contrast.written() for contrast in intent.contrasts},
         )
-        begin_sweep(folder, read_plan(folder), step, plan)
+        begin_sweep(folder, before, step, plan)
+
+    def _title(self, folder: Path) -> str:
+        """What the report is headed.
+
+        The key `name` or, where nobody has set it, the experiment or the folder.
+        """
+        name = str(self.config.name)
+        if name != ADHOC:
+            return name
+        experiment = self.config.hydra.runtime.choices.get("experiment")
+        if experiment:
+            return printable(experiment)
+        return name if is_named_by_clock(self.config, "sweep") else printable(folder.name)
 
     def _train(self, folder: Path, step: Step, intent: Intent) -> list[JobReturn]:
         """Have the launcher run the jobs, round by round, then report; raises if a run failed."""
@@ -159,7 +186,7 @@ class Running:
         trained: list[Spec] = []
         try:
             returns += self._launch(step, set())
-            trained += [job.spec for n, job in step.jobs.items() if n not in step.finished]
+            trained += step.specs(without=step.finished)
             while intent.rounds is not None:
                 later = self._next_round(folder, step, intent.rounds)
                 if later is None or not self._is_in_time(later, step, trained, begun):
@@ -168,7 +195,7 @@ class Running:
                 step = later
                 self._begin(folder, step, intent)
                 returns += self._launch(step, done)
-                trained += [job.spec for n, job in step.jobs.items() if n not in done]
+                trained += step.specs(without=done)
         except KeyboardInterrupt:
             interrupted = True
         explorer = bool(self.config.explorer)
@@ -184,28 +211,29 @@ class Running:
     def _launch(self, step: Step, done: set[int]) -> list[JobReturn]:
         """Have the launcher run the jobs of a step but those that were launched before."""
         returns: list[JobReturn] = []
-        self.launcher.varied = varied_keys([job.spec for job in step.jobs.values()])
+        self.launcher.varied = varied_keys(step.specs())
         for numbers in step.ranges(without=done):
-            some = [step.jobs[number].overrides for number in numbers]
-            returns += self.launcher.launch(some, initial_job_idx=numbers.start)
+            overrides = [step.jobs[number].overrides for number in numbers]
+            returns += self.launcher.launch(overrides, initial_job_idx=numbers.start)
         return returns
 
     def _next_round(self, folder: Path, step: Step, rounds: Rounds) -> Step | None:
         """The sweep with the runs of its next round; None if there is none, or not yet."""
         from nfexp.sweep.rounds import judged_round  # with pandas
 
-        found = judged_round(
-            folder,
-            step.folders(),
-            {number: job.spec for number, job in step.jobs.items()},
-            {number: job.overrides for number, job in step.jobs.items()},
-            rounds,
-            fail_fast=self.config.fail_fast,
+        specs = {}
+        overrides = {}
+        requests = {}
+        for number, job in step.jobs.items():
+            specs[number] = job.spec
+            overrides[number] = job.overrides
+            requests[job.run_id] = Request(job.overrides, job.spec)
+        judged = judged_round(
+            folder, step.folders(), specs, overrides, rounds, fail_fast=self.config.fail_fast
         )
-        if found is None or not found.overrides:
+        if judged is None or not judged.overrides:
             return None
-        requests = {job.run_id: Request(job.overrides, job.spec) for job in step.jobs.values()}
-        requests |= self.command.composed(found.overrides).requests
+        requests |= self.command.composed(judged.overrides).requests
         grown = self.command.settled(folder, Chosen(requests=requests, dropped=""), grows=True)
         grown.mixed = False  # it is the plan's own rule that lets the folder grow
         return grown
@@ -214,7 +242,7 @@ class Running:
         """Whether the next round would end within `time_budget`, at the pace so far."""
         from nfexp.sweep.rounds import is_in_time
 
-        new = [job.spec for number, job in later.jobs.items() if number not in step.jobs]
+        new = later.specs(without=step.jobs)
         elapsed = time.perf_counter() - begun
         return is_in_time(new, trained, elapsed, self.config.time_budget)
 

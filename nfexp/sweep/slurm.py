@@ -68,11 +68,11 @@ def resources(config: Mapping[str, Any]) -> Resources:
     """The checked `hydra.launcher.slurm`; its texts go into a script, so each must be one word."""
     if not isinstance(config, Mapping):
         raise SpecError("hydra.launcher.slurm", "a group of keys", config)
-    found = from_mapping(config, Resources, "hydra.launcher.slurm.")
-    _check_word("partition", found.partition)
-    for name, value in vars(found.extra).items():
+    checked = from_mapping(config, Resources, "hydra.launcher.slurm.")
+    _check_word("partition", checked.partition)
+    for name, value in vars(checked.extra).items():
         _check_word(f"extra.{name}", value)
-    return found
+    return checked
 
 
 def _check_word(name: str, value: str | None) -> None:
@@ -121,7 +121,10 @@ class Element:
             raise
 
     def checkpoint(self, jobs: Sequence[Job]) -> Any:
-        """What submitit queues again: the same call. The folders of the runs say how far they are."""
+        """What submitit queues again: the same call.
+
+        The folders of the runs say how far they are.
+        """
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, jobs)

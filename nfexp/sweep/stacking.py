@@ -182,8 +182,8 @@ class Stacking:
         def look() -> Machine:
             if devices == ["cpu"]:
                 return machine(devices)
-            found: Machine = self.call(machine, devices)  # it asks torch for GPUs
-            return found
+            this_machine: Machine = self.call(machine, devices)  # it asks torch for GPUs
+            return this_machine
 
         on = self.executor.machine(look)
         workers = options.workers or min(on.places, len(specs))
@@ -223,14 +223,14 @@ class Stacking:
         fail_fast: bool,
     ) -> None:
         """Train the runs at the positions `rest` and put their outcomes into `ends`."""
-        found = self.stacks(pick(runs.specs, rest))
-        stacks = [pick(rest, positions) for positions in found.positions]
+        plan = self.stacks(pick(runs.specs, rest))
+        stacks = [pick(rest, positions) for positions in plan.positions]
         finished = f"; {len(ends)} more are finished" if ends else ""
-        log.info(f"{len(rest)} runs in {len(stacks)} stacks, {found.at_once} at a time{finished}")
+        log.info(f"{len(rest)} runs in {len(stacks)} stacks, {plan.at_once} at a time{finished}")
 
         progress = Progress(pick(runs.specs, rest), list(ends.values()))
         watch = Watch(self.folder)
-        working = self.executor.run(stacks, runs.job_of, workers=found.at_once, fail_fast=fail_fast)
+        working = self.executor.run(stacks, runs.job_of, workers=plan.at_once, fail_fast=fail_fast)
         try:
             with shown(progress, watch.look, live=self._is_live()):
                 for done in working:

@@ -125,7 +125,7 @@ class Teller:
         self._clock = Clock()
         self._written = time.perf_counter()
 
-    def told(self, training: Training, state: State) -> None:
+    def observe(self, training: Training, state: State) -> None:
         """What :func:`nfexp.run.run_stack` calls about twice a second."""
         now = time.perf_counter()
         is_last = state.step >= training.lead.train.steps and self.path.exists()
@@ -192,7 +192,7 @@ class Watch:
             names = sorted(os.listdir(self.folder))
         except OSError:
             names = []
-        found = []
+        standings = []
         for name in names:
             standing = None if name.startswith(".") else _read(self.folder / name)
             if standing is None:
@@ -202,8 +202,8 @@ class Watch:
                 since = now
             self._seen[name] = (standing, since)
             if _lives(standing, now - since):
-                found.append(standing)
-        return found
+                standings.append(standing)
+        return standings
 
     def close(self) -> None:
         """Remove the files that are left, for nobody trains any more."""

@@ -15,7 +15,7 @@ from nfexp.sweep.progress import Plain, Progress, View
 from nfexp.sweep.standing import Clock, Standing
 
 if TYPE_CHECKING:
-    from nfexp.run import Told
+    from nfexp.run import Observer
     from nfexp.train import State, Training
 
 LOOK_SECONDS = 0.5  # between two looks at the stacks in work
@@ -44,7 +44,9 @@ def new_view(*, live: bool) -> View:
 
 
 @contextmanager
-def shown(progress: Progress, look: Callable[[], Sequence[Standing]], *, live: bool) -> Iterator[None]:
+def shown(
+    progress: Progress, look: Callable[[], Sequence[Standing]], *, live: bool
+) -> Iterator[None]:
     """While the body runs, look at the stacks in work twice a second, and show them."""
     view = new_view(live=live)
     done = threading.Event()
@@ -64,13 +66,13 @@ def shown(progress: Progress, look: Callable[[], Sequence[Standing]], *, live: b
 
 
 @contextmanager
-def alone(spec: Spec, *, live: bool) -> Iterator[Told]:
+def alone(spec: Spec, *, live: bool) -> Iterator[Observer]:
     """Show how far a single run is; gives what :func:`nfexp.run.run_stack` calls twice a second."""
     clock = Clock()
     now: list[Standing] = []
 
-    def told(training: Training, state: State) -> None:
+    def observe(training: Training, state: State) -> None:
         now[:] = [clock.standing(training, state)]
 
     with shown(Progress([spec]), lambda: list(now), live=live):
-        yield told
+        yield observe

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nfexp.files import replacing
 from nfexp.record import code_version, outcome, write_run
 from nfexp.spec import Spec, run_id
-from nfexp.surroundings import settle_logs
+from nfexp.surroundings import settle_logs, without_garbage_collection
 from nfexp.sweep.standing import Teller
 from nfexp.sweep.stopping import is_asked_to_stop
 from nfexp.trackers import Tracking
 
 if TYPE_CHECKING:
-    from nfexp.run import Result, Told
+    from nfexp.run import Observer, Result
     from nfexp.train import State, Training
 
 log = logging.getLogger(__name__)
@@ -124,14 +124,14 @@ def train(
     folders: Sequence[str | os.PathLike[str]],
     *,
     root: str | None = None,
-    told: Told | None = None,
+    observer: Observer | None = None,
 ) -> Iterator[Trained]:
     """Train a stack and yield a :class:`Trained` for each run.
 
     A stack that runs out of memory is halved. One that raises anything else is trained again one
     run at a time, so that only the culprit fails. A run that raises alone after it was carried on
     from a checkpoint is begun again without it. Checkpoints lie in `folders`, one per run, as long
-    as `root` is there. `told` is what :func:`nfexp.run.run_stack` calls twice a second.
+    as `root` is there. `observer` is what :func:`nfexp.run.run_stack` calls twice a second.
 
     Raises
     ------
@@ -141,7 +141,6 @@ def train(
         If a checkpoint cannot be written.
     """
     from nfexp import run
-    from nfexp.checkpoint import CHECKPOINT
 
     def stop() -> bool:
         check_there(root)
@@ -151,43 +150,62 @@ def train(
     pending = deque([list(range(len(specs)))])
     while pending:
         part = pending.popleft()
-        places = []
-        carried_on = []  # looked for now, for training writes checkpoints of its own
-        for i in part:
-            place = Path(folders[i])
-            places.append(place)
-            if (place / CHECKPOINT).exists():
-                carried_on.append(place / CHECKPOINT)
+        part_specs = [specs[i] for i in part]
+        part_folders = [Path(folders[i]) for i in part]
+        checkpoints = _checkpoints_in(part_folders)  # before training writes its own
         trouble = None
         try:
-            some = [specs[i] for i in part]
-            results = run.run_stack(some, folders=places, code=code_version(), stop=stop, told=told)
+            results = run.run_stack(
+                part_specs, folders=part_folders, code=code_version(), stop=stop, observer=observer
+            )
         except (run.Interrupted, OSError):  # told to stop, or a checkpoint cannot be written
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            if len(part) > 1:
-                size = (len(part) + 1) // 2 if out_of_memory(error) else 1
-                what = f"a stack of {len(part)} raised {reason}"
-                log.warning(f"{what}; it goes on in stacks of {size}")
-                smaller = [part[k : k + size] for k in range(0, len(part), size)]
-                pending.extendleft(reversed(smaller))  # extendleft turns the order round
-                continue
-            if carried_on:
-                what = f"a run carried on from {carried_on[0]} raised {reason}"
-                log.warning(f"{what}; it is begun again")
-                carried_on[0].unlink()
-                pending.appendleft(part)
+            again = _what_is_tried_again(part, error, checkpoints)
+            if again:
+                pending.extendleft(reversed(again))  # extendleft turns the order round
                 continue
             trouble = traceback.format_exc()
-            results = [run.Result(spec=specs[part[0]], status="failed", reason=reason)]
+            results = [run.Result(spec=part_specs[0], status="failed", reason=_in_words(error))]
         for i, result in zip(part, results, strict=True):
             yield Trained(i, result, trouble)
 
 
+def _checkpoints_in(folders: Sequence[Path]) -> list[Path]:
+    """The checkpoints that are there."""
+    from nfexp.checkpoint import CHECKPOINT
+
+    paths = [folder / CHECKPOINT for folder in folders]
+    return [path for path in paths if path.exists()]
+
+
+def _what_is_tried_again(
+    part: list[int], error: Exception, checkpoints: Sequence[Path]
+) -> list[list[int]]:
+    """The stacks to train after this one raised.
+
+    None where a run raised alone, from its beginning.
+    """
+    reason = _in_words(error)
+    if len(part) > 1:
+        size = (len(part) + 1) // 2 if out_of_memory(error) else 1
+        log.warning(f"a stack of {len(part)} raised {reason}; it goes on in stacks of {size}")
+        return [part[k : k + size] for k in range(0, len(part), size)]
+    if checkpoints:
+        log.warning(f"a run carried on from {checkpoints[0]} raised {reason}; it is begun again")
+        checkpoints[0].unlink()
+        return [part]
+    return []
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 def check_all(specs: Sequence[Spec]) -> None:
     """Raise for the first run that could not be set up, before anything is trained or written."""
-    from nfexp.run import check
+    with without_garbage_collection():
+        from nfexp.run import check  # with torch
 
     distinct: dict[tuple[object, ...], Spec] = {}
     for spec in specs:  # of many runs few differ in what the check looks at
@@ -225,21 +243,8 @@ def keep(folder: Path, result: Result, trouble: str | None = None, *, label: str
     spec = result.spec
     name = label or f"{spec.data.name} seed {spec.seed}"
     if result.status == "completed":
-        metrics = result.metrics
-        reached = f"test NLL {metrics['test_nll']:.4f}"
-        if metrics["true_nll"] is None:  # a table, whose density nobody knows
-            reached += f" ± {metrics['test_nll_se']:.4f}"
-        else:
-            reached += f", truth {metrics['true_nll']:.4f}"
-            reached += f", KL {metrics['kl']:.4f} ± {metrics['kl_se']:.4f}"
-        reached += " nats"
-        if metrics["test_bpd"] is not None:
-            reached += f", {metrics['test_bpd']:.4f} bits/dim"
-        log.info(f"{name}: {reached} ({folder})")
-        lost = [k for k, member in enumerate(result.members) if member["diverged_at"] is not None]
-        if lost:
-            which = ", ".join(map(str, lost))
-            log.warning(f"{name}: of {len(result.members)} members these diverged and are left out: {which} ({folder})")
+        log.info(f"{name}: {_reached(result.metrics)} ({folder})")
+        _warn_of_lost_members(name, result, folder)
     else:
         level = logging.WARNING if result.status == "diverged" else logging.ERROR
         message = f"{name}: {result.status}: {result.reason} ({folder})"
@@ -247,6 +252,29 @@ def keep(folder: Path, result: Result, trouble: str | None = None, *, label: str
             message += f"\n{trouble}"
         log.log(level, message)
     write_run(folder, result)
+
+
+def _reached(metrics: Mapping[str, Any]) -> str:
+    """The scores of a completed run, as its log has them."""
+    text = f"test NLL {metrics['test_nll']:.4f}"
+    if metrics["true_nll"] is None:  # a table, whose density nobody knows
+        text += f" ± {metrics['test_nll_se']:.4f} nats"
+    else:
+        text += f", truth {metrics['true_nll']:.4f}"
+        text += f", KL {metrics['kl']:.4f} ± {metrics['kl_se']:.4f} nats"
+    if metrics["test_bpd"] is not None:
+        text += f", {metrics['test_bpd']:.4f} bits/dim"
+    return text
+
+
+def _warn_of_lost_members(name: str, result: Result, folder: Path) -> None:
+    lost = []
+    for k, member in enumerate(result.members):
+        if member["diverged_at"] is not None:
+            lost.append(str(k))
+    if lost:
+        what = f"of {len(result.members)} members these diverged and are left out"
+        log.warning(f"{name}: {what}: {', '.join(lost)} ({folder})")
 
 
 def _write(job: Job, result: Result, trouble: str | None) -> None:
@@ -288,13 +316,13 @@ def work(jobs: Sequence[Job], *, fail_fast: bool = False) -> None:
     tracking = _tracking(todo)
     teller = None if root is None else Teller(root)
 
-    def told(training: Training, state: State) -> None:
-        tracking.told(training, state)
+    def observe(training: Training, state: State) -> None:
+        tracking.observe(training, state)
         if teller is not None:
-            teller.told(training, state)
+            teller.observe(training, state)
 
     try:
-        for position, result, trouble in train(specs, folders, root=root, told=told):
+        for position, result, trouble in train(specs, folders, root=root, observer=observe):
             _write(todo[position], result, trouble)
             tracking.end(result.spec, result.status, result.metrics)
             if fail_fast and result.status == "failed":

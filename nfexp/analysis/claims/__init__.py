@@ -59,50 +59,52 @@ def evaluate(
     rows = []
     for claim in claims:
         if claim.across:
-            found = [find(claim, by_target)]
+            findings = [find(claim, by_target)]
         else:
-            found = [find(claim, {target: study}) for target, study in by_target.items()]
-        rows += judge(claim, found)
+            findings = [find(claim, {target: study}) for target, study in by_target.items()]
+        rows += judge(claim, findings)
     return pd.DataFrame(rows)
 
 
-def judge(claim: Claim, found: Sequence[Finding]) -> list[dict[str, Any]]:
+def judge(claim: Claim, findings: Sequence[Finding]) -> list[dict[str, Any]]:
     """The rows of one claim: one per target, and one for all."""
-    if claim.across or not found:
-        alone = found[0] if found else Finding(claim, "all")
+    if claim.across or not findings:
+        alone = findings[0] if findings else Finding(claim, "all")
         return [_row(alone, alone.p(), verdict(*alone.p(signs=True)))]
-    voting = voters(found)
+    voting = voters(findings)
     votes = _count(claim, voting, signs=False)
     sign_votes = _count(claim, voting, signs=True)
     rows = []
-    for finding in found:
+    for finding in findings:
         p = votes.corrected.get(finding.target, finding.p())
         sign_p = sign_votes.corrected.get(finding.target, finding.p(signs=True))
         rows.append(_row(finding, p, verdict(*sign_p)))
     decides = _decisive(votes, voting)
     overall = _row(decides, votes.overall, verdict(*sign_votes.overall))
     overall["target"] = "all"
-    overall["note"] = _joined(_summary(claim, votes, decides, found), overall["note"])
+    overall["note"] = _joined(_summary(claim, votes, decides, findings), overall["note"])
     return [*rows, overall]
 
 
-def verdicts(claim: Claim, found: Sequence[Finding]) -> list[str]:
+def verdicts(claim: Claim, findings: Sequence[Finding]) -> list[str]:
     """The verdicts of the rows of :func:`judge`, without all that the rows show."""
-    if claim.across or not found:
-        return [verdict(*finding.p()) for finding in found] or ["inconclusive"]
-    votes = _count(claim, voters(found), signs=False)
-    own = [verdict(*votes.corrected.get(finding.target, finding.p())) for finding in found]
-    return [*own, verdict(*votes.overall)]
+    if claim.across or not findings:
+        return [verdict(*finding.p()) for finding in findings] or ["inconclusive"]
+    votes = _count(claim, voters(findings), signs=False)
+    of_findings = [
+        verdict(*votes.corrected.get(finding.target, finding.p())) for finding in findings
+    ]
+    return [*of_findings, verdict(*votes.overall)]
 
 
-def voters(found: Sequence[Finding]) -> list[Finding]:
+def voters(findings: Sequence[Finding]) -> list[Finding]:
     """The findings that count.
 
     Those on the paper's targets, if any is present and the claim is not about any target, and of
     these the ones with the needed runs, if any has them.
     """
-    of_paper = [f for f in found if f.target in SIMPLE + HARD and not f.claim.everywhere]
-    voting = of_paper or list(found)
+    of_paper = [f for f in findings if f.target in SIMPLE + HARD and not f.claim.everywhere]
+    voting = of_paper or list(findings)
     return [finding for finding in voting if finding.applies] or voting
 
 
@@ -148,13 +150,13 @@ def _decisive(votes: _Votes, voting: Sequence[Finding]) -> Finding:
     return ordered[votes.needed - 1]
 
 
-def _summary(claim: Claim, votes: _Votes, decides: Finding, found: Sequence[Finding]) -> str:
+def _summary(claim: Claim, votes: _Votes, decides: Finding, findings: Sequence[Finding]) -> str:
     """How the targets voted, and which of them is shown."""
     verdicts = [verdict(*p) for p in votes.corrected.values()]
     text = f"{claim.quantifier}: supported on {verdicts.count('supported')}"
     text += f", contradicted on {verdicts.count('contradicted')} of {len(verdicts)}"
     text += f"; shown is {decides.target}"
-    others = [finding.target for finding in found if finding.target not in votes.corrected]
+    others = [finding.target for finding in findings if finding.target not in votes.corrected]
     if others:
         text += f"; not counted: {', '.join(others)}"
     return text

@@ -84,32 +84,38 @@ class Finding:
 
     def each(self, *, signs: bool = False) -> list[PValues]:
         """p_for and p_against of each contrast."""
-        found = []
+        of_contrasts = []
         for contrast in self.contrasts:
-            found.append(p_values(contrast, self.claim.kind, self.margin(contrast), signs=signs))
-        return found
+            of_contrasts.append(
+                p_values(contrast, self.claim.kind, self.margin(contrast), signs=signs)
+            )
+        return of_contrasts
 
     def p(self, *, signs: bool = False) -> PValues:
         """p_for and p_against of all contrasts together, before any correction over targets."""
         if self.lost or not self.contrasts:
             return UNKNOWN
-        found = self.each(signs=signs)
+        of_contrasts = self.each(signs=signs)
         # The claim holds if all contrasts do: an intersection-union test (Berger 1982), which needs
         # no correction. One contrast that fails contradicts it: Bonferroni's correction.
-        p_for = max(p.p_for for p in found)
-        p_against = min(1.0, len(found) * min(p.p_against for p in found))
+        p_for = max(p.p_for for p in of_contrasts)
+        p_against = min(1.0, len(of_contrasts) * min(p.p_against for p in of_contrasts))
         return PValues(p_for, p_against)
 
     def decisive(self) -> Contrast | None:
         """The contrast that contradicts, or else the least favourable one."""
         if not self.contrasts:
             return None
-        found = self.each()
-        positions = range(len(found))
+        of_contrasts = self.each()
+        positions = range(len(of_contrasts))
         if verdict(*self.p()) == "contradicted":
-            chosen = min(positions, key=lambda i: (found[i].p_against, -found[i].p_for))
+            chosen = min(
+                positions, key=lambda i: (of_contrasts[i].p_against, -of_contrasts[i].p_for)
+            )
         else:
-            chosen = min(positions, key=lambda i: (-found[i].p_for, found[i].p_against))
+            chosen = min(
+                positions, key=lambda i: (-of_contrasts[i].p_for, of_contrasts[i].p_against)
+            )
         return self.contrasts[chosen]
 
 

@@ -1,8 +1,8 @@
 """The claims about flows of images, judged by the same rules on the runs that are of images.
 
-Effects are in bits/dim of the test images, the mean of single-sample bounds. What else than the sign
-would matter to a reader: 0.02, about twice what one seed of a digits run at full length differs from
-another by.
+Effects are in bits/dim of the test images, the mean of single-sample bounds. What else than the
+sign would matter to a reader: 0.02, about twice what one seed of a digits run at full length
+differs from another by.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ FLOW_PLUS = "Ho et al. 2019"
 
 
 def _each_mask_alone(study: Study) -> list[Contrast]:
-    found = []
+    contrasts = []
     for mask in ("checkerboard", "channel"):
-        found.append(mean_of(f"{mask} alone", study.gap({"flow.mask": mask}, {}, BITS)))
-    return found
+        contrasts.append(mean_of(f"{mask} alone", study.gap({"flow.mask": mask}, {}, BITS)))
+    return contrasts
 
 
 IMAGE_CLAIMS = (
@@ -84,9 +84,9 @@ def claims_of_sources(centres: Centres) -> list[tuple[Sequence[Claim], list[str]
     for target, centre in centres.items():
         group = images if centre.get("flow.kind") == "image" else vectors
         group.append(target)
-    found: list[tuple[Sequence[Claim], list[str]]] = []
+    groups: list[tuple[Sequence[Claim], list[str]]] = []
     if vectors or not images:
-        found.append((CLAIMS, vectors))
+        groups.append((CLAIMS, vectors))
     if images:
-        found.append((IMAGE_CLAIMS, images))
-    return found
+        groups.append((IMAGE_CLAIMS, images))
+    return groups

@@ -30,7 +30,10 @@ from nfexp.analysis.statistics.ablations import Centres
 from nfexp.analysis.statistics.studies import Key
 
 OPEN = "inconclusive"
-DECIDED, EXHAUSTED, UNMEASURED, WAITING = "decided", "max_seeds", "not measured", "no further round"
+DECIDED = "decided"
+EXHAUSTED = "max_seeds"
+UNMEASURED = "not measured"
+WAITING = "no further round"
 OUT_OF_REACH = "out of reach"
 
 Cells = Mapping[Key, pd.DataFrame]
@@ -84,11 +87,11 @@ class Course:
         targets = {finding.target for finding in self.findings}
         if not self.claim.across:
             targets = {finding.target for finding in voters(self.findings)}
-        places = []
+        positions = []
         for i, finding in enumerate(self.findings):
             if finding.applies and finding.target in targets:
-                places.append(i)
-        return places
+                positions.append(i)
+        return positions
 
     def open(self) -> list[int]:
         """The positions of the findings that more seeds could decide; none of a decided claim."""
@@ -112,9 +115,9 @@ class Looks:
             whole = self.by_target[target]
             cells = {}
             for key, runs in whole.cells.items():
-                own = runs[runs["seed"].isin(seeds)]
-                if len(own):
-                    cells[key] = own
+                counted = runs[runs["seed"].isin(seeds)]
+                if len(counted):
+                    cells[key] = counted
             self._known[target, look] = replace(whole, cells=cells, used={}, notes=[])
         return self._known[target, look]
 
@@ -128,7 +131,7 @@ class Looks:
         if look > len(self.rounds.counts):
             return None
         group = {target: self.study(target, look) for target in targets}
-        found = find(claim, group)
+        finding = find(claim, group)
         cells = {}
         is_whole = True
         for target, study in group.items():
@@ -138,18 +141,18 @@ class Looks:
         if not is_whole and look > 1:
             return None
         contrasts = []
-        for contrast in found.contrasts:
-            own = vars(contrast)
-            contrasts.append(SequentialContrast(**own, look=look, counts=self.rounds.counts))
-        waits = found.applies and not is_whole
-        notes = [found.note, "the first round is not finished"] if waits else [found.note]
+        for contrast in finding.contrasts:
+            as_dict = vars(contrast)
+            contrasts.append(SequentialContrast(**as_dict, look=look, counts=self.rounds.counts))
+        waits = finding.applies and not is_whole
+        notes = [finding.note, "the first round is not finished"] if waits else [finding.note]
         return SequentialFinding(
             claim=claim,
-            target=found.target,
+            target=finding.target,
             contrasts=contrasts,
-            lost=found.lost or waits,
-            applies=found.applies,
-            rows=found.rows,
+            lost=finding.lost or waits,
+            applies=finding.applies,
+            rows=finding.rows,
             note="; ".join(note for note in notes if note),
             look=look,
             earlier=earlier,
@@ -163,24 +166,24 @@ class Looks:
 
     def first(self, claim: Claim, targets: Sequence[str]) -> SequentialFinding:
         """The first look at which there is something to measure, or the last look that there is."""
-        found = self.find(claim, targets, 1)
-        assert found is not None
-        while not found.applies:
-            later = self.find(claim, targets, found.look + 1, found)
+        finding = self.find(claim, targets, 1)
+        assert finding is not None
+        while not finding.applies:
+            later = self.find(claim, targets, finding.look + 1, finding)
             if later is None:
                 break
-            found = later
-        return found
+            finding = later
+        return finding
 
     def course(self, claim: Claim, *, counts: bool = True) -> Course:
         """Look at a claim until it is decided or a round that it needs is not there."""
         groups = [[*self.by_target]] if claim.across else [[target] for target in self.by_target]
-        found = [self.first(claim, targets) for targets in groups]
+        findings = [self.first(claim, targets) for targets in groups]
         while True:
-            course = Course(claim, found, verdicts(claim, found), counts)
+            course = Course(claim, findings, verdicts(claim, findings), counts)
             later: dict[int, SequentialFinding] = {}
             for i in course.open():
-                finding = found[i]
+                finding = findings[i]
                 new = self.find(claim, groups[i], finding.look + 1, finding)
                 if new is not None:
                     later[i] = new
@@ -188,7 +191,7 @@ class Looks:
                     return course
             if not later:
                 return course
-            found = [later.get(i, finding) for i, finding in enumerate(found)]
+            findings = [later.get(i, finding) for i, finding in enumerate(findings)]
 
 
 def is_out_of_reach(finding: SequentialFinding, rounds: Rounds) -> bool:
@@ -215,22 +218,25 @@ def courses(
     where there are any.
     """
     looks = Looks(by_target, rounds)
-    own = claims_of(contrasts)
-    is_of_sources = rounds.margin is None and not own
-    found = []
+    of_study = claims_of(contrasts)
+    is_of_sources = rounds.margin is None and not of_study
+    all_courses = []
     centres = {target: study.centre for target, study in by_target.items()}
     for claims, targets in claims_of_sources(centres):
         group = Looks({target: by_target[target] for target in targets}, rounds)
-        found += [group.course(claim, counts=is_of_sources) for claim in claims]
-    found += [looks.course(claim) for claim in own]
+        all_courses += [group.course(claim, counts=is_of_sources) for claim in claims]
+    all_courses += [looks.course(claim) for claim in of_study]
     if rounds.margin is not None:
-        found += [looks.course(claim) for claim in own_claims(by_target, rounds.margin)]
-    return found
+        all_courses += [looks.course(claim) for claim in own_claims(by_target, rounds.margin)]
+    return all_courses
 
 
 def own_claims(by_target: Mapping[str, Study], margin: float) -> list[Claim]:
     """One claim for each cell beside the centre: that it is within the margin of it, either way."""
-    keys = dict.fromkeys(key for study in by_target.values() for key in study.cells if key)
+    keys: dict[frozenset[tuple[str, Any]], None] = {}  # each once, in the order they come
+    for study in by_target.values():
+        keys |= dict.fromkeys(study.cells)
+    keys.pop(frozenset(), None)  # the centre
     claims = []
     for number, key in enumerate(keys, start=1):
         changes = dict(sorted(key))

@@ -119,16 +119,20 @@ def extremes(column: str, metric: str, at_least: float = -math.inf) -> Measure:
 
 def each_complex_flow(study: Study) -> list[Contrast]:
     """KL of each single flow that is deeper or wider than the centre, minus the centre's."""
-    found = []
+    contrasts = []
     for key in study.cells:
-        own = changes_of(key)
-        is_deeper = own.get(DEPTH, 0) > study.centre.get(DEPTH, math.inf)
-        is_wider = own.get(WIDTH, 0) > study.centre.get(WIDTH, math.inf)
-        if own.get(FLOWS) == 1 and own.keys() <= {FLOWS, DEPTH, WIDTH} and (is_deeper or is_wider):
-            found.append(mean_of(named(own), study.gap(own, {})))
-    if not found:
+        changes = changes_of(key)
+        is_deeper = changes.get(DEPTH, 0) > study.centre.get(DEPTH, math.inf)
+        is_wider = changes.get(WIDTH, 0) > study.centre.get(WIDTH, math.inf)
+        if (
+            changes.get(FLOWS) == 1
+            and changes.keys() <= {FLOWS, DEPTH, WIDTH}
+            and (is_deeper or is_wider)
+        ):
+            contrasts.append(mean_of(named(changes), study.gap(changes, {})))
+    if not contrasts:
         raise Absent("missing: flow.n_flows=1 with more depth or width than the centre")
-    return sorted(found, key=lambda contrast: contrast.label)
+    return sorted(contrasts, key=lambda contrast: contrast.label)
 
 
 def flows_needed(studies: Mapping[str, Study]) -> list[Contrast]:
@@ -164,24 +168,24 @@ def _seed_means(columns: list[pd.Series]) -> pd.Series:
 
 def six_against_each(study: Study) -> list[Contrast]:
     """KL of six flows minus that of every other number."""
-    found = []
+    contrasts = []
     for n in study.axis(FLOWS):
         if n != 6:
-            found.append(mean_of(f"against {n} flows", study.gap({FLOWS: 6}, {FLOWS: n})))
-    if not found:
+            contrasts.append(mean_of(f"against {n} flows", study.gap({FLOWS: 6}, {FLOWS: n})))
+    if not contrasts:
         raise Absent("missing: a flows axis")
-    return found
+    return contrasts
 
 
 def deeper(study: Study) -> list[Contrast]:
     """KL of every depth above 2 minus that of depth 2."""
-    found = []
+    contrasts = []
     for depth in study.axis(DEPTH):
         if depth > 2:
-            found.append(mean_of(f"depth {depth}", study.gap({DEPTH: depth}, {DEPTH: 2})))
-    if not found:
+            contrasts.append(mean_of(f"depth {depth}", study.gap({DEPTH: depth}, {DEPTH: 2})))
+    if not contrasts:
         raise Absent("missing: a depth above 2")
-    return found
+    return contrasts
 
 
 def time_by_samples(study: Study) -> list[Contrast]:
@@ -220,17 +224,17 @@ def kl_at_most_noise(study: Study) -> list[Contrast]:
 def each_under_noise(study: Study) -> list[Contrast]:
     """clean_distance of each architecture at the highest noise, minus the centre's."""
     _, noise = study.ends(NOISE)
-    found = []
+    under_noise = []
     for key in study.cells:
-        own = changes_of(key)
-        at_most_noise = own.get(NOISE, study.centre.get(NOISE)) == noise
-        if at_most_noise and own.keys() <= {NOISE, FLOWS, DEPTH, WIDTH}:
-            found.append(own)
-    if len(found) < 2:
+        changes = changes_of(key)
+        at_most_noise = changes.get(NOISE, study.centre.get(NOISE)) == noise
+        if at_most_noise and changes.keys() <= {NOISE, FLOWS, DEPTH, WIDTH}:
+            under_noise.append(changes)
+    if len(under_noise) < 2:
         raise Absent(f"missing: data.noise={noise:g} with another number of flows, depth or width")
     contrasts = []
-    for own in found:
-        contrasts.append(mean_of(named(own), study.gap(own, {}, "clean_distance")))
+    for changes in under_noise:
+        contrasts.append(mean_of(named(changes), study.gap(changes, {}, "clean_distance")))
     return sorted(contrasts, key=lambda contrast: contrast.label)
 
 

@@ -14,7 +14,8 @@ from nfexp.analysis.statistics import BITS, Study, named
 from nfexp.analysis.statistics.ablations import measure_of
 
 SOURCE = "this study"
-NAMES = {"kl": "", "test_nll": "test NLL", BITS: "bits/dim"}  # of the usual measure, in a verdict's row
+# of the usual measure, in a verdict's row
+NAMES = {"kl": "", "test_nll": "test NLL", BITS: "bits/dim"}
 
 
 def claims_of(contrasts: Iterable[OwnContrast]) -> list[Claim]:

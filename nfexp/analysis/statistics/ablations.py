@@ -104,7 +104,9 @@ def ablations(
     """
     runs = distinct(runs[runs["data.name"].isin(list(centres))])
     differs = deviations(runs, centres)
-    tested_on = [column for column in map(str, differs) if column in TESTED_ON or is_parameter_key(column)]
+    tested_on = [
+        column for column in map(str, differs) if column in TESTED_ON or is_parameter_key(column)
+    ]
     runs = _beside_the_centre(runs, ~differs.any(axis=1), differs[tested_on].any(axis=1))
     tables: dict[str, pd.DataFrame] = {}
     for columns in _swept(differs):
@@ -119,7 +121,9 @@ def ablations(
     return tables
 
 
-def _beside_the_centre(runs: pd.DataFrame, is_centre: pd.Series, is_elsewhere: pd.Series) -> pd.DataFrame:
+def _beside_the_centre(
+    runs: pd.DataFrame, is_centre: pd.Series, is_elsewhere: pd.Series
+) -> pd.DataFrame:
     """The runs with `is_centre` and `kl_diff`, their KL minus that of the centre at the same seed.
 
     Where no KL is known, test NLLs stand in for it, but not for a run tested elsewhere than the
@@ -146,13 +150,13 @@ def _swept(differs: pd.DataFrame) -> list[list[str]]:
     Single axes come first, in the order of AXES.
     """
     order = [*AXES, *differs]
-    found: list[list[str]] = []
+    swept: list[list[str]] = []
     for pattern in differs.drop_duplicates().to_numpy(dtype=bool):
         columns = sorted(differs.columns[pattern], key=order.index)
         if 1 <= len(columns) <= 2:
-            found.append(columns)
-    found.sort(key=lambda columns: (len(columns), list(map(order.index, columns))))
-    return found
+            swept.append(columns)
+    swept.sort(key=lambda columns: (len(columns), list(map(order.index, columns))))
+    return swept
 
 
 def _summary(
@@ -204,7 +208,9 @@ def has_bits(scores: pd.DataFrame) -> bool:
 
 
 def measure_of(scores: pd.DataFrame) -> str:
-    """The column that tells how good densities are: kl or, where no KL is known, test_nll; of images test_bpd.
+    """The column that tells how good densities are: kl or, where no KL is known, test_nll.
+
+    Of images it is test_bpd.
 
     >>> measure_of(pd.DataFrame({"kl": [np.nan, np.nan], "test_nll": [1.0, 2.0]}))
     'test_nll'
@@ -233,22 +239,22 @@ def references(fits: pd.DataFrame, flow: pd.Series | None = None) -> pd.DataFram
         flow = pd.Series(dtype=float)
     rows = []
     for model in ALL_MODELS:
-        own = fits[fits["model"] == model].set_index("seed")
-        if own.empty:
+        of_model = fits[fits["model"] == model].set_index("seed")
+        if of_model.empty:
             continue
-        chosen = own["bandwidth" if model in KERNELS else "n_components"]
-        measure = measure_of(own)
+        chosen = of_model["bandwidth" if model in KERNELS else "n_components"]
+        measure = measure_of(of_model)
         row = {
             "model": model,
-            "n": own[measure].count(),
-            "n_used": own["n_used"].max(),
+            "n": of_model[measure].count(),
+            "n_used": of_model["n_used"].max(),
             "least": chosen.min(),
             "most": chosen.max(),
         }
-        own["over"] = own[measure] - flow.reindex(own.index)
+        of_model["over"] = of_model[measure] - flow.reindex(of_model.index)
         names = ["test_nll", "true_nll", "kl", "seconds", "over"]
-        for name in [*names, BITS] if has_bits(own) else names:
-            mean, low, high = mean_interval(own[name])
+        for name in [*names, BITS] if has_bits(of_model) else names:
+            mean, low, high = mean_interval(of_model[name])
             row |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -176,10 +176,10 @@ def bootstrap_interval(values: Iterable[float], level: float = 0.95) -> tuple[fl
 
 def _quantile(ordered: np.ndarray, share: float) -> float:
     """Linear interpolation between the two ordered values next to `share` of the way."""
-    place = share * len(ordered) + (1 - share)  # from 1, for the smallest, to n
-    before = int(place) - 1
+    rank = share * len(ordered) + (1 - share)  # from 1, for the smallest, to n
+    before = int(rank) - 1
     after = min(before + 1, len(ordered) - 1)
-    weight = place % 1
+    weight = rank % 1
     return float((1 - weight) * ordered[before] + weight * ordered[after])
 
 

@@ -92,13 +92,13 @@ class Study:
     def axis(self, column: str, fixed: Mapping[str, Any] | None = None) -> list[Any]:
         """The numbers `column` takes in the cells that equal the centre but for it and `fixed`."""
         rest = self.key(fixed or {})
-        found = set()
+        values = set()
         for key in self.cells:
             others = frozenset(change for change in key if change[0] != column)
             value = dict(key).get(column, self.centre.get(column))
             if others == rest and isinstance(value, (int, float)):
-                found.add(value)
-        return sorted(found)
+                values.add(value)
+        return sorted(values)
 
     def ends(
         self,
@@ -120,11 +120,11 @@ def studies(runs: pd.DataFrame, centres: Centres) -> dict[str, Study]:
     rows_of: dict[str, dict[Key, list[int]]] = {}
     for i, (target, key) in enumerate(zip(runs["data.name"], _keys(runs, centres), strict=True)):
         rows_of.setdefault(target, {}).setdefault(key, []).append(i)
-    found = {}
+    by_target = {}
     for target, centre in centres.items():
         cells = {key: runs.iloc[rows] for key, rows in rows_of.get(target, {}).items()}
-        found[target] = Study(target, centre, cells)
-    return found
+        by_target[target] = Study(target, centre, cells)
+    return by_target
 
 
 def _keys(runs: pd.DataFrame, centres: Centres) -> Iterable[Key]:

@@ -6,7 +6,6 @@ A file that does not hold what it should is skipped with one warning line; the r
 from nfexp.analysis.table.arrays import load_arrays
 from nfexp.analysis.table.cells import CONFIG
 from nfexp.analysis.table.gather import (
-    MANY,
     Collection,
     Sweep,
     collect,
@@ -17,6 +16,7 @@ from nfexp.analysis.table.gather import (
     skip,
 )
 from nfexp.analysis.table.index import CACHE
+from nfexp.analysis.table.reading import MANY
 from nfexp.analysis.table.records import cannot_write
 from nfexp.analysis.table.rows import config_columns, distinct, infer_centres, repetitions
 from nfexp.analysis.table.saved import write_csv, write_runs

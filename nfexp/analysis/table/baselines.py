@@ -104,10 +104,10 @@ def load_baselines(
             if skipped is None:
                 raise
             skipped.append(error)
-    found = pd.DataFrame(rows, columns=list(columns_of(rows)))
-    keys = [key for key in (*DATA, *OF_A_TABLE, "seed", "model") if key in found]
-    keys += [str(column) for column in found if is_parameter_key(str(column))]
-    return found.drop_duplicates(keys, ignore_index=True)
+    table = pd.DataFrame(rows, columns=list(columns_of(rows)))
+    keys = [key for key in (*DATA, *OF_A_TABLE, "seed", "model") if key in table]
+    keys += [str(column) for column in table if is_parameter_key(str(column))]
+    return table.drop_duplicates(keys, ignore_index=True)
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

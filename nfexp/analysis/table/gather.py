@@ -15,28 +15,22 @@ import pandas as pd
 
 from nfexp.analysis.contrasts import OwnContrast
 from nfexp.analysis.sequential import Rounds
-from nfexp.analysis.table.cells import CONFIG
-from nfexp.analysis.table.index import Place, identity, read_cache, search, write_cache
+from nfexp.analysis.table.index import Place, read_cache, search, write_cache
+from nfexp.analysis.table.reading import Reading, Vocabulary, tabulate
 from nfexp.analysis.table.records import (
     PlannedRuns,
-    check_record,
     known_versions,
     planned_runs,
     read_history,
 )
 from nfexp.analysis.table.rows import infer_centres, repetitions
 from nfexp.analysis.table.saved import saved_rows
-from nfexp.record.formats import HISTORY_FILE, PLAN, RESULT, ReportError, printable, read_bounded
-from nfexp.record.metrics import HISTORY, METRICS
+from nfexp.record.formats import HISTORY_FILE, RESULT, ReportError, printable
+from nfexp.record.metrics import HISTORY
 from nfexp.spec import is_parameter_key, usual_value
-
-# The most targets, and the most keys that this version does not know, of one table: each of them is
-# a panel or a column.
-MANY = 64
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 # By the directory that was named, then by the folder of the sweep.
 Plans = Mapping[Path, Mapping[str, PlannedRuns]]
 
@@ -90,10 +84,12 @@ def collect(
     started = time.time_ns()
     tops = _folders(dirs)
     skipped: list[ReportError] = []
-    places = {top: list(search(top, skipped, tops)) for top in tops}
+    places = {}
+    for top in tops:
+        places[top] = list(search(top, skipped, tops))
     caches = [*tops, Path(cache)] if cache else tops
     known = _cached(caches, places.values())
-    reading = _Reading(home=Path(os.path.commonpath(tops)), known=known)
+    reading = Reading(home=Path(os.path.commonpath(tops)), known=known)
     plans = {}
     for top in tops:
         plans[top] = _plans(places[top], skipped)
@@ -107,6 +103,11 @@ def collect(
     skip(skipped, [])
     if cache and reading.kept.keys() != known.keys():
         write_cache(Path(cache), reading.kept, started)
+    return _collection(reading, plans, skipped)
+
+
+def _collection(reading: Reading, plans: Plans, skipped: list[ReportError]) -> Collection:
+    """All that was read, and a warning of runs that are there twice."""
     runs = reading.table()
     repeated = repetitions(runs)
     if repeated:
@@ -137,8 +138,8 @@ def _folders(dirs: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def _cached(folders: Iterable[Path], places: Iterable[Iterable[Place]]) -> dict[str, str]:
     """The records of all places that a cache in one of `folders` holds, by identity."""
     wanted = set()
-    for own in places:
-        for place in own:
+    for of_folder in places:
+        for place in of_folder:
             if place.result:
                 wanted.add(place.result)
     known: dict[str, str] = {}
@@ -149,15 +150,15 @@ def _cached(folders: Iterable[Path], places: Iterable[Iterable[Place]]) -> dict[
 
 def _plans(places: Iterable[Place], skipped: list[ReportError]) -> dict[str, PlannedRuns]:
     """The readable plans of `places`, by folder."""
-    found = {}
+    plans = {}
     for place in places:
         if not place.plan:
             continue
         try:
-            found[place.folder] = planned_runs(place.folder)
+            plans[place.folder] = planned_runs(place.folder)
         except ReportError as error:
             skipped.append(error)
-    return found
+    return plans
 
 
 def _raise_no_runs(top: Path, failures: list[ReportError]) -> None:
@@ -176,115 +177,14 @@ def skip(errors: Iterable[ReportError], skipped: list[ReportError]) -> None:
             skipped.append(error)
 
 
-class _Vocabulary:
-    """Refuses what brings too many targets or unknown configuration keys into one table."""
-
-    def __init__(self) -> None:
-        self.targets: set[str] = set()
-        self.keys: set[str] = set()
-
-    def admit(self, where: object, row: Mapping[str, Any]) -> None:
-        target = {row["data.name"]}
-        keys = row.keys() - {*CONFIG, *METRICS, "status", "job"}
-        _check_few(where, "targets", target, self.targets)
-        _check_few(where, "unknown configuration keys", keys, self.keys)
-        self.targets |= target  # only now: a row that is refused adds nothing
-        self.keys |= keys
-
-
-def _check_few(where: object, kind: str, new: set[str], seen: set[str]) -> None:
-    if len(seen | new) > MANY:
-        raise ReportError(where, f"at most {MANY} {kind} in one table", f"{min(new - seen)!r} more")
-
-
-class _Reading:
-    """The rows of one table while its records are read, by the directory of the run."""
-
-    def __init__(self, home: Path, known: Mapping[str, str]) -> None:
-        self.home = home  # the folder that all runs are in
-        self.known = known  # records as text, by the identity of their file
-        self.rows: dict[str, Row] = {}
-        self.records: dict[str, dict[str, Any]] = {}
-        self.refused: dict[str, ReportError] = {}
-        self.kept: dict[str, dict[str, Any]] = {}  # records, by the identity of their file
-        self.words = _Vocabulary()
-
-    def read_records(self, places: Iterable[Place]) -> None:
-        """A row for each place with a record that can be read, once."""
-        for place in places:
-            folder = place.folder
-            if not place.result or folder in self.rows or folder in self.refused:
-                continue
-            try:
-                self._read_record(folder, place.result)
-            except ReportError as error:
-                self.refused[folder] = error
-
-    def _read_record(self, folder: str, key: str) -> None:
-        path = os.path.join(folder, RESULT)
-        raw: bytes | str
-        if key in self.known:
-            raw = self.known[key]
-        else:
-            raw, status = read_bounded(path)
-            key = identity(status)  # of what was read: the file may have changed since it was found
-        record, row = check_record(path, raw)
-        self.words.admit(path, row)
-        self.rows[folder] = {"job": self._job(folder)} | row
-        self.records[folder] = record
-        self.kept[key] = record
-
-    def add_missing(self, folder: str, plan: PlannedRuns, skipped: list[ReportError]) -> None:
-        """A row for each planned job that has no record."""
-        for job, row in plan.rows.items():
-            path = os.path.join(folder, os.path.normpath(job))
-            if path in self.rows:
-                continue
-            try:
-                self.words.admit(os.path.join(folder, PLAN), row)
-            except ReportError as error:
-                skipped.append(error)
-                break
-            self.rows[path] = {"job": self._job(path), "status": "missing"} | row
-
-    def _job(self, folder: str) -> str:
-        """A name that no other run has: the path from the folder that holds all of them."""
-        inside = folder.removeprefix(str(self.home)).replace(os.sep, "/").lstrip("/")
-        return printable(inside or self.home.name, 1000)
-
-    def table(self) -> pd.DataFrame:
-        table = tabulate(row | {"dir": folder} for folder, row in self.rows.items())
-        return table.sort_values("dir", kind="stable", ignore_index=True)
-
-    def reasons(self) -> dict[str, str]:
-        """Why runs did not complete, by directory."""
-        found = {}
-        for folder, record in self.records.items():
-            if isinstance(record.get("reason"), str):
-                found[folder] = printable(record["reason"], 300)
-        return found | dict.fromkeys(self.refused, "skipped: not a readable record")
-
-
-def tabulate(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows as a table, its columns in order; keys unknown to this version follow the known ones."""
-    table = pd.DataFrame(list(rows))
-    known = {"job", "status", *CONFIG, *METRICS, "dir"}
-    unknown = [column for column in table if column not in known]
-    for column in unknown:
-        if is_parameter_key(str(column)):  # no record holds a parameter that is as usual
-            usual = [usual_value(target, str(column)) for target in table["data.name"]]
-            table[column] = table[column].where(table[column].notna(), usual)
-    return table[["job", "status", *CONFIG, *unknown, *METRICS, "dir"]]
-
-
 def _sweep(plans: Plans, runs: pd.DataFrame) -> Sweep:
     names: list[str] = []
     centres: dict[str, dict[str, Any]] = {}
     jobs = set(runs["dir"])
     rounds: Rounds | None = None
     contrasts: dict[str, OwnContrast] = {}
-    for top, own in plans.items():
-        for folder, plan in own.items():
+    for top, of_folder in plans.items():
+        for folder, plan in of_folder.items():
             names.append(plan.name)
             centres = plan.centres | centres  # of two sweeps the first one counts
             rounds = rounds or plan.rounds
@@ -292,7 +192,7 @@ def _sweep(plans: Plans, runs: pd.DataFrame) -> Sweep:
                 contrasts.setdefault(contrast.name, contrast)
             for job in plan.rows:
                 jobs.add(os.path.join(folder, os.path.normpath(job)))
-        if not own:
+        if not of_folder:
             names.append(printable(top.name))
     centres = with_usual(centres, runs)
     unplanned = runs[~runs["data.name"].isin(list(centres))]
@@ -312,14 +212,14 @@ def with_usual(
     runs: pd.DataFrame,
 ) -> dict[str, dict[str, Any]]:
     """Centres with the usual value of each parameter that has a column in the table of runs."""
-    found = {}
+    complete = {}
     for target, centre in centres.items():
         usual = {}
         for column in map(str, runs):
             if is_parameter_key(column) and centre.get(column) is None:
                 usual[column] = usual_value(target, column)
-        found[target] = {**centre, **usual}
-    return found
+        complete[target] = {**centre, **usual}
+    return complete
 
 
 def load_runs(*dirs: str | os.PathLike[str]) -> pd.DataFrame:
@@ -393,7 +293,7 @@ def read_runs(path: str | os.PathLike[str]) -> pd.DataFrame:
     Traceback (most recent call last):
     nfexp.record.formats.ReportError: /no.csv: expected a readable file; got No such file or directory
     """
-    words = _Vocabulary()
+    words = Vocabulary()
     rows = []
     folder = os.path.dirname(os.path.abspath(path))
     for where, row in saved_rows(path):

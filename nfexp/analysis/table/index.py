@@ -151,19 +151,19 @@ def _unread(folder: str, where: str) -> list[ReportError]:
 
 def _below(folder: str) -> int:
     """How many runs and plans lie at or below a folder, within its first LOOKED_AT folders."""
-    found = 0
+    n_places = 0
     pending = [folder]
     for _ in range(LOOKED_AT):
         if not pending:
             break
         here = pending.pop()
         if os.path.lexists(os.path.join(here, RESULT)) or os.path.lexists(os.path.join(here, PLAN)):
-            found += 1
+            n_places += 1
         with suppress(OSError), os.scandir(here) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
-    return found
+    return n_places
 
 
 def read_cache(folder: str | os.PathLike[str], wanted: Collection[str]) -> dict[str, str]:
@@ -172,7 +172,7 @@ def read_cache(folder: str | os.PathLike[str], wanted: Collection[str]) -> dict[
     They must be checked as the files would be. A line is `identity JSON`; reading ends at a line
     that is longer than any record may be.
     """
-    found: dict[str, str] = {}
+    records: dict[str, str] = {}
     limit = 8 * LIMITS[RESULT]  # an escape has six letters for one byte
     try:
         with open_plain(os.path.join(folder, CACHE), 2**40)[0] as file:
@@ -181,11 +181,11 @@ def read_cache(folder: str | os.PathLike[str], wanted: Collection[str]) -> dict[
                 key, _, text = line.partition(b" ")
                 name = key.decode("ascii", "replace")
                 if name in wanted:
-                    found[name] = text.decode("ascii", "replace")
+                    records[name] = text.decode("ascii", "replace")
                 line = file.readline(limit)
     except (OSError, ValueError):
         pass  # then every record is read from its file
-    return found
+    return records
 
 
 def write_cache(folder: Path, records: dict[str, dict[str, Any]], started_ns: int) -> None:

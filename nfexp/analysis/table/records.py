@@ -36,8 +36,8 @@ def cannot_write(folder: object, error: OSError) -> ReportError:
     A limit of the system is named as such.
     """
     named = OSError(error.errno, error.strerror) if error.errno else error
-    place, expected, got = trouble(named, "a folder that can be written", folder)
-    return ReportError(place, expected, got)
+    path, expected, got = trouble(named, "a folder that can be written", folder)
+    return ReportError(path, expected, got)
 
 
 def check_record(path: object, raw: bytes | str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -141,16 +141,16 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def known_versions(records: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The releases of each package, and the commits, that `records` name; LISTED at most."""
-    found: dict[str, list[str]] = {}
+    releases_of: dict[str, list[str]] = {}
     for record in records:
         versions = record.get("versions")
         named = dict(versions) if isinstance(versions, dict) else {}
         named["commit"] = str(record.get("git_commit") or "")[:12]
         for package, release in named.items():
-            if not release or (package not in found and len(found) >= LISTED):
+            if not release or (package not in releases_of and len(releases_of) >= LISTED):
                 continue
-            releases = found.setdefault(printable(package, 40), [])
+            releases = releases_of.setdefault(printable(package, 40), [])
             text = printable(release, 40)
             if text not in releases and len(releases) < LISTED:
                 releases.append(text)
-    return found
+    return releases_of

@@ -76,11 +76,11 @@ def write_runs(runs: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     to the file's folder.
     """
     folder = os.path.dirname(os.path.realpath(path))
-    places = [os.path.relpath(os.path.realpath(place), folder) for place in runs["dir"]]
-    if places == [os.path.normpath(job) for job in runs["job"]]:
+    run_paths = [os.path.relpath(os.path.realpath(run), folder) for run in runs["dir"]]
+    if run_paths == [os.path.normpath(job) for job in runs["job"]]:
         write_csv(runs.drop(columns="dir"), path)
     else:
-        write_csv(runs.assign(dir=places), path)
+        write_csv(runs.assign(dir=run_paths), path)
 
 
 def saved_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -136,10 +136,10 @@ def _row(where: str, cells: Mapping[str, str]) -> dict[str, Any]:
     for name in METRICS:
         cell = cells.get(name, "")
         metrics[name] = metric_value(where, name, _number(cell) if cell else None)
-    place = cells.get("dir") or job
-    if "\0" in place:
-        raise ReportError(where, "dir to be a path", repr(place))
-    return {"job": job, "status": status, **config_row(where, config), **metrics, "dir": place}
+    path = cells.get("dir") or job
+    if "\0" in path:
+        raise ReportError(where, "dir to be a path", repr(path))
+    return {"job": job, "status": status, **config_row(where, config), **metrics, "dir": path}
 
 
 def _number(cell: str) -> int | float | str:

@@ -43,7 +43,10 @@ def inert_value(value: Any) -> Any:
 
 
 def inert_path(path: Any) -> Any:
-    """A path as a cell of a CSV. It stays a path: job 0000, which looks like a number, is ./0000."""
+    """A path as a cell of a CSV.
+
+    It stays a path: job 0000, which looks like a number, is ./0000.
+    """
     if isinstance(path, str) and mistakable(path):
         return "./" + path
     return path

@@ -1,7 +1,7 @@
 """Maps of a stack: convolutions, products of channels, and sums whose order does not depend on stack mates.
 
-Points of a layer are (E, N, C, H, W). Within a network the members stand side by side as groups of channels,
-(N, E · maps, H, W), so that a convolution of the whole stack is one grouped convolution.
+Points of a layer are (E, N, C, H, W). Within a network the members stand side by side as groups of
+channels, (N, E · maps, H, W), so that a convolution of the whole stack is one grouped convolution.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-GROUP = 16  # a grouped convolution has the bits of the member alone where the channels of a group are multiples of this
+# a grouped convolution has the bits of the member alone where the channels of a group are multiples
+# of this
+GROUP = 16
 
 
 def padded(channels: int) -> int:
@@ -27,9 +29,12 @@ def padded(channels: int) -> int:
 
 
 def total(x: Tensor) -> Tensor:
-    """Σ over points and pixels: (E, N, C, H, W) to (E, C), in an order of its own for each member and channel.
+    """Σ over points and pixels.
 
-    Rows are summed within, never across: a sum across rows takes them in an order that depends on how many there are.
+    (E, N, C, H, W) to (E, C), in an order of its own for each member and channel.
+
+    Rows are summed within, never across: a sum across rows takes them in an order that depends on
+    how many there are.
     """
     per_point = x.flatten(3).contiguous().sum(-1)  # (E, N, C)
     return per_point.mT.contiguous().sum(-1)
@@ -55,7 +60,10 @@ def spread(p: Tensor, like: Tensor) -> Tensor:
 
 
 def every_point(log_det: Tensor, x: Tensor) -> Tensor:
-    """A log-det that all points of a member share, (E,), for each of the points x (E, N, …): (E, N)."""
+    """A log-det that all points of a member share, (E,), for each of the points x (E, N, …).
+
+    Shape (E, N).
+    """
     return spread(log_det[:, None], x.flatten(2)[:, :, :1, None, None])[:, :, 0, 0, 0]
 
 
@@ -97,8 +105,9 @@ def as_groups(x: Tensor, channels: int) -> Tensor:
 def conv3x3(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 3 x 3 convolution that keeps height and width, each member with its own weights.
 
-    Shapes: h (N, E · in, H, W), with `in` a multiple of :data:`GROUP`; weight (E, out, ≤ in, 3, 3); bias (E, out), or
-    None; to (N, E · out, H, W), with `out` filled up to a multiple of :data:`GROUP`.
+    Shapes: h (N, E · in, H, W), with `in` a multiple of :data:`GROUP`; weight (E, out, ≤ in, 3, 3);
+    bias (E, out), or None; to (N, E · out, H, W), with `out` filled up to a multiple of
+    :data:`GROUP`.
     """
     n_members, n_out, n_in = weight.shape[:3]
     missing_in = h.shape[1] // n_members - n_in

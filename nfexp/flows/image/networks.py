@@ -1,4 +1,7 @@
-"""Residual networks of 3 x 3 convolutions: what the couplings of images, and a learned dequantisation, ask."""
+"""Residual networks of 3 x 3 convolutions.
+
+What the couplings of images, and a learned dequantisation, ask.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,9 @@ MOMENTUM = 0.1  # share of a batch in the running averages
 class MapNorm:
     """h ← (h − m) exp(g) + b for every map of a network, and the numbers it needs.
 
-    "batch": m and the variance are those of the batch while training and running averages otherwise; a gain and a shift
-    are learned besides. "act": m is 0, and g and b are learned, from what the first batch sets.
+    "batch": m and the variance are those of the batch while training and running averages
+    otherwise; a gain and a shift are learned besides. "act": m is 0, and g and b are learned, from
+    what the first batch sets.
     """
 
     def __init__(self, name: str, kind: str, maps: int) -> None:
@@ -51,7 +55,8 @@ class MapNorm:
     def __call__(self, p: Tensors, h: Tensor, batch: Batch | None) -> Tensor:
         log_gain = p[f"{self.name}.log_gain"]
         shift = p[f"{self.name}.shift"]
-        own = h.unflatten(1, (len(log_gain), -1)).transpose(0, 1)[:, :, : self.maps]  # (E, N, maps, H, W)
+        # (E, N, maps, H, W)
+        own = h.unflatten(1, (len(log_gain), -1)).transpose(0, 1)[:, :, : self.maps]
         if self.kind == "batch":
             mean, var = batch_moments(p, self.name, own, batch)
             log_gain = log_gain - 0.5 * torch.log(var + EPSILON)
@@ -72,7 +77,10 @@ def _blocks(name: str, tensors: dict[str, tuple[int, ...]]) -> Shapes:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel over points and pixels: (E, N, C, H, W) to (E, C), twice."""
+    """Mean and variance of each channel over points and pixels.
+
+    (E, N, C, H, W) to (E, C), twice.
+    """
     n = x.shape[1] * x.shape[3] * x.shape[4]
     mean = total(x) / n
     var = total((x - spread(mean, x)).square()) / n
@@ -80,7 +88,10 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def batch_moments(p: Tensors, name: str, x: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor]:
-    """What batch norm normalises x (E, N, C, H, W) by; running averages are left in the batch, if there is one."""
+    """What batch norm normalises x (E, N, C, H, W) by.
+
+    Running averages are left in the batch, if there is one.
+    """
     if batch is None:
         return p[f"{name}.mean"], p[f"{name}.var"]
     mean, var = moments(x)
@@ -91,7 +102,10 @@ def batch_moments(p: Tensors, name: str, x: Tensor, batch: Batch | None) -> tupl
 
 
 def first_gains(name: str, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """log-gain and shift by which x leaves actnorm with mean 0 and variance 1; they are left in the batch, too."""
+    """log-gain and shift by which x leaves actnorm with mean 0 and variance 1.
+
+    They are left in the batch, too.
+    """
     mean, var = moments(x)
     log_gain = -0.5 * torch.log(var + EPSILON)
     shift = -mean * torch.exp(log_gain)
@@ -110,7 +124,10 @@ class Conv:
         self.weight_norm = weight_norm
 
     def learned_shapes(self) -> Shapes:
-        tensors: dict[str, tuple[int, ...]] = {"weight": (self.n_out, self.n_in, 3, 3), "bias": (1, self.n_out)}
+        tensors: dict[str, tuple[int, ...]] = {
+            "weight": (self.n_out, self.n_in, 3, 3),
+            "bias": (1, self.n_out),
+        }
         if self.weight_norm:
             tensors["gain"] = (1, self.n_out)
         return _blocks(self.name, tensors)
@@ -135,11 +152,14 @@ class Conv:
 class ResidualNet:
     """h = conv(x); h ← h + conv(σ(conv(σ(h)))) for every block; the output is conv1x1(σ(h)).
 
-    A norm, if any, stands before every σ, and dropout before the second convolution of a block. The network sees a
-    channel of ones besides: where its convolutions reach over the edge, they find zeros there.
+    A norm, if any, stands before every σ, and dropout before the second convolution of a block. The
+    network sees a channel of ones besides: where its convolutions reach over the edge, they find
+    zeros there.
     """
 
-    def __init__(self, name: str, flow: Flow, n_in: int, n_out: int, *, maps: int = 0, blocks: int = -1) -> None:
+    def __init__(
+        self, name: str, flow: Flow, n_in: int, n_out: int, *, maps: int = 0, blocks: int = -1
+    ) -> None:
         self.name = name
         self.flow = flow
         self.n_in = n_in
@@ -163,7 +183,10 @@ class ResidualNet:
             shapes |= conv.learned_shapes()
         for norm in self.norms:
             shapes |= norm.learned_shapes()
-        out: dict[str, tuple[int, ...]] = {"weight": (self.n_out, self.maps), "bias": (1, self.n_out)}
+        out: dict[str, tuple[int, ...]] = {
+            "weight": (self.n_out, self.maps),
+            "bias": (1, self.n_out),
+        }
         return shapes | _blocks(f"{self.name}.out", out)
 
     def fixed_shapes(self) -> Shapes:
@@ -173,7 +196,10 @@ class ResidualNet:
         return shapes
 
     def initialise(self, own: Tensors, draws: Generator) -> None:
-        """Weights and biases uniform in ±1/√fan_in; the last layer zero unless `init` is "random"."""
+        """Weights and biases uniform in ±1/√fan_in.
+
+        The last layer zero unless `init` is "random".
+        """
         for conv in (self.first, *self.convs):
             conv.initialise(own, draws)
         for norm in self.norms:

@@ -1,9 +1,12 @@
-"""What an image flow is made of, in data → base order: the stages of the multi-scale architecture. No torch.
+"""What an image flow is made of, in data → base order: the stages of the multi-scale architecture.
 
-At every scale but the last there are `n_flows` couplings with checkerboard masks, a squeeze that turns 2 x 2 pixels
-into four channels, `n_flows` couplings with masks of channels, and half of what is there is factored out: it goes to
-the base as it is. The last scale has `n_flows` + 1 couplings with checkerboards (Dinh et al. 2017, sec. 3.6 and 4.1):
-with one scale, masks of both kinds are therefore checkerboards alone.
+No torch.
+
+At every scale but the last there are `n_flows` couplings with checkerboard masks, a squeeze that
+turns 2 x 2 pixels into four channels, `n_flows` couplings with masks of channels, and half of what
+is there is factored out: it goes to the base as it is. The last scale has `n_flows` + 1 couplings
+with checkerboards (Dinh et al. 2017, sec. 3.6 and 4.1): with one scale, masks of both kinds are
+therefore checkerboards alone.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ def image_of(data: Data) -> Image | None:
 class Stage:
     """One step of the architecture on the active part of an image, which has this shape before it.
 
-    `kind` is "checkerboard" or "channel" (a coupling), "squeeze" or "reorder". `parity` says which half of the
-    pixels or channels a coupling passes unchanged.
+    `kind` is "checkerboard" or "channel" (a coupling), "squeeze" or "reorder". `parity` says which
+    half of the pixels or channels a coupling passes unchanged.
     """
 
     kind: str
@@ -93,7 +96,10 @@ def _couplings(kind: str, scale: int, shape: Shape, n: int) -> list[Stage]:
 
 
 def _inner_scale(flow: Flow, scale: int, shape: Shape) -> list[Stage]:
-    """2 `n_flows` couplings around a squeeze; then the channels are put into the order that is factored out."""
+    """2 `n_flows` couplings around a squeeze.
+
+    Then the channels are put into the order that is factored out.
+    """
     small = squeezed(shape)
     n = flow.n_flows
     squeeze = [Stage("squeeze", scale, shape)]
@@ -107,7 +113,10 @@ def _inner_scale(flow: Flow, scale: int, shape: Shape) -> list[Stage]:
 
 
 def _last_scale(flow: Flow, scale: int, shape: Shape) -> list[Stage]:
-    """`n_flows` + 1 couplings; a single channel, which has no halves, is squeezed before its channels are split."""
+    """`n_flows` + 1 couplings.
+
+    A single channel, which has no halves, is squeezed before its channels are split.
+    """
     n = flow.n_flows + 1
     if flow.mask != "channel":
         return _couplings("checkerboard", scale, shape, n)

@@ -11,7 +11,8 @@ from functools import cache
 import torch
 
 from nfexp.flows.fusible import KNOWN, unknown_part
-from nfexp.flows.stack import FlowStack, Kernel
+from nfexp.flows.kernel_protocol import Kernel
+from nfexp.flows.stack import FlowStack
 from nfexp.spec import Flow, SpecError, Words
 
 __all__ = ["KNOWN", "check_fused", "kernel_for", "missing", "obstacle"]
@@ -36,8 +37,12 @@ def _say_once(text: str) -> None:
     log.info(text)
 
 
-def obstacle(flow: Flow, device: torch.device, dtype: torch.dtype, n_context: int = 0) -> str | None:
-    """Why the fused kernel cannot compute with this architecture here, in a few words; None if it can.
+def obstacle(
+    flow: Flow, device: torch.device, dtype: torch.dtype, n_context: int = 0
+) -> str | None:
+    """Why the fused kernel cannot compute with this architecture here, in a few words.
+
+    None if it can.
 
     `n_context` numbers are given at each point.
     """
@@ -52,7 +57,11 @@ def check_fused(flow: Flow, device: torch.device, dtype: torch.dtype, n_context:
     """Raise SpecError if the fused kernel cannot compute with this architecture here."""
     reason = obstacle(flow, device, dtype, n_context) or missing()
     if reason is not None:
-        raise SpecError("train.kernel", "'auto' or 'torch', for the fused kernel cannot be used here", Words(reason))
+        raise SpecError(
+            "train.kernel",
+            "'auto' or 'torch', for the fused kernel cannot be used here",
+            Words(reason),
+        )
 
 
 def kernel_for(wanted: str, flow: FlowStack) -> Kernel | None:

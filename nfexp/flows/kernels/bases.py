@@ -11,8 +11,12 @@ from nfexp.flows.kernels.lanes import inner
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 STUDENT_CONSTANT = (
-    math.lgamma((STUDENT_DF + 1) / 2) - math.lgamma(STUDENT_DF / 2) - 0.5 * math.log(STUDENT_DF * math.pi)
+    math.lgamma((STUDENT_DF + 1) / 2)
+    - math.lgamma(STUDENT_DF / 2)
+    - 0.5 * math.log(STUDENT_DF * math.pi)
 )
+LOG_INLIERS = math.log1p(-OUTLIERS)
+LOG_OUTLIERS = math.log(OUTLIERS / OUTLIER_SCALE)
 NORMAL, LOGISTIC, LAPLACE, STUDENT_T, MIXTURE, CONTAMINATED = range(6)
 BASES = {
     "normal": NORMAL,
@@ -37,11 +41,14 @@ def student_t(z):
 
 @inner
 def contaminated(z):
-    """log(p + q), p the normal's share and q the outliers'; the slope is the mean of theirs, weighted by p and q."""
+    """log(p + q), p the normal's share and q the outliers'.
+
+    The slope is the mean of theirs, weighted by p and q.
+    """
     log_p, slope_p = normal(z)
-    log_p += math.log1p(-OUTLIERS)
+    log_p += LOG_INLIERS
     log_q, slope_q = student_t(z / OUTLIER_SCALE)
-    log_q += math.log(OUTLIERS / OUTLIER_SCALE)
+    log_q += LOG_OUTLIERS
     gap = log_q - log_p if log_q != log_p else 0.0  # both may be -∞
     e = math.exp(-abs(gap))
     share = 1 / (1 + e) if gap < 0 else e / (1 + e)  # of p
@@ -70,5 +77,11 @@ def log_law(code, z):
     variance = MIX_SD * MIX_SD
     e = math.exp(-2 * MIX_MEAN * size / variance)
     from_centre = (size - MIX_MEAN) / MIX_SD
-    value = -0.5 * from_centre * from_centre - HALF_LOG_2PI - math.log(MIX_SD) + math.log1p(e) - math.log(2.0)
+    value = (
+        -0.5 * from_centre * from_centre
+        - HALF_LOG_2PI
+        - math.log(MIX_SD)
+        + math.log1p(e)
+        - math.log(2.0)
+    )
     return value, -sign * (from_centre / MIX_SD + 2 * MIX_MEAN / variance * e / (1 + e))

@@ -1,8 +1,10 @@
-"""The kernel as machine code: made once on a machine, kept in the user's cache folder, at work for a stack."""
+"""The kernel as machine code.
+
+Made once on a machine, kept in the user's cache folder, at work for a stack.
+"""
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import logging
 import math
@@ -24,14 +26,27 @@ from filelock import FileLock
 from numba import config
 from torch import Tensor
 
+from nfexp.flows.kernel_protocol import Course, Made, Rows
 from nfexp.flows.kernels.lanes import OPTIONS
-from nfexp.flows.kernels.member import DENSITY, GRADIENT, STEPS, TO_BASE, TO_DATA, Results, Steps, work
+from nfexp.flows.kernels.member import (
+    DENSITY,
+    GRADIENT,
+    STEPS,
+    TO_BASE,
+    TO_DATA,
+    Results,
+    Steps,
+    work,
+)
 from nfexp.flows.kernels.plan import Tiles, make_plan, make_tiles, make_transposed, make_weights
-from nfexp.flows.stack import Course, FlowStack, Made, Rows
+from nfexp.flows.stack import FlowStack
+from nfexp.surroundings import without_garbage_collection
 
 log = logging.getLogger(__name__)
 
-TILE = 64  # points that go through all couplings and back together: what they leave on the way fits into a L2 cache
+# points that go through all couplings and back together: what they leave on the way fits into a L2
+# cache
+TILE = 64
 UNUSED_DAYS = 30  # after which machine code of another source is removed
 
 Function = Callable[..., None]
@@ -68,7 +83,10 @@ def _places() -> Iterator[Path]:
 
 
 def cache_folder() -> Path | None:
-    """A folder of the user's own that can be written, for the machine code of this source; None if there is none."""
+    """A folder of the user's own that can be written, for the machine code of this source.
+
+    None if there is none.
+    """
     for place in _places():
         folder = place / f"kernels-{SOURCE}"
         try:
@@ -77,7 +95,11 @@ def cache_folder() -> Path | None:
         except OSError:
             continue
         # What lies there is executed, so nobody else may have put it there
-        if owner == _user() and place.stat().st_uid == owner and os.access(folder, os.W_OK | os.X_OK):
+        if (
+            owner == _user()
+            and place.stat().st_uid == owner
+            and os.access(folder, os.W_OK | os.X_OK)
+        ):
             return folder
     return None
 
@@ -90,18 +112,6 @@ def _numba_caches_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         config.CACHE_DIR = before  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Numba makes millions of objects, among which the collector looks in vain: a sixth of the time to compile."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _compiled(functions: Sequence[Typed], folder: Path | None) -> list[Any]:
@@ -122,16 +132,22 @@ def machine_code(functions: tuple[Typed, ...]) -> list[Function]:
     One process compiles; others that want the same wait, and read what it left.
     """
     folder = cache_folder()
-    with FileLock(folder / ".lock") if folder is not None else nullcontext(), _without_garbage_collection():
+    with (
+        FileLock(folder / ".lock") if folder is not None else nullcontext(),
+        without_garbage_collection(),
+    ):
         begun = time.perf_counter()
-        if folder is None or not any(folder.rglob("*.nbi")):  # numba's index files: none, nothing is kept
+        # numba's index files: none, nothing is kept
+        if folder is None or not any(folder.rglob("*.nbi")):
             log.info("compiling the fused kernel: some 10 to 20 s, at its first use only")
         try:
             found = _compiled(functions, folder)
         except Exception as error:  # whatever unpickling a broken file raises
             if folder is None:
                 raise
-            log.warning(f"{folder}: expected compiled kernels; got {type(error).__name__}: {error}; made anew")
+            log.warning(
+                f"{folder}: expected compiled kernels; got {type(error).__name__}: {error}; made anew"
+            )
             _empty(folder)
             found = _compiled(functions, folder)
         seconds = time.perf_counter() - begun
@@ -142,7 +158,9 @@ def machine_code(functions: tuple[Typed, ...]) -> list[Function]:
         os.utime(folder)  # used today
     if any(function.stats.cache_misses for function in found):
         prune(folder)
-        log.info(f"compiled the fused kernel in {seconds:.1f} s, once for this machine; kept in {folder}")
+        log.info(
+            f"compiled the fused kernel in {seconds:.1f} s, once for this machine; kept in {folder}"
+        )
     return found
 
 
@@ -179,16 +197,20 @@ class Fused:
         self.plan = make_plan(flow)
         self.weights = make_weights(self.plan)
         self.transposed = make_transposed(self.weights)
-        self.grads = make_weights(self.plan)
+        self.grads = make_weights(self.plan, summing=True)
         self.kept = make_tiles(self.plan, tile, kept=self.plan.n_couplings)
         self.passing = make_tiles(self.plan, tile, kept=1)
-        self.waits = len(self.plan.stops) > 2  # where tiles wait for one another, all of a batch are kept
+        # where tiles wait for one another, all of a batch are kept
+        self.waits = len(self.plan.stops) > 2
         own = self.plan, self.weights, self.transposed, self.grads, self.kept
         none = np.empty((0, 0), dtype=np.float32)
         types = *own, none, none, _numbers(0, 0, 0), _steps(), _results(0, 0, 0), DENSITY
-        (self.work,) = machine_code(((work, tuple(map(numba.typeof, types))),))  # the same for every architecture
+        # the same for every architecture
+        (self.work,) = machine_code(((work, tuple(map(numba.typeof, types))),))
 
-    def _run(self, theta: Tensor, fixed: Tensor, x: Tensor, steps: Steps, results: Results, task: int) -> None:
+    def _run(
+        self, theta: Tensor, fixed: Tensor, x: Tensor, steps: Steps, results: Results, task: int
+    ) -> None:
         own = self.plan, self.weights, self.transposed, self.grads
         tiles = self._room_for(steps.order.shape[2]) if task in (GRADIENT, STEPS) else self.passing
         self.work(*own, tiles, _array(theta), _array(fixed), _array(x), steps, results, task)
@@ -201,11 +223,15 @@ class Fused:
             self.kept = make_tiles(self.plan, points, kept=self.plan.n_couplings, tiles=tiles)
         return self.kept
 
-    def _evaluate(self, theta: Tensor, fixed: Tensor, x: Tensor, task: int) -> tuple[Tensor, Tensor]:
+    def _evaluate(
+        self, theta: Tensor, fixed: Tensor, x: Tensor, task: int
+    ) -> tuple[Tensor, Tensor]:
         """Each member's points at the other end (E, N, D), empty for densities, and log-det or log q (E, N)."""
         n_members, n_points, dim = x.shape
         results = _results(n_members, n_points, 0 if task == DENSITY else dim)
-        self._run(theta, fixed, x, _steps(members=range(n_members), order=_all(n_points)), results, task)
+        self._run(
+            theta, fixed, x, _steps(members=range(n_members), order=_all(n_points)), results, task
+        )
         return torch.from_numpy(results.points), torch.from_numpy(results.log_det)
 
     def log_prob(self, theta: Tensor, fixed: Tensor, x: Tensor) -> Tensor:
@@ -221,7 +247,10 @@ class Fused:
         return self._evaluate(theta, fixed, z, TO_DATA)
 
     def gradient(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Each member's mean −log q of its points x (E, N, D), nats, and the gradient: (E,) and (E, P)."""
+        """Each member's mean −log q of its points x (E, N, D), nats, and the gradient.
+
+        (E,) and (E, P).
+        """
         n_members, n_points, _ = x.shape
         grad = torch.empty_like(theta)
         steps = _steps(members=range(n_members), order=_all(n_points), grad=grad.numpy())
@@ -258,7 +287,10 @@ def _all(n_points: int) -> np.ndarray:
 
 
 def _results(n_members: int, n_points: int, dim: int) -> Results:
-    """Room for what comes of a stack's points; a dim of 0 where the points themselves are not asked for."""
+    """Room for what comes of a stack's points.
+
+    A dim of 0 where the points themselves are not asked for.
+    """
     return Results(
         points=_numbers(n_members, n_points, dim),
         log_det=_numbers(n_members, n_points),

@@ -1,4 +1,7 @@
-"""One coupling layer over a tile of points: its networks, z = x ⊙ exp(s) + t, its inverse, and the way back."""
+"""One coupling layer over a tile of points.
+
+Its networks, z = x ⊙ exp(s) + t, its inverse, and the way back.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,19 @@ import numpy as np
 from numba import njit
 
 from nfexp.flows.kernels.elementary import SILU, activated, exp, sigmoid, slope_of, tanh
-from nfexp.flows.kernels.lanes import LANES, fma, inner, load, magnitude, splat, store, where_less
+from nfexp.flows.kernels.lanes import (
+    LANES,
+    POINTS,
+    fma,
+    inner,
+    load,
+    magnitude,
+    repeated,
+    splat,
+    spread,
+    store,
+    where_less,
+)
 from nfexp.flows.kernels.products import (
     add_dots,
     add_outer_products,
@@ -41,9 +56,9 @@ def keep_activated(code, h, slope, p, j, a):
 
 @inner
 def activate(code, h, slope, n_points):
-    """h ← σ(h), in place, for the points of a tile. Shapes (P, T, LANES)."""
+    """h ← σ(h), in place, for the points of a tile. Shapes (P, T, 16)."""
     for p in range(h.shape[0]):
-        for j in range(n_points):
+        for j in range(0, n_points, POINTS):
             keep_activated(code, h, slope, p, j, load(h, p, j))
 
 
@@ -51,48 +66,59 @@ def activate(code, h, slope, n_points):
 def first_layer(code, h, slope, x, mask, weights, bias, n_points):
     """h = σ(bias + Σ_d x[d] weights[d]) over the coordinates d that pass.
 
-    Shapes: h and slope (P, T, LANES), x (D, T), mask (D,), weights (D, P, LANES), bias (P, LANES).
+    Shapes: h and slope (P, T, 16), x (D, T), mask (D,), weights (D, P, 16), bias (P, 16).
     """
     for p in range(h.shape[0]):
-        start = load(bias, p, 0)
-        for j in range(n_points):
+        start = repeated(bias, p)
+        for j in range(0, n_points, POINTS):
             a = start
             for d in range(x.shape[0]):
                 if mask[d] == ONE:
-                    a = fma(splat(x[d, j]), load(weights[d], p, 0), a)
+                    a = fma(spread(x, d, j), repeated(weights[d], p), a)
             keep_activated(code, h, slope, p, j, a)
 
 
 @inner
-def from_outputs(grad, raw_grad, mask, weights, n_points, begin, end):
-    """grad = Σ raw_grad[head, d] weights[head, d] over the heads of a network and the coordinates d that move.
+def slope_at(code, y, slope, p, j):
+    """σ'(a) at [p, j], with y = σ(a) or, for silu, the slope that was kept."""
+    if code == SILU:
+        return load(slope, p, j)
+    return slope_of(code, load(y, p, j))
 
-    Shapes: grad (P, T, LANES), raw_grad (heads, D, T), weights (heads, D, P, LANES).
+
+@inner
+def from_outputs(code, grad, raw_grad, mask, weights, y, slope, bias_grad, n_points, begin, end):
+    """grad = σ'(a) ⊙ Σ raw_grad[head, d] weights[head, d]; bias_grad += Σ_j grad[j].
+
+    The sum is over the heads of a network and the coordinates d that move. Shapes: raw_grad (heads,
+    D, T), weights (heads, D, P, 16), bias_grad (P, LANES), all others (P, T, 16).
     """
     for p in range(grad.shape[0]):
-        for j in range(n_points):
+        running = load(bias_grad, p, 0)
+        for j in range(0, n_points, POINTS):
             summed = splat(ZERO)
             for head in range(begin, end):
                 for d in range(mask.shape[0]):
                     if mask[d] != ONE:
-                        summed = fma(splat(raw_grad[head, d, j]), load(weights[head, d], p, 0), summed)
-            store(grad, p, j, summed)
+                        summed = fma(
+                            spread(raw_grad[head], d, j), repeated(weights[head, d], p), summed
+                        )
+            below = summed * slope_at(code, y, slope, p, j)
+            store(grad, p, j, below)
+            running = running + below
+        store(bias_grad, p, 0, running)
 
 
 @inner
 def through_activation(code, grad, y, slope, bias_grad, n_points):
-    """grad ← grad ⊙ σ'(a), in place, with y = σ(a) or, for silu, the slope that was kept; bias_grad += Σ_j grad[j].
+    """grad ← grad ⊙ σ'(a), in place; bias_grad += Σ_j grad[j].
 
-    Shapes: bias_grad (P, LANES), all others (P, T, LANES).
+    Shapes: bias_grad (P, LANES), all others (P, T, 16).
     """
     for p in range(grad.shape[0]):
         running = load(bias_grad, p, 0)
-        for j in range(n_points):
-            if code == SILU:
-                by = load(slope, p, j)
-            else:
-                by = slope_of(code, load(y, p, j))
-            below = load(grad, p, j) * by
+        for j in range(0, n_points, POINTS):
+            below = load(grad, p, j) * slope_at(code, y, slope, p, j)
             store(grad, p, j, below)
             running = running + below
         store(bias_grad, p, 0, running)
@@ -111,11 +137,16 @@ def clamp(out, x, bound, n_points):
 
 
 @inner
-def networks(code, width, first, bias, hidden, last, last_bias, mask, seen, outputs, slope, raw, n_points):
-    """What the networks of a coupling say of b ⊙ x, as far as it is seen: `raw` for the coordinates that move.
+def networks(
+    code, width, first, bias, hidden, last, last_bias, mask, seen, outputs, slope, raw, n_points
+):
+    """What the networks of a coupling say of b ⊙ x, as far as it is seen.
 
-    Shapes: first (G, D, P, L), bias (G, K, P, L), hidden (G, K - 1, P, P L, L), last (heads, D, P, L), last_bias
-    (heads, D, L), seen (D, T), raw (heads, D, T), the `outputs` of hidden layers and their `slope` (G, K, P, T, L).
+    `raw` for the coordinates that move.
+
+    Shapes: first (G, D, P, 16), bias (G, K, P, 16), hidden (G, K - 1, P, 16 P, 16), last (heads, D,
+    P, 16), last_bias (heads, D, L), seen (D, T), raw (heads, D, T), the `outputs` of hidden layers
+    and their `slope` (G, K, P, T, 16).
     """
     nets, depth = bias.shape[:2]
     for g in range(nets):
@@ -129,7 +160,8 @@ def networks(code, width, first, bias, hidden, last, last_bias, mask, seen, outp
             if mask[d] != ONE:  # a coordinate that moves is an output
                 fill(raw[head, d], last_bias[head, d, 0], 0)
                 add_dots(raw[head, d], top, last[head, d], n_points)
-                fill(raw[head, d], raw[head, d, n_points - 1], n_points)  # what fills the lanes up: a real point's
+                # what fills the lanes up: a real point's
+                fill(raw[head, d], raw[head, d, n_points - 1], n_points)
 
 
 @inner
@@ -171,7 +203,10 @@ def shift_only(z, x, shift, d, n_points, drawing):
 
 @inner
 def scale_and_shift(z, log_det, x, raw, squashed, gain, code, bound, d, n_points):
-    """z = x exp(s) + t for a coordinate; what the gradient needs goes to `squashed` and `gain`, all (D, T)."""
+    """z = x exp(s) + t for a coordinate.
+
+    What the gradient needs goes to `squashed` and `gain`, all (D, T).
+    """
     for j in range(0, n_points, LANES):
         y = squash(code, load(raw[0], d, j))
         s = y * splat(bound)
@@ -232,7 +267,10 @@ def coupling(plan, weights, mask, tiles, q, c, slot, n_points, drawing):
 
 @inner
 def add_within(z_grad, seen_grad, x, bound, d, n_points):
-    """z_grad[d] += seen_grad where the bound left x[d] as it is: the gradient through :func:`clamp`."""
+    """z_grad[d] += seen_grad where the bound left x[d] as it is.
+
+    The gradient through :func:`clamp`.
+    """
     zero = splat(ZERO)
     for j in range(0, n_points, LANES):
         grad = where_less(splat(bound), magnitude(load(x, d, j)), zero, load(seen_grad, 0, j))
@@ -248,7 +286,10 @@ def sum_up(sums, grad, d, n_points):
 
 @inner
 def scale_back(z_grad, raw_grad, scale_grad, x, squashed, gain, det_grad, code, bound, d, n_points):
-    """The gradient through :func:`scale_and_shift` for a coordinate: by x, in place, by the output r of s, and by c."""
+    """The gradient through :func:`scale_and_shift` for a coordinate.
+
+    By x, in place, by the output r of s, and by c.
+    """
     for j in range(0, n_points, LANES):
         y = load(squashed, d, j)
         x_grad = load(z_grad, d, j) * load(gain, d, j)  # ∂z/∂x = exp(s)
@@ -260,9 +301,11 @@ def scale_back(z_grad, raw_grad, scale_grad, x, squashed, gain, det_grad, code, 
 
 @njit(inline="always")
 def coupling_back(plan, weights, transposed, grads, mask, tiles, q, c, n_points):
-    """The gradient through coupling c: `z_grad` of tile q from ∂L/∂z to ∂L/∂x, and what the tile adds to `grads`.
+    """The gradient through coupling c.
 
-    `transposed` (C, G, K - 1, P, P L, L) are the weights between hidden layers.
+    `z_grad` of tile q from ∂L/∂z to ∂L/∂x, and what the tile adds to `grads`.
+
+    `transposed` (C, G, K - 1, P, 16 P, 16) are the weights between hidden layers.
     """
     z_grad = tiles.z_grad[q]
     of_shift = tiles.raw_grad[plan.heads - 1]
@@ -301,7 +344,7 @@ def coupling_back(plan, weights, transposed, grads, mask, tiles, q, c, n_points)
         first_grad = tiles.upper if plan.depth % 2 == 1 else tiles.lower
         for d in range(plan.dim):
             if mask[d] == ONE:
-                add_weighted_rows(grads.first[c, g, d], tiles.seen[q, c, d], first_grad, n_points)
+                add_weighted_rows(grads.first[c, g, d], tiles.seen[q, c], d, first_grad, n_points)
                 if c > 0:  # nothing is learned before the first coupling
                     fill(tiles.seen_grad[0], ZERO, 0)
                     add_dots(tiles.seen_grad[0], first_grad, weights.first[c, g, d], n_points)
@@ -316,19 +359,22 @@ def network_back(
 ):  # fmt: skip
     """The gradient through a network, from its heads (`raw_grad`, from `begin` to `end`) down to its first layer.
 
-    Adds to those of its weights. `upper` and `lower` (P, T, L) take turns: the one ends up with the gradient of the
-    first layer's sums if there is an odd number of layers, the other if it is even. `hidden` (K - 1, P, P L, L)
-    are the weights between hidden layers, transposed, `zeros` (P, L) what their products start from.
+    Adds to those of its weights. `upper` and `lower` (P, T, 16) take turns: the one ends up with
+    the gradient of the first layer's sums if there is an odd number of layers, the other if it is
+    even. `hidden` (K - 1, P, 16 P, 16) are the weights between hidden layers, transposed, `zeros`
+    (P, 16) what their products start from.
     """
     depth = outputs.shape[0]
     for head in range(begin, end):
         for d in range(mask.shape[0]):
             if mask[d] != ONE:
-                add_weighted_rows(last_grad[head, d], raw_grad[head, d], outputs[depth - 1], n_points)
-    from_outputs(upper, raw_grad, mask, last, n_points, begin, end)
+                add_weighted_rows(
+                    last_grad[head, d], raw_grad[head], d, outputs[depth - 1], n_points
+                )
+    top = outputs[depth - 1], slope[depth - 1], bias_grad[depth - 1]
+    from_outputs(code, upper, raw_grad, mask, last, *top, n_points, begin, end)
     for i in range(depth - 1, 0, -1):
-        through_activation(code, upper, outputs[i], slope[i], bias_grad[i], n_points)
         add_outer_products(hidden_grad[i - 1], outputs[i - 1], upper, n_points, width)
         product(lower, upper, hidden[i - 1], zeros, n_points, width)
+        through_activation(code, lower, outputs[i - 1], slope[i - 1], bias_grad[i - 1], n_points)
         upper, lower = lower, upper
-    through_activation(code, upper, outputs[0], slope[0], bias_grad[0], n_points)

@@ -1,7 +1,7 @@
 """exp, tanh, sigmoid and the activations over lanes, without branches.
 
-The largest errors, in units in the last place (ulp) of the exact value, over float32 numbers of every exponent whose
-result is a normal number; a test measures them anew:
+The largest errors, in units in the last place (ulp) of the exact value, over float32 numbers of
+every exponent whose result is a normal number; a test measures them anew:
 
 ==============================  ===
 :func:`exp`                     1.1

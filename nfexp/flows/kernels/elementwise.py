@@ -27,9 +27,12 @@ def affine_to_data(z, log_det, mean, log_gain, shift, d, n_points):
 
 @inner
 def affine(z, log_det, before, mean, log_gain, shift, n_points, drawing):
-    """z ← (z - m) exp(γ) + h, in place; z - m stays in `before`. With `drawing` z ← (z - h) exp(-γ) + m.
+    """z ← (z - m) exp(γ) + h, in place; z - m stays in `before`.
 
-    Shapes: z, before (D, T), log_det (1, T), mean (m) (D,), log_gain (γ) and shift (h) (D, LANES), lane 0 alone.
+    With `drawing` z ← (z - h) exp(-γ) + m.
+
+    Shapes: z, before (D, T), log_det (1, T), mean (m) (D,), log_gain (γ) and shift (h) (D, LANES),
+    lane 0 alone.
     """
     for d in range(z.shape[0]):
         if drawing:
@@ -45,7 +48,10 @@ def affine(z, log_det, before, mean, log_gain, shift, n_points, drawing):
 
 @inner
 def affine_back(z_grad, det_grad, before, log_gain, gain_grad, shift_grad, n_points):
-    """The gradient through :func:`affine` by fixed numbers: `z_grad` (D, T) in place, and what those of γ, h gain."""
+    """The gradient through :func:`affine` by fixed numbers.
+
+    `z_grad` (D, T) in place, and what those of γ, h gain.
+    """
     for d in range(z_grad.shape[0]):
         gain = splat(F(math.exp(log_gain[d, 0])))
         of_gain = load(gain_grad, d, 0)
@@ -53,7 +59,8 @@ def affine_back(z_grad, det_grad, before, log_gain, gain_grad, shift_grad, n_poi
         for j in range(0, n_points, LANES):
             grad = load(z_grad, d, j)
             x_grad = grad * gain
-            of_gain = of_gain + fma(x_grad, load(before, d, j), load(det_grad, 0, j))  # ∂z/∂γ = x exp(γ)
+            # ∂z/∂γ = x exp(γ)
+            of_gain = of_gain + fma(x_grad, load(before, d, j), load(det_grad, 0, j))
             of_shift = of_shift + grad
             store(z_grad, d, j, x_grad)
         store(gain_grad, d, 0, of_gain)
@@ -62,7 +69,10 @@ def affine_back(z_grad, det_grad, before, log_gain, gain_grad, shift_grad, n_poi
 
 @inner
 def divide_by_sd(log_gain, var):
-    """γ ← γ - ½ log(v + ε): the gain of a batch norm. Shapes: log_gain (D, LANES), the number in lane 0, var (D,)."""
+    """γ ← γ - ½ log(v + ε): the gain of a batch norm.
+
+    Shapes: log_gain (D, LANES), the number in lane 0, var (D,).
+    """
     for d in range(var.shape[0]):
         log_gain[d, 0] = F(log_gain[d, 0] - 0.5 * math.log(var[d] + EPSILON))
 
@@ -95,8 +105,9 @@ def moments_of(z, n_points, moments):
 def batch_norm_sums(z_grad, before, k, log_gain, gain_grad, shift_grad, n_points):
     """The gradients of γ and h of a batch norm, over its whole batch, with z = (x - m) exp(l) + h.
 
-    ∂L/∂h = Σ ∂L/∂z. ∂L/∂γ = ∂L/∂l = Σ ∂L/∂z (x - m) exp(l) - 1, the last for l is each point's log-det.
-    Shapes: z_grad (Q, D, T), before[:, k] (x - m) (Q, D, T), the others (D, LANES), the number in lane 0.
+    ∂L/∂h = Σ ∂L/∂z. ∂L/∂γ = ∂L/∂l = Σ ∂L/∂z (x - m) exp(l) - 1, the last for l is each point's
+    log-det. Shapes: z_grad (Q, D, T), before[:, k] (x - m) (Q, D, T), the others (D, LANES), the
+    number in lane 0.
     """
     tile_points = z_grad.shape[2]
     for d in range(z_grad.shape[1]):
@@ -117,8 +128,8 @@ def batch_norm_sums(z_grad, before, k, log_gain, gain_grad, shift_grad, n_points
 def batch_norm_back(z_grad, before, log_gain, var, gain_grad, shift_grad, n_here, n_points):
     """The gradient through a batch norm for a tile, `z_grad` (D, T) in place, once that of γ and h is known.
 
-    m and v of N points depend on each of them: ∂m/∂x = 1/N, ∂v/∂x = 2 (x - m)/N and ∂l/∂v = -½/(v + ε), so that
-    ∂L/∂x = exp(l) (∂L/∂z - ∂L/∂h / N) - (x - m) ∂L/∂l / (N (v + ε)).
+    m and v of N points depend on each of them: ∂m/∂x = 1/N, ∂v/∂x = 2 (x - m)/N and ∂l/∂v = -½/(v +
+    ε), so that ∂L/∂x = exp(l) (∂L/∂z - ∂L/∂h / N) - (x - m) ∂L/∂l / (N (v + ε)).
     """
     for d in range(z_grad.shape[0]):
         gain = splat(F(math.exp(log_gain[d, 0])))
@@ -149,7 +160,9 @@ def bent(x, power):
 
 @inner
 def tail(z, log_det, before, log_power, n_points, drawing):
-    """z ← sinh(d asinh(z)) in float64, in place, d the power of each coordinate; with `drawing` 1/d, base → data.
+    """z ← sinh(d asinh(z)) in float64, in place, d the power of each coordinate.
+
+    With `drawing` 1/d, base → data.
 
     What came in stays in `before`. Shapes: z, before (D, T), log_det (1, T), log_power (D, LANES).
     """
@@ -168,7 +181,10 @@ def tail(z, log_det, before, log_power, n_points, drawing):
 
 @inner
 def tail_back(z_grad, det_grad, before, log_power, power_grad, n_points):
-    """The gradient through :func:`tail`: `z_grad` (D, T) in place, and what is added to that of log d (D, LANES)."""
+    """The gradient through :func:`tail`.
+
+    `z_grad` (D, T) in place, and what is added to that of log d (D, LANES).
+    """
     for d in range(z_grad.shape[0]):
         power = math.exp(np.float64(log_power[d, 0]))
         for j in range(n_points):
@@ -177,5 +193,6 @@ def tail_back(z_grad, det_grad, before, log_power, power_grad, n_points):
             sinh, cosh, b, root = bent(x, power)
             of_b = np.float64(z_grad[d, j]) * cosh + of_log_det * sinh / cosh
             power_grad[d, j % LANES] += F(of_log_det + of_b * b)  # ∂b/∂(log d) = b
-            # a = asinh(x): ∂b/∂a = d, ∂(log-det)/∂a = -tanh(a) = -x/√(1 + x²), and ∂a/∂x = 1/√(1 + x²)
+            # a = asinh(x): ∂b/∂a = d, ∂(log-det)/∂a = -tanh(a) = -x/√(1 + x²), and ∂a/∂x = 1/√(1 +
+            # x²)
             z_grad[d, j] = F((of_b * power - of_log_det * x / root) / root)

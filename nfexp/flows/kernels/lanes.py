@@ -1,14 +1,18 @@
-"""A value of many numbers: `Lanes`, float32 numbers that a kernel computes with as if they were one.
+"""Values of many numbers: `Vector` and `Lanes`, float32 numbers that a kernel holds in registers.
 
-A compiler vectorises a plain loop as it likes; these keep sums in registers where we say so, and need no permission
-to reorder arithmetic: there is no fast-math flag here, and every sum has one order. One `Lanes` fills as many
-registers as the machine can multiply at full speed: four where there are 32 of them, otherwise two.
+A compiler vectorises a plain loop as it likes; these keep sums in registers where we say so, and
+need no permission to reorder arithmetic: there is no fast-math flag here, and every sum has one
+order.
+
+A `Vector` is 16 numbers, a panel's width. What goes number by number is computed with `Lanes`, as
+many registers as keep the machine busy: four where there are 32 of them, otherwise two. Products
+sum up in blocks of their own.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -24,13 +28,18 @@ def _lanes() -> int:
 
 
 def has_fma() -> bool:
-    """Whether the processor multiplies and adds in one instruction: without, :func:`fma` is a call for each number."""
+    """Whether the processor multiplies and adds in one instruction.
+
+    Without, :func:`fma` is a call for each number.
+    """
     features = llvm.get_host_cpu_features()
     return "fma" not in features or bool(features["fma"])  # only x86 has some that cannot
 
 
 LANES = _lanes()
-BLOCK = 16  # rows and columns that are transposed in registers
+VECTOR = 16  # numbers in a row of a panel; a register of AVX-512, two of AVX2
+POINTS = LANES // VECTOR  # rows of a panel in one `Lanes`
+OF_VECTOR = ir.VectorType(ir.FloatType(), VECTOR)
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
 
@@ -51,20 +60,55 @@ class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, of_type, _FLOATS)
 
 
-def _place(context: Any, builder: Any, of_type: Any, array: Any, i: Any, j: Any) -> Any:
-    """Where the lanes of `array[i, j]` begin; a third axis of the array is the lanes themselves."""
+class VectorType(types.Type):  # type: ignore[misc]
+    """The type of `VECTOR` numbers side by side."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"Vector({VECTOR})")
+
+
+Vector = VectorType()
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, of_type: Any) -> None:
+        super().__init__(manager, of_type, OF_VECTOR)
+
+
+def item(context: Any, builder: Any, of_type: Any, array: Any, indices: Sequence[Any]) -> Any:
+    """A pointer to a number of an array; further axes begin at 0."""
     parts = context.make_array(of_type)(context, builder, array)
-    indices = [i, j]
-    if of_type.ndim == 3:
-        indices.append(ir.Constant(i.type, 0))
-    pointer = cgutils.get_item_pointer(context, builder, of_type, parts, indices, wraparound=False)
-    return builder.bitcast(pointer, _FLOATS.as_pointer())
+    missing = [ir.Constant(indices[0].type, 0)] * (of_type.ndim - len(indices))
+    return cgutils.get_item_pointer(
+        context, builder, of_type, parts, [*indices, *missing], wraparound=False
+    )
 
 
-def _splat(builder: Any, number: Any) -> Any:
-    undefined = ir.Constant(_FLOATS, ir.Undefined)
+def _place(context: Any, builder: Any, of_type: Any, array: Any, i: Any, j: Any) -> Any:
+    """Where the lanes of `array[i, j]` begin."""
+    return builder.bitcast(item(context, builder, of_type, array, [i, j]), _FLOATS.as_pointer())
+
+
+def moved(builder: Any, index: Any, by: int) -> Any:
+    """An index and a constant."""
+    return builder.add(index, ir.Constant(index.type, by))
+
+
+def vector_from(builder: Any, pointer: Any) -> Any:
+    value = builder.load(builder.bitcast(pointer, OF_VECTOR.as_pointer()))
+    value.align = 4
+    return value
+
+
+def vector_to(builder: Any, value: Any, pointer: Any) -> None:
+    builder.store(value, builder.bitcast(pointer, OF_VECTOR.as_pointer())).align = 4
+
+
+def splatted(builder: Any, number: Any, n: int = LANES) -> Any:
+    undefined = ir.Constant(ir.VectorType(ir.FloatType(), n), ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * LANES))
+    return shuffled(builder, first, undefined, [0] * n)
 
 
 @intrinsic  # type: ignore[misc]
@@ -96,21 +140,120 @@ def splat(typing: Any, number: Any) -> Any:
     """The same number in every lane."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _splat(builder, arguments[0])
+        return splatted(builder, arguments[0])
 
     return Lanes(types.float32), code
 
 
 @intrinsic  # type: ignore[misc]
-def splat_at(typing: Any, array: Any, i: Any, j: Any, k: Any) -> Any:
-    """`array[i, j, k]` in every lane."""
+def spread(typing: Any, array: Any, i: Any, j: Any) -> Any:
+    """`array[i, j + r]` in all lanes of row r: a number for each of so many rows of a panel."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        parts = context.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = cgutils.get_item_pointer(context, builder, signature.args[0], parts, arguments[1:], wraparound=False)
-        return _splat(builder, builder.load(pointer))
+        array, i, j = arguments
+        value = None
+        for r in range(POINTS):
+            number = builder.load(
+                item(context, builder, signature.args[0], array, [i, moved(builder, j, r)])
+            )
+            row = splatted(builder, number, VECTOR)
+            value = row if value is None else joined(builder, value, row)
+        return value
 
-    return Lanes(array, types.intp, types.intp, types.intp), code
+    return Lanes(array, types.intp, types.intp), code
+
+
+@intrinsic  # type: ignore[misc]
+def repeated(typing: Any, array: Any, i: Any) -> Any:
+    """The vector from `array[i, 0]` on, the same in each row."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value = vector_from(
+            builder, item(context, builder, signature.args[0], arguments[0], arguments[1:])
+        )
+        return shuffled(builder, value, value, list(range(VECTOR)) * POINTS)
+
+    return Lanes(array, types.intp), code
+
+
+@intrinsic  # type: ignore[misc]
+def folded(typing: Any, a: Any) -> Any:
+    """The sum of all rows, a vector."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (value,) = arguments
+        while value.type.count > VECTOR:
+            value = builder.fadd(*halves(builder, value))
+        return value
+
+    return Vector(Lanes), code
+
+
+def _mask(builder: Any, n: Any) -> Any:
+    """Which lanes of a vector are below n."""
+    places = ir.Constant(ir.VectorType(ir.IntType(64), VECTOR), list(range(VECTOR)))
+    undefined = ir.Constant(places.type, ir.Undefined)
+    first = builder.insert_element(undefined, n, ir.Constant(ir.IntType(32), 0))
+    return builder.icmp_signed("<", places, shuffled(builder, first, undefined, [0] * VECTOR))
+
+
+@intrinsic  # type: ignore[misc]
+def load_part(typing: Any, array: Any, i: Any, j: Any, n: Any) -> Any:
+    """The n numbers from `array[i, j]` on in a vector, zeros behind them.
+
+    A whole vector if n is larger.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = item(context, builder, signature.args[0], arguments[0], arguments[1:3])
+        mask = _mask(builder, arguments[3])
+        place = builder.bitcast(pointer, OF_VECTOR.as_pointer())
+        zeros = ir.Constant(OF_VECTOR, [0.0] * VECTOR)
+        of_type = ir.FunctionType(OF_VECTOR, [place.type, ir.IntType(32), mask.type, OF_VECTOR])
+        function = llvm_function(builder, f"llvm.masked.load.v{VECTOR}f32.p0", of_type)
+        return builder.call(function, [place, ir.Constant(ir.IntType(32), 4), mask, zeros])
+
+    return Vector(array, types.intp, types.intp, types.intp), code
+
+
+@intrinsic  # type: ignore[misc]
+def store_part(typing: Any, array: Any, i: Any, j: Any, n: Any, value: Any) -> Any:
+    """Write the first n numbers of a vector, at most all, to `array[i, j]` and behind it."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = item(context, builder, signature.args[0], arguments[0], arguments[1:3])
+        mask = _mask(builder, arguments[3])
+        place = builder.bitcast(pointer, OF_VECTOR.as_pointer())
+        of_type = ir.FunctionType(ir.VoidType(), [OF_VECTOR, place.type, ir.IntType(32), mask.type])
+        function = llvm_function(builder, f"llvm.masked.store.v{VECTOR}f32.p0", of_type)
+        builder.call(function, [arguments[4], place, ir.Constant(ir.IntType(32), 4), mask])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, types.intp, Vector), code
+
+
+@intrinsic  # type: ignore[misc]
+def load_vector(typing: Any, array: Any, i: Any, j: Any) -> Any:
+    """The vector from `array[i, j]` on."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return vector_from(
+            builder, item(context, builder, signature.args[0], arguments[0], arguments[1:])
+        )
+
+    return Vector(array, types.intp, types.intp), code
+
+
+@intrinsic  # type: ignore[misc]
+def store_vector(typing: Any, array: Any, i: Any, j: Any, value: Any) -> Any:
+    """Write a vector to `array[i, j]` and behind it."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, i, j, value = arguments
+        vector_to(builder, value, item(context, builder, signature.args[0], array, [i, j]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, Vector), code
 
 
 @intrinsic  # type: ignore[misc]
@@ -119,12 +262,12 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         of_type = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        return builder.call(_llvm_function(builder, f"llvm.fma.v{LANES}f32", of_type), arguments)
+        return builder.call(llvm_function(builder, f"llvm.fma.v{LANES}f32", of_type), arguments)
 
     return Lanes(Lanes, Lanes, Lanes), code
 
 
-def _llvm_function(builder: Any, name: str, of_type: Any) -> Any:
+def llvm_function(builder: Any, name: str, of_type: Any) -> Any:
     return cgutils.get_or_insert_function(builder.module, of_type, name)
 
 
@@ -134,7 +277,7 @@ def magnitude(typing: Any, a: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         of_type = ir.FunctionType(_FLOATS, [_FLOATS])
-        return builder.call(_llvm_function(builder, f"llvm.fabs.v{LANES}f32", of_type), arguments)
+        return builder.call(llvm_function(builder, f"llvm.fabs.v{LANES}f32", of_type), arguments)
 
     return Lanes(Lanes), code
 
@@ -145,7 +288,9 @@ def with_sign(typing: Any, a: Any, b: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         of_type = ir.FunctionType(_FLOATS, [_FLOATS] * 2)
-        return builder.call(_llvm_function(builder, f"llvm.copysign.v{LANES}f32", of_type), arguments)
+        return builder.call(
+            llvm_function(builder, f"llvm.copysign.v{LANES}f32", of_type), arguments
+        )
 
     return Lanes(Lanes, Lanes), code
 
@@ -166,7 +311,8 @@ def power_of_two(typing: Any, n: Any) -> Any:
     """2ⁿ for whole n, |n| ≤ 126."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        # n + 1.5 · 2²³ has n in its lowest bits; moved by 23 they are an exponent, and 1.0 has the exponent of 2⁰
+        # n + 1.5 · 2²³ has n in its lowest bits; moved by 23 they are an exponent, and 1.0 has the
+        # exponent of 2⁰
         shifted = builder.fadd(arguments[0], ir.Constant(_FLOATS, [1.5 * 2.0**23] * LANES))
         bits = builder.bitcast(shifted, _INTS)
         exponent = builder.shl(bits, ir.Constant(_INTS, [23] * LANES))
@@ -176,81 +322,73 @@ def power_of_two(typing: Any, n: Any) -> Any:
     return Lanes(Lanes), code
 
 
-def _halves(builder: Any, value: Any) -> tuple[Any, Any]:
+def halves(builder: Any, value: Any) -> tuple[Any, Any]:
     """The lower and the upper lanes."""
     n = value.type.count // 2
-    return _shuffled(builder, value, value, range(n)), _shuffled(builder, value, value, range(n, 2 * n))
+    return shuffled(builder, value, value, range(n)), shuffled(
+        builder, value, value, range(n, 2 * n)
+    )
 
 
-def _shuffled(builder: Any, a: Any, b: Any, places: Iterable[int]) -> Any:
+def shuffled(builder: Any, a: Any, b: Any, places: Iterable[int]) -> Any:
     """The lanes of a and b, side by side, at these places."""
     mask = [ir.Constant(ir.IntType(32), place) for place in places]
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(mask)), mask))
 
 
-def _interleaved(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
+def joined(builder: Any, a: Any, b: Any) -> Any:
+    """The lanes of a, then those of b, which has as many or fewer."""
+    n, m = a.type.count, b.type.count
+    b = shuffled(builder, b, b, [i % m for i in range(n)])
+    return shuffled(builder, a, b, range(n + m))
+
+
+def interleaved(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
     """a₀ b₀ a₁ b₁ …, in two values."""
     n = a.type.count
     places = [place for pair in zip(range(n), range(n, 2 * n), strict=True) for place in pair]
-    return _shuffled(builder, a, b, places[:n]), _shuffled(builder, a, b, places[n:])
+    return shuffled(builder, a, b, places[:n]), shuffled(builder, a, b, places[n:])
 
 
 @intrinsic  # type: ignore[misc]
-def totals(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """The sums of all lanes of a, b, c and d, four numbers: halves are added until a register is left, then pairs."""
+def total(typing: Any, a: Any) -> Any:
+    """The sum of all lanes: halves are added until one number is left."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values = []
-        for value in arguments:
-            while value.type.count > BLOCK:
-                value = builder.fadd(*_halves(builder, value))
-            values.append(value)
-        while len(values) > 1:
-            half = len(values) // 2
-            pairs = zip(values[:half], values[half:], strict=True)
-            values = [builder.fadd(*_interleaved(builder, *pair)) for pair in pairs]
-        (value,) = values
-        while value.type.count > 4:
-            value = builder.fadd(*_halves(builder, value))
-        numbers = [builder.extract_element(value, ir.Constant(ir.IntType(32), i)) for i in range(4)]
-        return context.make_tuple(builder, signature.return_type, numbers)
+        (value,) = arguments
+        while value.type.count > 1:
+            value = builder.fadd(*halves(builder, value))
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
 
-    return types.UniTuple(types.float32, 4)(Lanes, Lanes, Lanes, Lanes), code
+    return types.float32(Lanes), code
 
 
 @intrinsic  # type: ignore[misc]
-def transpose_block(typing: Any, out: Any, p: Any, i: Any, k: Any, a: Any, q: Any, j: Any, m: Any) -> Any:
-    """out[p, i + r, k + s] = a[q, j + s, m + r] for r and s below 16."""
+def transpose_block(typing: Any, out: Any, p: Any, i: Any, a: Any, q: Any, j: Any) -> Any:
+    """out[p, i + r, s] = a[q, j + s, r] for r and s below 16."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        of_register = ir.VectorType(ir.FloatType(), BLOCK).as_pointer()
-
         def place(array: int, row: int) -> Any:
-            of_type = signature.args[array]
-            parts = context.make_array(of_type)(context, builder, arguments[array])
-            panel, first, lane = arguments[array + 1 : array + 4]
-            indices = [panel, builder.add(first, ir.Constant(first.type, row)), lane]
-            pointer = cgutils.get_item_pointer(context, builder, of_type, parts, indices, wraparound=False)
-            return builder.bitcast(pointer, of_register)
+            panel, first = arguments[array + 1 : array + 3]
+            indices = [panel, moved(builder, first, row)]
+            return item(context, builder, signature.args[array], arguments[array], indices)
 
-        rows = []
-        for s in range(BLOCK):
-            rows.append(builder.load(place(4, s)))
-            rows[-1].align = 4
-        step = BLOCK
-        while step > 1:  # shuffling the two halves of the rows into each other four times transposes 16 of them
-            half = BLOCK // 2
+        rows = [vector_from(builder, place(3, s)) for s in range(VECTOR)]
+        step = VECTOR
+        # shuffling the two halves of the rows into each other four times transposes 16 of them
+        while step > 1:
+            half = VECTOR // 2
             shuffled: list[Any] = []
             for low, high in zip(rows[:half], rows[half:], strict=True):
-                shuffled += _interleaved(builder, low, high)
+                shuffled += interleaved(builder, low, high)
             rows = shuffled
             step //= 2
         for r, row in enumerate(rows):
-            builder.store(row, place(0, r)).align = 4
+            vector_to(builder, row, place(0, r))
         return context.get_dummy_value()
 
     index = types.intp
-    return types.void(out, index, index, index, a, index, index, index), code
+    return types.void(out, index, index, a, index, index), code
 
 
 def _operator(of_python: Callable[..., Any], name: str) -> None:
@@ -276,8 +414,9 @@ _operator(operator.mul, "fmul")
 _operator(operator.truediv, "fdiv")
 
 
-# How every function of the kernel is compiled: without the GIL; a division by zero is what IEEE 754 says; views of
-# arrays are not counted, for all memory belongs to the caller; and there is no wrapper by which Python could call it.
+# How every function of the kernel is compiled: without the GIL; a division by zero is what IEEE 754
+# says; views of arrays are not counted, for all memory belongs to the caller; and there is no
+# wrapper by which Python could call it.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 _NO_WRAPPERS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 inner = njit(**OPTIONS, **_NO_WRAPPERS)

@@ -1,4 +1,7 @@
-"""A flow over the points of its members: to the base, to data, back with the gradient, and on with the weights."""
+"""A flow over the points of its members.
+
+To the base, to data, back with the gradient, and on with the weights.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,12 @@ DENSITY, TO_BASE, TO_DATA, GRADIENT, STEPS = range(5)  # what can be asked for
 
 
 class Results(NamedTuple):
-    """What comes of points (E, N, D): `points` (E, N, D) at the other end; `log_det` (E, N), or log q in its place.
+    """What comes of points (E, N, D): `points` (E, N, D) at the other end.
 
-    Where something is learned also each member's `loss` (E,) and `norm` (E,) of its gradient, at its last step, and
-    how many steps it `made` (E,).
+    `log_det` (E, N), or log q in its place.
+
+    Where something is learned also each member's `loss` (E,) and `norm` (E,) of its gradient, at
+    its last step, and how many steps it `made` (E,).
     """
 
     points: np.ndarray
@@ -50,9 +55,10 @@ class Results(NamedTuple):
 class Steps(NamedTuple):
     """What steps of training need: `order` (S, E, N) says which points each of S steps learns from.
 
-    The optimiser's moments `first`, `second` (E, P), the `members` that are trained, the `clip` of each, its learning
-    rate `lr` and its `decay` (E,); by step `factor`, `of_grad` and `of_first` (S,), see :func:`move`; `begun`, the
-    steps before these; `grad` (1, P), scratch, or (E, P) where gradients are asked for.
+    The optimiser's moments `first`, `second` (E, P), the `members` that are trained, the `clip` of
+    each, its learning rate `lr` and its `decay` (E,); by step `factor`, `of_grad` and `of_first`
+    (S,), see :func:`move`; `begun`, the steps before these; `grad` (1, P), scratch, or (E, P) where
+    gradients are asked for.
     """
 
     order: np.ndarray
@@ -111,9 +117,23 @@ def write_out(z, log_det, mean, var, points, log_dets, begin, n_points, drawing)
 
 @inner
 def behind_couplings(
-    z, log_det, tail_power, before_tail, has_tail, before, mean, log_gain, shift, has_diagonal, n_points, drawing
+    z,
+    log_det,
+    tail_power,
+    before_tail,
+    has_tail,
+    before,
+    mean,
+    log_gain,
+    shift,
+    has_diagonal,
+    n_points,
+    drawing,
 ):
-    """Carry a tile through what lies between the couplings and the base: the diagonal layer, then the tail."""
+    """Carry a tile through what lies between the couplings and the base.
+
+    The diagonal layer, then the tail.
+    """
     if drawing and has_tail:
         tail(z, log_det, before_tail, tail_power, n_points, drawing)
     if has_diagonal:
@@ -136,7 +156,10 @@ def log_densities(code, z, log_det, z_grad, out, begin, n_points):
 
 @inner
 def start_back(z_grad, det_grad, per_point, n_points):
-    """From ∂(log q)/∂z to the gradient of the mean −log q by z, in place, and by each log-det; zero in idle lanes."""
+    """From ∂(log q)/∂z to the gradient of the mean −log q by z, in place, and by each log-det.
+
+    Zero in idle lanes.
+    """
     for d in range(z_grad.shape[0]):
         for j in range(n_points):
             z_grad[d, j] *= -per_point
@@ -147,7 +170,9 @@ def start_back(z_grad, det_grad, per_point, n_points):
 
 @njit(inline="always")
 def learn(plan, theta, fixed, e, moments, steps, results, i, n_points, task):
-    """End a step of member e: its loss and the norm of its gradient; the optimiser moves it if both are finite.
+    """End a step of member e: its loss and the norm of its gradient.
+
+    The optimiser moves it if both are finite.
 
     Its batch norms then keep the moments of the batch. Says whether they are finite.
     """
@@ -164,10 +189,28 @@ def learn(plan, theta, fixed, e, moments, steps, results, i, n_points, task):
         rate = steps.lr[e] * steps.factor[i]
         law = steps.of_grad[i], steps.of_first[i], steps.beta1, steps.beta2, steps.epsilon
         number = steps.begun + i + 1
-        move(theta, steps.first, steps.second, e, steps.grad, row, clip, rate, steps.decay[e], law, number)
+        move(
+            theta,
+            steps.first,
+            steps.second,
+            e,
+            steps.grad,
+            row,
+            clip,
+            rate,
+            steps.decay[e],
+            law,
+            number,
+        )
         for k in range(plan.n_couplings):
             if plan.stations[k].running_mean != ABSENT:
-                keep_moments(fixed, e, plan.stations[k].running_mean, plan.stations[k].running_var, moments[k])
+                keep_moments(
+                    fixed,
+                    e,
+                    plan.stations[k].running_mean,
+                    plan.stations[k].running_var,
+                    moments[k],
+                )
     return True
 
 
@@ -184,9 +227,12 @@ def normalise_by_running(plan, weights, fixed, e, moments):
 
 @njit(inline="always")
 def through(plan, weights, fixed, tiles, e, x, order, points, results, task):
-    """Carry `points`, a range of those of a batch, from data to base or, drawing, back: those of one tile, or all.
+    """Carry `points`, a range of those of a batch, from data to base or, drawing, back.
 
-    They go on together from one stop to the next, a tile at a time; there a batch norm takes their moments.
+    Those of one tile, or all.
+
+    They go on together from one stop to the next, a tile at a time; there a batch norm takes their
+    moments.
     """
     n = plan.n_couplings
     stations = plan.stations
@@ -218,7 +264,12 @@ def through(plan, weights, fixed, tiles, e, x, order, points, results, task):
                 slot = k if learning else 0
                 has_norm = k > 0 and stations[k - 1].gain != ABSENT
                 if has_norm and not drawing:
-                    of_norm = before[q, max(slot - 1, 0)], moments[k - 1, 0], log_gain[k - 1], shift[k - 1]
+                    of_norm = (
+                        before[q, max(slot - 1, 0)],
+                        moments[k - 1, 0],
+                        log_gain[k - 1],
+                        shift[k - 1],
+                    )
                     affine(z, log_det, *of_norm, n_here, drawing)
                 if k < n:
                     mask = fixed[e, stations[k].mask : stations[k].mask + plan.dim]
@@ -226,7 +277,9 @@ def through(plan, weights, fixed, tiles, e, x, order, points, results, task):
                 else:
                     of_tail = weights.log_power, tiles.straight[q], plan.tail_at != ABSENT
                     diagonal = before[q, before.shape[1] - 1], moments[n, 0], log_gain[n], shift[n]
-                    behind_couplings(z, log_det, *of_tail, *diagonal, stations[n].gain != ABSENT, n_here, drawing)
+                    behind_couplings(
+                        z, log_det, *of_tail, *diagonal, stations[n].gain != ABSENT, n_here, drawing
+                    )
                 if has_norm and drawing:
                     of_norm = before[q, 0], moments[k - 1, 0], log_gain[k - 1], shift[k - 1]
                     affine(z, log_det, *of_norm, n_here, drawing)
@@ -235,14 +288,17 @@ def through(plan, weights, fixed, tiles, e, x, order, points, results, task):
                     found = results.points[e], results.log_det[e]
                     write_out(z, log_det, mean, var, *found, first, n_here, drawing)
                 else:
-                    log_densities(plan.base, z, log_det, tiles.z_grad[q], results.log_det[e], first, n_here)
+                    log_densities(
+                        plan.base, z, log_det, tiles.z_grad[q], results.log_det[e], first, n_here
+                    )
 
 
 @njit(inline="always")
 def way_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points):
     """Carry the gradient of the mean −log q of `n_points` from the base to the first coupling, for `points` of them.
 
-    From ∂(log q)/∂z in `z_grad` to what these points add to `grads`. They wait for one another at a batch norm, too.
+    From ∂(log q)/∂z in `z_grad` to what these points add to `grads`. They wait for one another at a
+    batch norm, too.
     """
     n = plan.n_couplings
     stations = plan.stations
@@ -265,16 +321,37 @@ def way_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points
                 start_back(z_grad, det_grad, per_point, n_here)
             else:  # through the batch norm that this leg ends at
                 of_norm = before[q, end - 1], log_gain[end - 1], tiles.moments[end - 1, 1]
-                batch_norm_back(z_grad, *of_norm, gain_grad[end - 1], shift_grad[end - 1], n_here, n_points)
+                batch_norm_back(
+                    z_grad, *of_norm, gain_grad[end - 1], shift_grad[end - 1], n_here, n_points
+                )
             for k in range(end - 1, begin - 1, -1):  # station by station
                 if k < n:
                     mask = fixed[e, stations[k].mask : stations[k].mask + plan.dim]
                     coupling_back(plan, weights, transposed, grads, mask, tiles, q, k, n_here)
                 elif plan.tail_at != ABSENT:
-                    tail_back(z_grad, det_grad, tiles.straight[q], weights.log_power, grads.log_power, n_here)
+                    tail_back(
+                        z_grad,
+                        det_grad,
+                        tiles.straight[q],
+                        weights.log_power,
+                        grads.log_power,
+                        n_here,
+                    )
                 if k == n and stations[n].gain != ABSENT:
-                    affine_back(z_grad, det_grad, before[q, n], log_gain[n], gain_grad[n], shift_grad[n], n_here)
-                if k > 0 and stations[k - 1].gain != ABSENT and stations[k - 1].running_mean == ABSENT:
+                    affine_back(
+                        z_grad,
+                        det_grad,
+                        before[q, n],
+                        log_gain[n],
+                        gain_grad[n],
+                        shift_grad[n],
+                        n_here,
+                    )
+                if (
+                    k > 0
+                    and stations[k - 1].gain != ABSENT
+                    and stations[k - 1].running_mean == ABSENT
+                ):
                     of_norm = before[q, k - 1], log_gain[k - 1], gain_grad[k - 1], shift_grad[k - 1]
                     affine_back(z_grad, det_grad, *of_norm, n_here)
         if leg > 0:
@@ -289,7 +366,8 @@ def work(plan, weights, transposed, grads, tiles, theta, fixed, x, steps, result
     """
     n_points = steps.order.shape[2]
     learning = task in (GRADIENT, STEPS)
-    waiting = learning and plan.stops.shape[0] > 2  # all tiles, for one another; otherwise each goes its way alone
+    # all tiles, for one another; otherwise each goes its way alone
+    waiting = learning and plan.stops.shape[0] > 2
     together = n_points if waiting else tiles.z.shape[2]
     for e in steps.members:
         for i in range(steps.order.shape[0]):
@@ -306,6 +384,8 @@ def work(plan, weights, transposed, grads, tiles, theta, fixed, x, steps, result
                     way_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points)
             if learning:
                 pack(plan, grads, fixed, steps.grad, e, e if task == GRADIENT else 0)
-                if not learn(plan, theta, fixed, e, tiles.moments, steps, results, i, n_points, task):
+                if not learn(
+                    plan, theta, fixed, e, tiles.moments, steps, results, i, n_points, task
+                ):
                     break
                 results.made[e] = i + 1

@@ -1,4 +1,7 @@
-"""The optimiser as an operation on rows: one pass over the weights of a member, its moments and its gradient."""
+"""The optimiser as an operation on rows.
+
+One pass over the weights of a member, its moments and its gradient.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import math
 
 import numpy as np
 
-from nfexp.flows.kernels.lanes import LANES, fma, inner, load, splat, totals
+from nfexp.flows.kernels.lanes import LANES, fma, inner, load, splat, total
 
 F = np.float32
 ZERO = F(0.0)
-# A unit that ceased to act leaves moments that decay towards 0 and get stuck in denormal numbers, with which a core
-# computes a hundred times slower. These are far below what ε hides.
+# A unit that ceased to act leaves moments that decay towards 0 and get stuck in denormal numbers,
+# with which a core computes a hundred times slower. These are far below what ε hides.
 LEAST = F(1e-18)
 LEAST_SQUARE = F(1e-36)
 
@@ -21,12 +24,11 @@ def norm_of(rows, e):
     """The Euclidean norm of row e of `rows` (E, P)."""
     n = rows.shape[1]
     whole = n - n % LANES
-    zero = splat(ZERO)
-    squares = zero
+    squares = splat(ZERO)
     for k in range(0, whole, LANES):
         part = load(rows, e, k)
         squares = fma(part, part, squares)
-    summed = np.float64(totals(squares, zero, zero, zero)[0])
+    summed = np.float64(total(squares))
     for k in range(whole, n):
         summed += np.float64(rows[e, k]) * np.float64(rows[e, k])
     return F(math.sqrt(summed))
@@ -36,8 +38,9 @@ def norm_of(rows, e):
 def move(theta, first, second, e, grad, row, clip, lr, decay, law, step):
     """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← (1 − lr decay) θ − lr (a g + b m) / (√(v/(1 − β₂ᵗ)) + ε).
 
-    In place, on row e of theta, first (m) and second (v), (E, P); g is `clip` times a row of `grad`. The law: a, b,
-    β₁, β₂ and ε; what a and b are at step t = 1, 2, … makes the optimiser: Adam or NAdam.
+    In place, on row e of theta, first (m) and second (v), (E, P); g is `clip` times a row of
+    `grad`. The law: a, b, β₁, β₂ and ε; what a and b are at step t = 1, 2, … makes the optimiser:
+    Adam or NAdam.
     """
     of_grad, of_first, beta1, beta2, epsilon = law
     a = F(of_grad)
@@ -58,4 +61,6 @@ def move(theta, first, second, e, grad, row, clip, lr, decay, law, step):
         v = ZERO if v < LEAST_SQUARE else v
         first[e, k] = m
         second[e, k] = v
-        theta[e, k] = theta[e, k] * kept - rate * (a * g + b * m) / (math.sqrt(v * correction) + least)
+        theta[e, k] = theta[e, k] * kept - rate * (a * g + b * m) / (
+            math.sqrt(v * correction) + least
+        )

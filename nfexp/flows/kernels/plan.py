@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from nfexp.flows.kernels.bases import BASES
 from nfexp.flows.kernels.elementary import ACTIVATIONS, SILU
-from nfexp.flows.kernels.lanes import LANES
+from nfexp.flows.kernels.lanes import LANES, VECTOR
 from nfexp.flows.kernels.products import rounded_up
 from nfexp.flows.layers import Coupling
 from nfexp.flows.stack import FlowStack
 
-SCALES = {"tanh": 0, "learned": 0, "soft": 1, "exp": 2}  # how a network's output becomes s; "learned" adds a bound
+# how a network's output becomes s; "learned" adds a bound
+SCALES = {"tanh": 0, "learned": 0, "soft": 1, "exp": 2}
+CACHE_LINE = 64  # bytes
 ABSENT = -1  # the place of what an architecture does not have
 
 
-# A station on the way from data to base: at station k points pass the affine layer behind coupling k - 1, if there is
-# one, then coupling k. The last one has no coupling but what lies behind them all: a diagonal layer, the tail.
-# `inputs`, `outputs` are the coordinates that a network of coupling k reads, and that it has an output for each head
-# for. The others say in which column of its matrix a tensor begins: `net`, `scale`, `mask` of coupling k; `gain`,
-# `shift` of the affine layer behind it, at the last station of the diagonal one; `running_mean`, `running_var` of a
-# batch norm.
-FIELDS = ("inputs", "outputs", "net", "scale", "mask", "gain", "shift", "running_mean", "running_var")
+# A station on the way from data to base: at station k points pass the affine layer behind coupling
+# k - 1, if there is one, then coupling k. The last one has no coupling but what lies behind them
+# all: a diagonal layer, the tail. `inputs`, `outputs` are the coordinates that a network of
+# coupling k reads, and that it has an output for each head for. The others say in which column of
+# its matrix a tensor begins: `net`, `scale`, `mask` of coupling k; `gain`, `shift` of the affine
+# layer behind it, at the last station of the diagonal one; `running_mean`, `running_var` of a batch
+# norm.
+FIELDS = (
+    "inputs",
+    "outputs",
+    "net",
+    "scale",
+    "mask",
+    "gain",
+    "shift",
+    "running_mean",
+    "running_var",
+)
 STATION = np.dtype([(name, np.int64) for name in FIELDS])
 
 
 class Plan(NamedTuple):
-    """Sizes and choices of an architecture; `…_at` says in which column of its matrix a tensor begins.
+    """Sizes and choices of an architecture.
 
-    `stations` (C + 1,) says so of each station, in one array of records: every array more in a tuple is work for the
-    compiler. `stops` cuts them into legs, the first begins at stops[0] = 0; before each other one a batch norm waits
-    for all points.
+    `…_at` says in which column of its matrix a tensor begins.
+
+    `stations` (C + 1,) says so of each station, in one array of records: every array more in a
+    tuple is work for the compiler. `stops` cuts them into legs, the first begins at stops[0] = 0;
+    before each other one a batch norm waits for all points.
     """
 
     n_couplings: int
@@ -54,13 +70,17 @@ class Plan(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The numbers of one member, or their gradients, in panels. C couplings, G networks, K hidden layers, D numbers.
+    """The numbers of one member, or their gradients, in panels.
 
-    `first` (C, G, D, P, L) the rows of the first layer, `bias` (C, G, K, P, L) of the hidden layers, `hidden`
-    (C, G, K - 1, P, P L, L) between them, `last` (C, heads, D, P, L) the columns of the last layer and `last_bias`
-    (C, heads, D, L), `log_scale` (C, D, L), `log_gain` and `shift` (C + 1, D, L) of the affine layers, `log_power`
-    (D, L) of the tail. From `last_bias` on lane 0 holds the number; of their gradients all lanes are to be summed.
-    Where a network reads only the coordinates that pass, nothing is kept for the others.
+    C couplings, G networks, K hidden layers, D numbers.
+
+    `first` (C, G, D, P, 16) the rows of the first layer, `bias` (C, G, K, P, 16) of the hidden
+    layers, `hidden` (C, G, K - 1, P, 16 P, 16) between them, `last` (C, heads, D, P, 16) the
+    columns of the last layer and `last_bias` (C, heads, D, L), `log_scale` (C, D, L), `log_gain`
+    and `shift` (C + 1, D, L) of the affine layers, `log_power` (D, L) of the tail. From `last_bias`
+    on lane 0 holds the number; of their gradients all lanes are to be summed. Those of `first`,
+    `bias` and `last` have L lanes in place of 16, to be folded. Where a network reads only the
+    coordinates that pass, nothing is kept for the others.
     """
 
     first: np.ndarray
@@ -77,14 +97,16 @@ class Weights(NamedTuple):
 class Tiles(NamedTuple):
     """What is kept of a tile of T points on its way through the couplings, for the way back.
 
-    Per coupling: `x` (C, D, T) what came in, `seen` (C, D, T) what of it the networks see, `squashed`, `gain`
-    (C, D, T), `hidden` (C, G, K, P, T, L) the outputs of the hidden layers and, for silu, their `slope`. `before`
-    (C + 1, D, T) what came into the affine layers, less the mean, `straight` (D, T) into the tail. `z` (D, T) where
-    the points stand, `log_det` (1, T). On the way back `z_grad`, `det_grad` their gradients.
+    Per coupling: `x` (C, D, T) what came in, `seen` (C, D, T) what of it the networks see,
+    `squashed`, `gain` (C, D, T), `hidden` (C, G, K, P, T, 16) the outputs of the hidden layers and,
+    for silu, their `slope`. `before` (C + 1, D, T) what came into the affine layers, less the mean,
+    `straight` (D, T) into the tail. `z` (D, T) where the points stand, `log_det` (1, T). On the way
+    back `z_grad`, `det_grad` their gradients.
 
-    Of one tile at a time: `raw` (heads, D, T) what the networks say and `raw_grad`, `seen_grad` (1, T), and `upper`,
-    `lower` (P, T, L), the gradients of two layers; `nothing` (P, L), zeros. Of the whole batch: `moments`
-    (C + 1, 2, D), the mean and the variance that each batch norm normalises by; the mean of other affine layers is 0.
+    Of one tile at a time: `raw` (heads, D, T) what the networks say and `raw_grad`, `seen_grad` (1,
+    T), and `upper`, `lower` (P, T, 16), the gradients of two layers; `nothing` (P, 16), zeros. Of
+    the whole batch: `moments` (C + 1, 2, D), the mean and the variance that each batch norm
+    normalises by; the mean of other affine layers is 0.
     """
 
     x: np.ndarray
@@ -160,19 +182,28 @@ def make_plan(flow: FlowStack) -> Plan:
     )
 
 
-def make_weights(plan: Plan) -> Weights:
-    """Zeros for one member's numbers."""
-    c, g, d, k = plan.n_couplings, plan.nets, plan.dim, plan.depth
-    p = rounded_up(plan.width, LANES) // LANES
+def zeros(*shape: int) -> np.ndarray:
+    """Numbers that begin at a cache line, as every vector of a panel then does.
 
-    def zeros(*shape: int) -> np.ndarray:
-        return np.zeros(shape, dtype=np.float32)
+    One across two lines is read twice.
+    """
+    n = math.prod(shape)
+    room = np.zeros(n + CACHE_LINE // 4, dtype=np.float32)
+    begin = -room.ctypes.data % CACHE_LINE // 4
+    return room[begin : begin + n].reshape(shape)
+
+
+def make_weights(plan: Plan, *, summing: bool = False) -> Weights:
+    """Zeros for one member's numbers, or for sums of their gradients."""
+    c, g, d, k = plan.n_couplings, plan.nets, plan.dim, plan.depth
+    p = rounded_up(plan.width, VECTOR) // VECTOR
+    lanes = LANES if summing else VECTOR
 
     return Weights(
-        first=zeros(c, g, d, p, LANES),
-        bias=zeros(c, g, k, p, LANES),
-        hidden=zeros(c, g, k - 1, p, p * LANES, LANES),
-        last=zeros(c, plan.heads, d, p, LANES),
+        first=zeros(c, g, d, p, lanes),
+        bias=zeros(c, g, k, p, lanes),
+        hidden=zeros(c, g, k - 1, p, p * VECTOR, VECTOR),
+        last=zeros(c, plan.heads, d, p, lanes),
         last_bias=zeros(c, plan.heads, d, LANES),
         log_scale=zeros(c, d, LANES),
         log_gain=zeros(c + 1, d, LANES),
@@ -183,39 +214,37 @@ def make_weights(plan: Plan) -> Weights:
 
 def make_transposed(weights: Weights) -> np.ndarray:
     """Room for the weights between hidden layers, transposed: the gradient goes back by them."""
-    return np.zeros_like(weights.hidden)
+    return zeros(*weights.hidden.shape)
 
 
 def make_tiles(plan: Plan, points: int, *, kept: int, tiles: int = 1) -> Tiles:
-    """Room for so many tiles that keep what `kept` couplings need: all for the way back, one without.
+    """Room for so many tiles that keep what `kept` couplings need.
+
+    All for the way back, one without.
 
     What each of them has for itself gets a first axis more than :class:`Tile` says.
     """
     g, d, k = plan.nets, plan.dim, plan.depth
-    p = rounded_up(plan.width, LANES) // LANES
-
-    def room(*shape: int) -> np.ndarray:
-        return np.zeros(shape, dtype=np.float32)
-
+    p = rounded_up(plan.width, VECTOR) // VECTOR
     silu = kept if plan.activation == SILU else 0
     return Tiles(
-        x=room(tiles, kept, d, points),
-        seen=room(tiles, kept, d, points),
-        squashed=room(tiles, kept, d, points),
-        gain=room(tiles, kept, d, points),
-        hidden=room(tiles, kept, g, k, p, points, LANES),
-        slope=room(tiles, silu, g, k, p, points, LANES),
-        before=room(tiles, kept + 1, d, points),
-        straight=room(tiles, d, points),
-        z=room(tiles, d, points),
-        log_det=room(tiles, 1, points),
-        z_grad=room(tiles, d, points),
-        det_grad=room(tiles, 1, points),
-        raw=room(plan.heads, d, points),
-        raw_grad=room(plan.heads, d, points),
-        seen_grad=room(1, points),
-        upper=room(p, points, LANES),
-        lower=room(p, points, LANES),
-        nothing=room(p, LANES),
+        x=zeros(tiles, kept, d, points),
+        seen=zeros(tiles, kept, d, points),
+        squashed=zeros(tiles, kept, d, points),
+        gain=zeros(tiles, kept, d, points),
+        hidden=zeros(tiles, kept, g, k, p, points, VECTOR),
+        slope=zeros(tiles, silu, g, k, p, points, VECTOR),
+        before=zeros(tiles, kept + 1, d, points),
+        straight=zeros(tiles, d, points),
+        z=zeros(tiles, d, points),
+        log_det=zeros(tiles, 1, points),
+        z_grad=zeros(tiles, d, points),
+        det_grad=zeros(tiles, 1, points),
+        raw=zeros(plan.heads, d, points),
+        raw_grad=zeros(plan.heads, d, points),
+        seen_grad=zeros(1, points),
+        upper=zeros(p, points, VECTOR),
+        lower=zeros(p, points, VECTOR),
+        nothing=zeros(p, VECTOR),
         moments=np.zeros((plan.n_couplings + 1, 2, d)),
     )

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from nfexp.flows.kernels.lanes import BLOCK, LANES, inner, load, store, transpose_block
+from nfexp.flows.kernels.lanes import (
+    VECTOR,
+    folded,
+    inner,
+    load,
+    load_part,
+    load_vector,
+    store_part,
+    store_vector,
+    total,
+    transpose_block,
+)
 from nfexp.flows.kernels.plan import ABSENT
 from nfexp.flows.kernels.products import fill
 
@@ -16,67 +27,52 @@ ONE = F(1.0)
 
 @inner
 def row_in(theta, e, at, n, out):
-    """`n` numbers of member e from column `at` on into panels, (P, LANES)."""
+    """`n` numbers of member e from column `at` on into panels, (P, 16)."""
     for p in range(out.shape[0]):
-        first = p * LANES
-        if n - first >= LANES:
-            store(out, p, 0, load(theta, e, at + first))
-        else:
-            for lane in range(n - first):
-                out[p, lane] = theta[e, at + first + lane]
+        first = p * VECTOR
+        store_vector(out, p, 0, load_part(theta, e, at + first, n - first))
 
 
 @inner
-def row_out(theta, e, at, n, panels):
-    """The inverse of :func:`row_in`."""
-    for p in range(panels.shape[0]):
-        first = p * LANES
-        if n - first >= LANES:
-            store(theta, e, at + first, load(panels, p, 0))
-        else:
-            for lane in range(n - first):
-                theta[e, at + first + lane] = panels[p, lane]
+def row_out(theta, e, at, n, sums):
+    """The inverse of :func:`row_in`, of sums (P, LANES)."""
+    for p in range(sums.shape[0]):
+        first = p * VECTOR
+        store_part(theta, e, at + first, n - first, folded(load(sums, p, 0)))
 
 
 @inner
 def matrix_in(theta, e, at, n, out):
-    """A matrix (n, n) of member e into panels of its columns, (P, P LANES, LANES)."""
+    """A matrix (n, n) of member e into panels of its columns, (P, 16 P, 16)."""
     for p in range(out.shape[0]):
-        first = p * LANES
+        first = p * VECTOR
         for k in range(n):
-            if n - first >= LANES:
-                store(out, p, k, load(theta, e, at + k * n + first))
-            else:
-                for lane in range(n - first):
-                    out[p, k, lane] = theta[e, at + k * n + first + lane]
+            store_vector(out[p], k, 0, load_part(theta, e, at + k * n + first, n - first))
 
 
 @inner
 def matrix_out(theta, e, at, n, panels):
     """The inverse of :func:`matrix_in`."""
     for p in range(panels.shape[0]):
-        first = p * LANES
+        first = p * VECTOR
         for k in range(n):
-            if n - first >= LANES:
-                store(theta, e, at + k * n + first, load(panels, p, k))
-            else:
-                for lane in range(n - first):
-                    theta[e, at + k * n + first + lane] = panels[p, k, lane]
+            store_part(theta, e, at + k * n + first, n - first, load_vector(panels[p], k, 0))
 
 
 @inner
 def transpose(out, panels):
-    """The transpose of a matrix in panels of its columns, (P, P LANES, LANES)."""
+    """The transpose of a matrix in panels of its columns, (P, 16 P, 16)."""
     for p in range(out.shape[0]):  # panel of the result
-        for q in range(out.shape[0]):  # panel of the matrix: rows q LANES … of the result
-            for i in range(0, LANES, BLOCK):
-                for k in range(0, LANES, BLOCK):
-                    transpose_block(out, p, q * LANES + i, k, panels, q, p * LANES + k, i)
+        for q in range(out.shape[0]):  # panel of the matrix: rows 16 q … of the result
+            transpose_block(out, p, q * VECTOR, panels, q, p * VECTOR)
 
 
 @inner
 def place_of(compact, mask, d):
-    """Which row or column of a coupling's weights is that of coordinate d: with `compact` among those of its kind."""
+    """Which row or column of a coupling's weights is that of coordinate d.
+
+    With `compact` among those of its kind.
+    """
     if not compact:
         return d
     place = 0
@@ -88,7 +84,10 @@ def place_of(compact, mask, d):
 
 @njit(inline="always")
 def parts_of(plan, c):
-    """Columns of a network's last layer in coupling c; where in a row hidden layers, last layer and its bias begin."""
+    """Columns of a network's last layer in coupling c.
+
+    Where in a row hidden layers, last layer and its bias begin.
+    """
     width = plan.width
     columns = plan.stations[c].outputs * plan.heads // plan.nets
     hidden_at = plan.stations[c].net + plan.nets * plan.stations[c].inputs * width
@@ -98,7 +97,10 @@ def parts_of(plan, c):
 
 @njit(inline="always")
 def unpack(plan, theta, fixed, e, weights, transposed, learning):
-    """The weights of member e from its row of theta into panels; those between hidden layers transposed, too."""
+    """The weights of member e from its row of theta into panels.
+
+    Those between hidden layers transposed, too.
+    """
     width = plan.width
     for c in range(plan.n_couplings):
         mask = fixed[e, plan.stations[c].mask : plan.stations[c].mask + plan.dim]
@@ -109,13 +111,24 @@ def unpack(plan, theta, fixed, e, weights, transposed, learning):
             place = place_of(plan.compact, mask, d)
             if mask[d] == ONE or not plan.compact:
                 for g in range(plan.nets):
-                    row_in(theta, e, plan.stations[c].net + (g * n_in + place) * width, width, weights.first[c, g, d])
+                    row_in(
+                        theta,
+                        e,
+                        plan.stations[c].net + (g * n_in + place) * width,
+                        width,
+                        weights.first[c, g, d],
+                    )
             if mask[d] != ONE or not plan.compact:
                 for head in range(plan.heads):
                     g = min(head, plan.nets - 1)
                     column = place if plan.nets == plan.heads else head * n_out + place
                     column_in(
-                        theta, e, last_at + g * width * columns + column, columns, width, weights.last[c, head, d]
+                        theta,
+                        e,
+                        last_at + g * width * columns + column,
+                        columns,
+                        width,
+                        weights.last[c, head, d],
                     )
                     weights.last_bias[c, head, d, 0] = theta[e, last_bias_at + g * columns + column]
                 if plan.stations[c].scale != ABSENT:
@@ -153,17 +166,32 @@ def pack(plan, grads, fixed, grad, e, row):
             place = place_of(plan.compact, mask, d)
             if mask[d] == ONE or not plan.compact:
                 for g in range(plan.nets):
-                    row_out(grad, row, plan.stations[c].net + (g * n_in + place) * width, width, grads.first[c, g, d])
+                    row_out(
+                        grad,
+                        row,
+                        plan.stations[c].net + (g * n_in + place) * width,
+                        width,
+                        grads.first[c, g, d],
+                    )
             if mask[d] != ONE or not plan.compact:
                 for head in range(plan.heads):
                     g = min(head, plan.nets - 1)
                     column = place if plan.nets == plan.heads else head * n_out + place
                     column_out(
-                        grad, row, last_at + g * width * columns + column, columns, width, grads.last[c, head, d]
+                        grad,
+                        row,
+                        last_at + g * width * columns + column,
+                        columns,
+                        width,
+                        grads.last[c, head, d],
                     )
-                    grad[row, last_bias_at + g * columns + column] = lane_sum(grads.last_bias[c, head, d])
+                    grad[row, last_bias_at + g * columns + column] = total(
+                        load(grads.last_bias[c, head], d, 0)
+                    )
                 if plan.stations[c].scale != ABSENT:
-                    grad[row, plan.stations[c].scale + place] = lane_sum(grads.log_scale[c, d])
+                    grad[row, plan.stations[c].scale + place] = total(
+                        load(grads.log_scale[c], d, 0)
+                    )
         at = hidden_at
         for i in range(plan.depth):
             for g in range(plan.nets):
@@ -181,16 +209,18 @@ def pack(plan, grads, fixed, grad, e, row):
 
 @inner
 def column_in(theta, e, at, step, n, out):
-    """`n` numbers of member e, every `step`-th from column `at` on, into panels (P, LANES)."""
+    """`n` numbers of member e, every `step`-th from column `at` on, into panels (P, 16)."""
     for k in range(n):
-        out[k // LANES, k % LANES] = theta[e, at + k * step]
+        out[k // VECTOR, k % VECTOR] = theta[e, at + k * step]
 
 
 @inner
-def column_out(theta, e, at, step, n, panels):
-    """The inverse of :func:`column_in`."""
+def column_out(theta, e, at, step, n, sums):
+    """The inverse of :func:`column_in`, of sums (P, LANES)."""
+    for p in range(sums.shape[0]):
+        store_vector(sums, p, 0, folded(load(sums, p, 0)))
     for k in range(n):
-        theta[e, at + k * step] = panels[k // LANES, k % LANES]
+        theta[e, at + k * step] = sums[k // VECTOR, k % VECTOR]
 
 
 @inner
@@ -206,16 +236,7 @@ def sums_out(theta, e, at, lanes):
     """The sums of `lanes` (D, LANES) into the row of member e, if they have a place there."""
     if at != ABSENT:
         for d in range(lanes.shape[0]):
-            theta[e, at + d] = lane_sum(lanes[d])
-
-
-@inner
-def lane_sum(numbers):
-    """The sum of all lanes, (LANES,)."""
-    summed = ZERO
-    for lane in range(LANES):
-        summed += numbers[lane]
-    return summed
+            theta[e, at + d] = total(load(lanes, d, 0))
 
 
 @inner

@@ -18,13 +18,13 @@ EXPLORER = "explorer.html"
 
 
 def write_explorer(
-    found: table.Collection,
+    collected: table.Collection,
     judged: pd.DataFrame,
     folder: Path,
     *,
     skipped: list[table.ReportError] | None = None,
 ) -> Path:
-    """Write the page of the runs `found`, with the verdicts on the claims, into `folder`.
+    """Write the page of the runs `collected`, with the verdicts on the claims, into `folder`.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def write_explorer(
         If the libraries that it embeds are not installed.
     """
     code = load_libraries()
-    contents = explorer_contents(found, judged, skipped=skipped)
+    contents = explorer_contents(collected, judged, skipped=skipped)
     path = folder / EXPLORER
     with replacing(path) as temporary:
         temporary.write_text(to_page(contents, code), encoding="utf-8")

@@ -1,4 +1,7 @@
-"""The charts of the explorer, declared in Vega-Lite: marks and scales; the page fills in the data."""
+"""The charts of the explorer, declared in Vega-Lite: marks and scales.
+
+The page fills in the data.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,8 @@ def ablation() -> dict[str, Any]:
     """Means with their intervals and the single runs along one axis.
 
     Data `cells`: x, order, series, mean, low, high, n, troubles, centre, decided, number. Data
-    `runs`: x, order, series, y, run, job, seed, status, side. All of them are filled in by the page.
+    `runs`: x, order, series, y, run, job, seed, status, side. All of them are filled in by the
+    page.
     """
     layers = [_halos(), _intervals(), _means(), _runs()]
     return _chart({"datasets": {"cells": [], "runs": []}, "layer": layers})
@@ -76,7 +80,7 @@ def _intervals() -> dict[str, Any]:
 def _means() -> dict[str, Any]:
     """A diamond at the mean of each cell; that of the centre has a grey edge."""
     is_centre = {"test": "datum.centre", "value": "#888888"}
-    own = {
+    layer = {
         "y": _y("mean"),
         "stroke": {"condition": is_centre, "value": None},
         "strokeWidth": {"value": 3},
@@ -86,18 +90,21 @@ def _means() -> dict[str, Any]:
     return {
         "data": {"name": "cells"},
         "mark": {"type": "point", "filled": True, "shape": "diamond", "size": 110},
-        "encoding": PLACE | own,
+        "encoding": PLACE | layer,
     }
 
 
 def _runs() -> dict[str, Any]:
-    """A point for each run; those chosen for the clouds left and right are triangles that point there."""
+    """A point for each run.
+
+    Those chosen for the clouds left and right are triangles that point there.
+    """
     shapes = {
         "domain": ["", "left", "right"],
         "range": ["circle", "triangle-left", "triangle-right"],
     }
     is_chosen = {"test": "datum.side != ''", "value": 220}
-    own = {
+    layer = {
         "y": _y("y"),
         "opacity": {"value": 0.5},
         "shape": {"field": "side", "type": "nominal", "scale": shapes, "legend": None},
@@ -108,7 +115,7 @@ def _runs() -> dict[str, Any]:
     return {
         "data": {"name": "runs"},
         "mark": {"type": "point", "filled": True, "size": 34, "cursor": "pointer"},
-        "encoding": PLACE | own,
+        "encoding": PLACE | layer,
     }
 
 
@@ -150,4 +157,8 @@ def samples() -> dict[str, Any]:
 
 
 def _chart(body: dict[str, Any]) -> dict[str, Any]:
-    return {"$schema": SCHEMA, "width": "container", "autosize": {"type": "fit", "contains": "padding"}} | body
+    return {
+        "$schema": SCHEMA,
+        "width": "container",
+        "autosize": {"type": "fit", "contains": "padding"},
+    } | body

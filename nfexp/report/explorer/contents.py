@@ -43,28 +43,38 @@ DIGITS = 6  # of a number on the page
 
 
 def explorer_contents(
-    found: table.Collection,
+    collected: table.Collection,
     judged: pd.DataFrame,
     *,
     skipped: list[table.ReportError] | None = None,
 ) -> dict[str, Any]:
     """All that the page holds, of the distinct runs in the order of their table."""
-    centres = found.sweep.centres
-    runs = table.distinct(found.runs).reset_index(drop=True)
+    centres = collected.sweep.centres
+    runs = table.distinct(collected.runs).reset_index(drop=True)
     cells = stats.ablations(runs, centres, [*DRAWN])
     measures = [name for name in DRAWN if _is_known(cells, name)]
     frames = frames_of(runs, skipped=skipped)
     return {
-        "title": found.sweep.name,
+        "title": collected.sweep.name,
         "columns": _columns(runs),
         "rows": _rows(runs),
         "same": _same(runs),
         "targets": list(dict.fromkeys(map(str, runs["data.name"]))),
-        "measures": {name: DRAWN[name] for name in measures},
+        "measures": {name: _label(name, runs) for name in measures},
         "axes": _axes(runs, cells, centres, measures),
         "claims": _claims(runs, judged, centres),
         "samples": asdict(frames) | {"levels": LEVELS, "outside": OUTSIDE, "kept": KEPT},
     }
+
+
+def _label(measure: str, runs: pd.DataFrame) -> str:
+    """A measure with its unit: of images the difference to the centre is that of the bits/dim."""
+    label = DRAWN[measure]
+    if measure == "kl_diff" and stats.has_bits(runs):
+        done = runs[runs["status"] == "completed"]
+        are_all = bool(done[stats.BITS].notna().all())
+        label = label.replace("nats", "bits/dim" if are_all else "nats, of images bits/dim")
+    return label
 
 
 def _is_known(cells: Mapping[str, pd.DataFrame], measure: str) -> bool:
@@ -174,11 +184,11 @@ def _claims(runs: pd.DataFrame, judged: pd.DataFrame, centres: Centres) -> list[
     claims = []
     for claim in verdicts(judged).shown:
         used: set[int] = set()
-        for own in rows_of(rows.get_group(claim.claim)):
+        for row in rows_of(rows.get_group(claim.claim)):
             for target, cells in members.items():
-                if own["target"] not in (target, ALL):
+                if row["target"] not in (target, ALL):
                     continue
-                used.update(_used(str(own["rows"]), cells))
+                used.update(_used(str(row["rows"]), cells))
         known = asdict(claim)
         claims.append(known | {"runs": sorted(used)})
     return claims
@@ -187,11 +197,11 @@ def _claims(runs: pd.DataFrame, judged: pd.DataFrame, centres: Centres) -> list[
 def _used(names: str, cells: Mapping[str, list[int]]) -> list[int]:
     """The rows of the runs in the cells that a row of claims.csv names."""
     if names == EVERY_RUN:
-        return [number for own in cells.values() for number in own]
-    found: list[int] = []
+        return [number for of_cell in cells.values() for number in of_cell]
+    rows: list[int] = []
     for name in names.split(" | "):
-        found += cells.get(name, [])
-    return found
+        rows += cells.get(name, [])
+    return rows
 
 
 def _by_cell(runs: pd.DataFrame, centres: Centres) -> dict[str, dict[str, list[int]]]:
@@ -199,7 +209,7 @@ def _by_cell(runs: pd.DataFrame, centres: Centres) -> dict[str, dict[str, list[i
     numbered = runs.assign(row=np.arange(len(runs)))
     by_cell: dict[str, dict[str, list[int]]] = {}
     for target, study in stats.studies(runs, centres).items():
-        own = by_cell.setdefault(target, {})
+        of_target = by_cell.setdefault(target, {})
         for key, part in study.cells.items():
-            own[stats.cell_name(key)] = numbered.loc[part.index, "row"].tolist()
+            of_target[stats.cell_name(key)] = numbered.loc[part.index, "row"].tolist()
     return by_cell

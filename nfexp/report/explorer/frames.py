@@ -61,7 +61,7 @@ def frames_of(
     as fit. Where FEWEST_POINTS do not fit, the runs that stand last have no samples. Archives that
     cannot be read are warned of and added to `skipped`.
     """
-    found: dict[int, Clouds] = {}
+    by_run: dict[int, Clouds] = {}
     n_clouds = 0
     n_left_out = 0
     for number, row in enumerate(rows_of(runs[["dir", "data.name", "status"]])):
@@ -78,11 +78,11 @@ def frames_of(
             n_left_out += 1
             continue
         n_clouds += len(clouds.steps)
-        found[number] = clouds
+        by_run[number] = clouds
     n_points = MOST_POINTS
     if n_clouds:
         n_points = min(MOST_POINTS, most_bytes * 3 // 4 // (2 * n_clouds))
-    return _encoded(found, n_points, n_left_out)
+    return _encoded(by_run, n_points, n_left_out)
 
 
 def _clouds(folder: str, target: str) -> Clouds | None:
@@ -95,8 +95,8 @@ def _clouds(folder: str, target: str) -> Clouds | None:
     planar = snapshots.ndim == 3 and snapshots.shape[2] == 2 and len(steps) == len(snapshots)
     planar = planar and steps.ndim == 1 and steps.dtype.kind in "iu" and snapshots.dtype.kind == "f"
     for name in ("best", "target"):
-        own = arrays[name]
-        planar = planar and own.ndim == 2 and own.shape[1] == 2 and own.dtype.kind == "f"
+        array = arrays[name]
+        planar = planar and array.ndim == 2 and array.shape[1] == 2 and array.dtype.kind == "f"
     if not planar:
         return None
     shown = spread(len(steps), MOST_FRAMES - 1) if len(steps) else np.array([], dtype=int)
@@ -108,13 +108,13 @@ def _clouds(folder: str, target: str) -> Clouds | None:
     return Clouds(target, names, points, arrays["target"][:MOST_POINTS])
 
 
-def _encoded(found: dict[int, Clouds], n_points: int, n_left_out: int) -> Frames:
+def _encoded(by_run: dict[int, Clouds], n_points: int, n_left_out: int) -> Frames:
     draws: dict[str, list[np.ndarray]] = {}
-    for clouds in found.values():
+    for clouds in by_run.values():
         draws.setdefault(clouds.target, []).append(clouds.draws)
-    limits = {target: box(*own, cover=1.0) for target, own in draws.items()}
+    limits = {target: box(*arrays, cover=1.0) for target, arrays in draws.items()}
     runs = {}
-    for number, clouds in found.items():
+    for number, clouds in by_run.items():
         kept = clouds.points[:, :n_points]
         runs[number] = {
             "steps": clouds.steps,
@@ -124,7 +124,7 @@ def _encoded(found: dict[int, Clouds], n_points: int, n_left_out: int) -> Frames
     return Frames(
         n_points=n_points,
         limits=limits,
-        draws={target: _text(own[0], limits[target]) for target, own in draws.items()},
+        draws={target: _text(arrays[0], limits[target]) for target, arrays in draws.items()},
         runs=runs,
         n_left_out=n_left_out,
     )
@@ -138,8 +138,8 @@ def _text(points: np.ndarray, limits: Limits) -> str:
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is outside
         share = (points.astype(float) - low) / width
         inside = ((share >= 0) & (share <= 1)).all(axis=-1, keepdims=True)
-    places = np.where(inside, share, 0.0) * (LEVELS - 1)
-    codes = np.where(inside, places.round(), OUTSIDE).astype(np.uint8)
+    scaled = np.where(inside, share, 0.0) * (LEVELS - 1)
+    codes = np.where(inside, scaled.round(), OUTSIDE).astype(np.uint8)
     return base64.b64encode(codes.tobytes()).decode()
 
 
@@ -151,7 +151,7 @@ def decoded(text: str, limits: Limits) -> np.ndarray:
     """
     codes = np.frombuffer(base64.b64decode(text), dtype=np.uint8).reshape(-1, 2)
     x0, x1, y0, y1 = limits
-    places = codes.astype(float) / (LEVELS - 1)
-    points = np.array([x0, y0]) + places * np.array([x1 - x0, y1 - y0])
+    shares = codes.astype(float) / (LEVELS - 1)
+    points = np.array([x0, y0]) + shares * np.array([x1 - x0, y1 - y0])
     points[codes[:, 0] == OUTSIDE] = np.nan
     return points

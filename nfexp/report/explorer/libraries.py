@@ -1,4 +1,7 @@
-"""The code of the libraries that the explorer embeds: taken from the Python packages that ship it."""
+"""The code of the libraries that the explorer embeds.
+
+Taken from the Python packages that ship it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The explorer as one file of HTML: code, style and data within it, nothing fetched, one content policy."""
+"""The explorer as one file of HTML.
+
+Code, style and data within it, nothing fetched, one content policy.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ HERE = Path(__file__).parent
 
 
 def to_page(contents: Mapping[str, Any], code: Libraries) -> str:
-    """The page. Its policy admits the scripts and styles that stand in it, by their hashes, and no others."""
+    """The page.
+
+    Its policy admits the scripts and styles that stand in it, by their hashes, and no others.
+    """
     wiring = (HERE / "explorer.js").read_text(encoding="utf-8")
     colours = (HERE.parent / "colours.css").read_text(encoding="utf-8")
     style = colours + (HERE / "explorer.css").read_text(encoding="utf-8")
@@ -46,7 +52,10 @@ def to_page(contents: Mapping[str, Any], code: Libraries) -> str:
 
 
 def policy(*, scripts: list[str], styles: list[str]) -> str:
-    """A content policy under which only these scripts and styles count; nothing is loaded or sent."""
+    """A content policy under which only these scripts and styles count.
+
+    Nothing is loaded or sent.
+    """
     return "; ".join(
         [
             "default-src 'none'",

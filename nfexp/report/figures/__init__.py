@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plot(folders: list[str], options: dict[str, str]) -> int:
     out = output_folder(folders, options.get("out"))
-    found = table.collect(*folders)
-    tables = stats.ablations(found.runs, found.sweep.centres)
+    collected = table.collect(*folders)
+    tables = stats.ablations(collected.runs, collected.sweep.centres)
     only = _names(options.get("figures", "*"))
-    for path in draw_all(out, found.runs, found.sweep, tables, only=only).values():
+    for path in draw_all(out, collected.runs, collected.sweep, tables, only=only).values():
         print(path)
     return 0
 

@@ -150,28 +150,28 @@ def _scale_kl(axes: Axes, shown: pd.DataFrame, line_column: str | None) -> float
     return scale_values(axes, shown["kl_mean"], [*shown["kl_low"], *shown["kl_high"]], room=room)
 
 
-def _draw_panel(axes: Axes, own: pd.DataFrame, look: Look) -> set[str]:
+def _draw_panel(axes: Axes, runs: pd.DataFrame, look: Look) -> set[str]:
     """The panel of one target; returns which kinds of mark it has."""
-    known = set(own[look.x_column])
+    known = set(runs[look.x_column])
     values = [value for value in look.x_values if value in known]
     if look.x_axis.numeric:
         values = sorted(values)
-    centre = own[own["is_centre"].astype(bool)]
+    centre = runs[runs["is_centre"].astype(bool)]
     middle = centre[look.x_column].iloc[0] if len(centre) else None
-    places = look.x_axis.lay_out(axes, values, keep=middle)
+    positions = look.x_axis.lay_out(axes, values, keep=middle)
     if middle is not None:
         dots = (0, (2, 3))
-        axes.axvline(places[middle], color="#999999", linewidth=0.8, linestyle=dots, zorder=0.5)
+        axes.axvline(positions[middle], color="#999999", linewidth=0.8, linestyle=dots, zorder=0.5)
     marks: set[str] = set()
     for line in look.lines:
-        part = own if look.line_column is None else own[own[look.line_column] == line.value]
-        beside = look.x_axis.beside(places, line.shift, axes.get_xlim())
+        part = runs if look.line_column is None else runs[runs[look.line_column] == line.value]
+        beside = look.x_axis.beside(positions, line.shift, axes.get_xlim())
         x = np.array([beside[value] for value in part[look.x_column]])
         order = np.argsort(x)
         marks |= _draw_line(axes, x[order], part.iloc[order], line, look)
     if len(values) <= MOST_LABELS:
-        for value, text in _notes(own, look).items():
-            _write_note(axes, places[value], text)
+        for value, text in _notes(runs, look).items():
+            _write_note(axes, positions[value], text)
     axes.set_xlabel(literal(look.x_column, TITLE))
     return marks
 
@@ -252,21 +252,21 @@ def _draw_at_edge(axes: Axes, x: np.ndarray, marker: str) -> None:
     )
 
 
-def _notes(own: pd.DataFrame, look: Look) -> dict[object, list[str]]:
+def _notes(runs: pd.DataFrame, look: Look) -> dict[object, list[str]]:
     """The notes at each value of a panel: what did not complete, and means off the scale."""
     notes: dict[object, list[str]] = {}
     for line in look.lines:
-        part = own if look.line_column is None else own[own[look.line_column] == line.value]
+        part = runs if look.line_column is None else runs[runs[look.line_column] == line.value]
         label = "" if look.line_column is None else f"{plain(line.value)}: "
         for row in rows_of(part):
-            found = troubles(row)
+            words = troubles(row)
             if row["kl_mean"] > look.cap:
-                found.append(f"mean {row['kl_mean']:.0e}")
+                words.append(f"mean {row['kl_mean']:.0e}")
             texts = notes.setdefault(row[look.x_column], [])
-            texts += [label + text for text in found]
+            texts += [label + text for text in words]
     for value, texts in notes.items():
         if len(texts) > MOST_NOTES:
-            notes[value] = troubles(_summed(own[own[look.x_column] == value]))
+            notes[value] = troubles(_summed(runs[runs[look.x_column] == value]))
     return notes
 
 

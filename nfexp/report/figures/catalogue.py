@@ -224,7 +224,7 @@ def _fitting(pattern: str, names: Sequence[str]) -> list[str]:
     """The names that fit a pattern; ReportError if none does."""
     if pattern == "*":
         return [name for name in names if not name.startswith(ANIMATION)]
-    found = fnmatch.filter(names, pattern)
-    if not found:
+    fitting = fnmatch.filter(names, pattern)
+    if not fitting:
         raise ReportError("figures", f"one of {', '.join(names) or 'none'}", repr(pattern))
-    return found
+    return fitting

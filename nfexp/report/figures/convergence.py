@@ -25,7 +25,9 @@ VECTORS = 500  # lines of one panel; more become pixels in the PDF
 Colours = dict[object, ColorType]
 
 
-def draw_convergence(curves: pd.DataFrame, means: pd.DataFrame, title: str, label: str = EXCESS_LABEL) -> Figure:
+def draw_convergence(
+    curves: pd.DataFrame, means: pd.DataFrame, title: str, label: str = EXCESS_LABEL
+) -> Figure:
     """Excess validation NLL against the training step, one panel per target, one colour per value.
 
     `curves` and `means` are the two tables of :func:`nfexp.report.selection.learning_curves`: thin
@@ -42,10 +44,10 @@ def draw_convergence(curves: pd.DataFrame, means: pd.DataFrame, title: str, labe
     last = curves["step"].max()
     has_crosses = False
     for target, axes in by_target.items():
-        own = curves[curves["data.name"] == target]
-        _draw_runs(axes, own, colours)
+        of_target = curves[curves["data.name"] == target]
+        _draw_runs(axes, of_target, colours)
         _draw_means(axes, means[means["data.name"] == target], colours)
-        has_crosses |= _draw_crosses(axes, own, colours)
+        has_crosses |= _draw_crosses(axes, of_target, colours)
         axes.set_xscale("log")
         axes.set_xlim(first / 1.15, last * 1.15)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: plain(step)))
@@ -113,8 +115,8 @@ def _legend(values: Sequence, colours: Colours) -> list[Line2D]:
     """One entry per value; of very many only some, evenly spaced."""
     named = values
     if len(values) > MOST_LABELS:
-        places = [i * (len(values) - 1) // (MOST_LINES - 1) for i in range(MOST_LINES)]
-        named = [values[place] for place in places]
+        positions = [i * (len(values) - 1) // (MOST_LINES - 1) for i in range(MOST_LINES)]
+        named = [values[position] for position in positions]
     handles = []
     for value in named:
         label = literal(plain(value))

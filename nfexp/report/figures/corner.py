@@ -59,7 +59,9 @@ def _limits(rows: np.ndarray, samples: np.ndarray) -> tuple[float, float]:
     return float(low - pad), float(high + pad)
 
 
-def _draw_column(axes: Axes, rows: np.ndarray, samples: np.ndarray, limits: tuple[float, float]) -> None:
+def _draw_column(
+    axes: Axes, rows: np.ndarray, samples: np.ndarray, limits: tuple[float, float]
+) -> None:
     edges = np.linspace(*limits, BINS + 1)
     axes.stairs(_shares(rows, edges), edges, fill=True, color=GREY, alpha=0.45)
     axes.stairs(_shares(samples, edges), edges, color=BLUE)

@@ -22,10 +22,10 @@ def draw_in_parallel(folder: Path, drawings: Mapping[str, Drawing]) -> None:
 
     If a worker fails, its share is drawn again here: an error in it is then raised as any other.
     """
-    own, *others = _shares(drawings, _n_processes(len(drawings)))
+    here, *others = _shares(drawings, _n_processes(len(drawings)))
     workers = [_start(folder, share) for share in others]
     try:
-        draw(folder, own)
+        draw(folder, here)
     except BaseException:
         for worker in workers:
             worker.kill()
@@ -59,8 +59,8 @@ def _start(folder: Path, share: Mapping[str, Drawing]) -> subprocess.Popen[bytes
     Unlike a forked or spawned process pool it needs nothing of the calling program. It imports from
     the same folders as this process, but not from the working folder.
     """
-    places = [place for place in sys.path if os.path.isabs(place)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*places, str(PACKAGE_FOLDER)])}
+    paths = [entry for entry in sys.path if os.path.isabs(entry)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, str(PACKAGE_FOLDER)])}
     command = [sys.executable, "-P", "-m", "nfexp.report.figures.worker"]
     with tempfile.TemporaryFile() as file:
         pickle.dump((folder, share), file)

@@ -1,4 +1,7 @@
-"""Figures of images: real beside sampled ones, temperatures, interpolation, scales, and the walk of an image flow."""
+"""Figures of images.
+
+Real beside sampled ones, temperatures, interpolation, scales, and the walk of an image flow.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +35,16 @@ def sheet(shades: np.ndarray) -> np.ndarray:
     whole = np.full((n_rows * (height + GAP) - GAP, n_columns * (width + GAP) - GAP, 3), PAPER)
     for i in range(n_rows):
         for j in range(n_columns):
-            top, left = i * (height + GAP), j * (width + GAP)
+            top = i * (height + GAP)
+            left = j * (width + GAP)
             whole[top : top + height, left : left + width] = shades[i, j]
     return whole
 
 
 def in_rows(images: np.ndarray, across: int = ACROSS) -> np.ndarray:
-    """Images (N, …) as rows of `across`, (rows, across, …); what fills no row is left out, unless it is the only one.
+    """Images (N, …) as rows of `across`, (rows, across, …).
+
+    What fills no row is left out, unless it is the only one.
 
     >>> in_rows(np.zeros((23, 1, 8, 8)), 10).shape
     (2, 10, 1, 8, 8)
@@ -49,7 +55,9 @@ def in_rows(images: np.ndarray, across: int = ACROSS) -> np.ndarray:
     return images[: n_rows * across].reshape(n_rows, across, *images.shape[1:])
 
 
-def _sheets(title: str, parts: Sequence[tuple[str, np.ndarray]], labels: Sequence[str] = ()) -> Figure:
+def _sheets(
+    title: str, parts: Sequence[tuple[str, np.ndarray]], labels: Sequence[str] = ()
+) -> Figure:
     """Sheets side by side, each under its name; `labels` are those of the rows of the first one."""
     n_rows = len(parts[0][1])
     across = sum(part.shape[1] for _, part in parts)
@@ -59,9 +67,15 @@ def _sheets(title: str, parts: Sequence[tuple[str, np.ndarray]], labels: Sequenc
     figure = Figure(figsize=(width, height))
     ratios = [part.shape[1] for _, part in parts]
     grid = figure.add_gridspec(
-        1, len(parts), width_ratios=ratios, left=left / width, right=1 - 0.15 / width, bottom=0.12 / height,
-        top=1 - 0.52 / height, wspace=0.3 * len(parts) / max(across * SIDE, 1),
-    )  # fmt: skip
+        1,
+        len(parts),
+        width_ratios=ratios,
+        left=left / width,
+        right=1 - 0.15 / width,
+        bottom=0.12 / height,
+        top=1 - 0.52 / height,
+        wspace=0.3 * len(parts) / max(across * SIDE, 1),
+    )
     for i, (name, shades) in enumerate(parts):
         axes = figure.add_subplot(grid[0, i])
         axes.imshow(sheet(shades), interpolation="nearest", aspect="equal", origin="upper")
@@ -97,7 +111,10 @@ def draw_temperatures(arrays: Arrays, title: str) -> Figure:
 
 def draw_interpolation(arrays: Arrays, title: str) -> Figure:
     """From the test image at the left of each row to that at its right."""
-    return _sheets(title, [("test image → test image", shaded(arrays["interpolated"], float(arrays["levels"])))])
+    return _sheets(
+        title,
+        [("test image → test image", shaded(arrays["interpolated"], float(arrays["levels"])))],
+    )
 
 
 def draw_scales(arrays: Arrays, title: str) -> Figure:
@@ -105,11 +122,16 @@ def draw_scales(arrays: Arrays, title: str) -> Figure:
     shades = shaded(arrays["redrawn"], float(arrays["levels"]))
     numbers = arrays["redrawn_numbers"].astype(int)
     labels = ["test images", *(f"{kept} of {numbers[0]} kept" for kept in numbers[1:])]
-    return _sheets(title, [("base coordinates that are kept; the others are drawn anew", shades)], labels)
+    return _sheets(
+        title, [("base coordinates that are kept; the others are drawn anew", shades)], labels
+    )
 
 
 def draw_image_walk(arrays: Arrays, title: str) -> Figure:
-    """Samples after every layer from base to data; the shades of a row span what its pixels span."""
+    """Samples after every layer from base to data.
+
+    The shades of a row span what its pixels span.
+    """
     frames = arrays["image_walk"]
     shown = np.unique(np.linspace(0, len(frames) - 1, min(WALKED, len(frames))).round().astype(int))
     rows = []

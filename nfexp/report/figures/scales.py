@@ -142,10 +142,10 @@ class ValueAxis:
 
         Where not all labels have room, those of `keep` and of the first and last number stay.
         """
-        places = np.array(values if self.numeric else range(len(values)), dtype=float)
+        positions = np.array(values if self.numeric else range(len(values)), dtype=float)
         if self.log:
             axes.set_xscale("log")
-        across = np.log10(places) if self.log else places  # as the eye sees them
+        across = np.log10(positions) if self.log else positions  # as the eye sees them
         low = across.min()
         high = across.max()
         margin = 0.09 if self.numeric else 0.5 / max(len(values) - 1, 1)
@@ -153,13 +153,13 @@ class ValueAxis:
         limits = np.array([low - pad, high + pad])
         axes.set_xlim(*(10**limits if self.log else limits))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_locator(FixedLocator(places.tolist()))
+        axes.xaxis.set_major_locator(FixedLocator(positions.tolist()))
         shares = (across - low + pad) / (high - low + 2 * pad)
         labels = [plain(value) for value in values]
         fitting = self._fitting(values, labels, shares, keep)
-        self._label(axes, places, labels, fitting)
+        self._label(axes, positions, labels, fitting)
         axes.grid(axis="x", visible=False)
-        return dict(zip(values, places.tolist(), strict=True))
+        return dict(zip(values, positions.tolist(), strict=True))
 
     def _fitting(
         self,
@@ -184,14 +184,14 @@ class ValueAxis:
     def _label(
         self,
         axes: Axes,
-        places: np.ndarray,
+        positions: np.ndarray,
         labels: Sequence[str],
         fitting: list[int],
     ) -> None:
         shown = [literal(label) for label in labels]
         if len(labels) > MOST_LABELS:
             fitting = sorted(fitting)
-            axes.xaxis.set_major_locator(FixedLocator(places[fitting].tolist()))
+            axes.xaxis.set_major_locator(FixedLocator(positions[fitting].tolist()))
             axes.set_xticklabels([shown[i] for i in fitting])
         elif self.numeric or len(fitting) == len(labels):
             axes.set_xticklabels([text if i in fitting else "" for i, text in enumerate(shown)])
@@ -200,16 +200,16 @@ class ValueAxis:
 
     def beside(
         self,
-        places: dict[object, float],
+        positions: dict[object, float],
         share: float,
         limits: tuple[float, float],
     ) -> dict[object, float]:
         """The places moved by a share of the axis, for lines that stand side by side."""
         low, high = limits
         moved = {}
-        for value, place in places.items():
+        for value, position in positions.items():
             if self.log:
-                moved[value] = place * (high / low) ** share
+                moved[value] = position * (high / low) ** share
             else:
-                moved[value] = place + share * (high - low)
+                moved[value] = position + share * (high - low)
         return moved

@@ -41,18 +41,18 @@ class Page:
 
     def axes(self, left: float, top: float, across: float, down: float) -> Axes:
         """Axes of `across` times `down` inches."""
-        place = (
+        rectangle = (
             left / self.width,
             1 - (top + down) / self.height,  # matplotlib counts from below
             across / self.width,
             down / self.height,
         )
-        return self.figure.add_axes(place)
+        return self.figure.add_axes(rectangle)
 
     def label(self, axes: Axes, text: str) -> None:
         """The label of a y axis; all of them stand in one line."""
-        place = axes.get_position()
-        middle = (place.y0 + place.y1) / 2
+        rectangle = axes.get_position()
+        middle = (rectangle.y0 + rectangle.y1) / 2
         axes.set_ylabel(text)
         axes.yaxis.set_label_coords(0.2 / self.width, middle, transform=self.figure.transFigure)
 
@@ -76,8 +76,8 @@ def draw_summary(
     width = LEFT + n * SIDE + (n - 1) * GAP + RIGHT
     height = TOP + 3 * SIDE + 2 * GAP + 0.3 + STRIP + BELOW
     page = Page(Figure(figsize=(width, height)), width, height)
-    for i, (target, own) in enumerate(arrays.items()):
-        column = _draw_column(page, i, own)
+    for i, (target, arrays_of_run) in enumerate(arrays.items()):
+        column = _draw_column(page, i, arrays_of_run)
         column[0].set_title(literal(target), y=1)
         if i == 0:
             for axes, name in zip(column, ROWS, strict=True):
@@ -121,8 +121,8 @@ def _draw_scores(axes: Axes, targets: list[str], seeds: pd.DataFrame, means: pd.
     seeds = seeds[seeds["data.name"].isin(targets)]
     ends = [*shown["kl_low"], *shown["kl_high"], *seeds["kl"]]
     cap = scale_values(axes, shown["kl_mean"], ends)
-    places = [targets.index(target) - 0.05 for target in seeds["data.name"]]
-    axes.plot(places, seeds["kl"], ".", color="#999999", alpha=0.7, zorder=2)
+    positions = [targets.index(target) - 0.05 for target in seeds["data.name"]]
+    axes.plot(positions, seeds["kl"], ".", color="#999999", alpha=0.7, zorder=2)
     mean = shown["kl_mean"].to_numpy(float)
     low = shown["kl_low"].to_numpy(float)
     high = shown["kl_high"].to_numpy(float)

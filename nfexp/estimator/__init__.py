@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -17,22 +14,33 @@ import torch
 import yaml
 from sklearn.base import BaseEstimator, DensityMixin, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from nfexp.configuration import conf_dir
-from nfexp.data import Context, Dataset
+from nfexp.estimator.inputs import (
+    check_learnable,
+    context_names,
+    context_rows,
+    dataset_of,
+    digest_of,
+    matching_context,
+    plain,
+    seed_of,
+)
+from nfexp.estimator.stacks import Member, Task, train_together
 from nfexp.flows.ensemble import CHOICE, Ensembles
 from nfexp.flows.stack import FlowStack
-from nfexp.run import train_stack
 from nfexp.spec import Spec, SpecError, unflatten
 from nfexp.streams import stream
-from nfexp.sweep.planning import plan_stacks
-from nfexp.tables import DISTINCT, lost_in_float32, split_rows
-from nfexp.train import State, Training
+from nfexp.tables import split_rows
 
 FEWEST_ROWS = 4
-LARGEST_SEED = 2**31 - 1
+# How scikit-learn's searches and cross-validation hand on a context: by themselves they give it to
+# fit alone
+ROUTE = (
+    "a search passes it on with sklearn.set_config(enable_metadata_routing=True) and "
+    "model.set_fit_request(context=True).set_score_request(context=True)"
+)
 CHUNK = 4096  # points at a time: what bounds the memory of score_samples
 
 
@@ -40,11 +48,11 @@ CHUNK = 4096  # points at a time: what bounds the memory of score_samples
 def _values(group: str, option: str) -> dict[str, Any]:
     """The values of an option of the configuration, with those of the options that it rests on."""
     text = (Path(conf_dir()) / group / f"{option}.yaml").read_text(encoding="utf-8")
-    own = dict(yaml.safe_load(text))
+    in_file = dict(yaml.safe_load(text))
     values: dict[str, Any] = {}
-    for other in own.pop("defaults", ["_self_"]):
+    for other in in_file.pop("defaults", ["_self_"]):
         if other == "_self_":
-            values |= own
+            values |= in_file
         elif isinstance(other, str):  # not a choice for another group, {"override …": …}
             values |= _values(group, other)
     return values
@@ -88,7 +96,8 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
     best_step_ : list
         The step whose weights are kept, by member.
     context_names_in_ : tuple or None
-        The names of the columns of the context, where that was a table of pandas; others are refused later.
+        The names of the columns of the context, where that was a table of pandas; others are
+        refused later.
 
     Examples
     --------
@@ -179,7 +188,9 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, *, context: Any = None, **unsupported: Any) -> RealNVP:
-        """Learn the density of the rows of X (N, D), or with a `context` (N, C) that of x given c; `y` is ignored.
+        """Learn the density of the rows of X (N, D), or with a `context` (N, C) that of x given c.
+
+        `y` is ignored.
 
         Raises
         ------
@@ -191,7 +202,7 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
             instead.
         """
         task = self._task(X, context, unsupported)
-        (members,) = _train([task], verbose=bool(self.verbose))
+        (members,) = train_together([task], verbose=bool(self.verbose))
         return self._keep(task, members)
 
     def score_samples(self, X: Any, *, context: Any = None) -> np.ndarray:
@@ -201,142 +212,145 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        given = self._given(context, len(X))
+        given = self._context(context, len(X))
         flows = self._flows()
-        found = np.empty(len(X))
+        log_q = np.empty(len(X))
         for begin in range(0, len(X), CHUNK):
-            points = torch.tensor(X[begin : begin + CHUNK]).unsqueeze(0)  # a copy: pandas gives rows not to be written
+            # a copy: pandas gives rows not to be written
+            points = torch.tensor(X[begin : begin + CHUNK]).unsqueeze(0)
             of_points = torch.from_numpy(given[begin : begin + CHUNK]).unsqueeze(0)
             with torch.no_grad():
-                found[begin : begin + CHUNK] = flows.log_density(points, of_points)[0].numpy()
-        return found
+                log_q[begin : begin + CHUNK] = flows.log_density(points, of_points)[0].numpy()
+        return log_q
 
-    def score(self, X: Any, y: Any = None, *, context: Any = None, sample_weight: Any = None) -> float:
+    def score(
+        self, X: Any, y: Any = None, *, context: Any = None, sample_weight: Any = None
+    ) -> float:
         """The mean log-density of the rows of X, nats per point: the higher the better.
 
-        The mean can be weighted. A pipeline's `score` hands on weights, if only None, once metadata is routed.
+        The mean can be weighted. A pipeline's `score` hands on weights, if only None, once metadata
+        is routed.
         """
+        check_is_fitted(self)
+        if context is None and self.spec_.data.context_dim > 0:
+            raise ValueError(f"context: expected one, as in fit(X, context=…); got none: {ROUTE}")
         log_q = self.score_samples(X, context=context)
         if sample_weight is None:
             return float(log_q.mean())
         return float(np.average(log_q, weights=_check_sample_weight(sample_weight, log_q)))
 
-    def sample(self, n_samples: int | None = None, random_state: Any = None, *, context: Any = None) -> np.ndarray:
+    def sample(
+        self, n_samples: int | None = None, random_state: Any = None, *, context: Any = None
+    ) -> np.ndarray:
         """Draw rows, (n_samples, D); of an ensemble each from a member drawn at random.
 
-        With a context draw i is given row i of it, or each the only row. Without a number of samples there are as many
-        as the context has rows, or one.
+        With a context draw i is given row i of it, or each the only row. Without a number of
+        samples there are as many as the context has rows, or one.
         """
         check_is_fitted(self)
         if n_samples is None:
-            n_samples = 1 if context is None else len(_context(context))
+            n_samples = 1 if context is None else len(context_rows(context))
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples: expected an integer >= 1; got {n_samples!r}")
-        given = self._given(context, n_samples, one_for_all=True)
-        seed = _seed(self.random_state if random_state is None else random_state)
+        given = self._context(context, n_samples, one_for_all=True)
+        seed = seed_of(self.random_state if random_state is None else random_state)
         of_draws = torch.from_numpy(given).unsqueeze(0)
         with torch.no_grad():
-            draws = self._flows().sample(n_samples, [stream(seed, "sample")], [stream(seed, CHOICE)], of_draws)
+            draws = self._flows().sample(
+                n_samples, [stream(seed, "sample")], [stream(seed, CHOICE)], of_draws
+            )
         return draws[0].numpy()
 
-    def _given(self, context: Any, n: int, *, one_for_all: bool = False) -> np.ndarray:
+    def _context(self, context: Any, n: int, *, one_for_all: bool = False) -> np.ndarray:
         """The context of `n` rows, (n, C); C = 0 where the flow was fitted without one."""
-        width = self.spec_.data.context_dim
-        if width == 0 and context is None:
-            return np.empty((n, 0))
-        if width == 0 or context is None:
-            fitted = "no context, as in fit(X)" if width == 0 else f"rows of {width} numbers, as in fit(X, context=…)"
-            raise ValueError(f"context: expected {fitted}; got {'one' if width == 0 else 'none'}")
-        names, known = _names(context), self.context_names_in_
-        if names is not None and known is not None and names != known:
-            raise ValueError(f"context: expected the columns {', '.join(known)}, as in fit; got {', '.join(names)}")
-        given = _context(context)
-        if one_for_all and len(given) == 1:
-            given = np.repeat(given, n, axis=0)
-        if given.shape != (n, width):
-            raise ValueError(f"context: expected shape {(n, width)}; got {given.shape}")
-        return given
+        return matching_context(
+            context,
+            n,
+            width=self.spec_.data.context_dim,
+            fitted_names=self.context_names_in_,
+            one_for_all=one_for_all,
+        )
 
     def _stack(self) -> FlowStack:
         """The fitted flows; in float64 a row's density does not depend on its neighbours."""
         flow = self.spec_.flow
         theta = torch.from_numpy(self.weights_).double()
         fixed = torch.from_numpy(self.fixed_).double()
-        return FlowStack(flow, self.n_features_in_, theta, fixed, n_context=self.spec_.data.context_dim)
+        return FlowStack(
+            flow, self.n_features_in_, theta, fixed, n_context=self.spec_.data.context_dim
+        )
 
     def _flows(self) -> Ensembles:
         """The one density of the fitted flows."""
         return Ensembles(self._stack(), len(self.weights_))
 
-    def _task(self, X: Any, context: Any, unsupported: Mapping[str, Any]) -> _Task:
+    def _task(self, X: Any, context: Any, unsupported: Mapping[str, Any]) -> Task:
         """What there is to train, once it is checked."""
         if unsupported:
             name = next(iter(unsupported))
             hint = "; resample rows by their weights" if name == "sample_weight" else ""
-            raise TypeError(f"fit: expected X and maybe a context, for the loss takes no {name}{hint}")
+            raise TypeError(
+                f"fit: expected X and maybe a context, for the loss takes no {name}{hint}"
+            )
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=FEWEST_ROWS)
-        given = np.empty((len(X), 0)) if context is None else _context(context)
+        given = np.empty((len(X), 0)) if context is None else context_rows(context)
         if len(given) != len(X):
-            raise ValueError(f"context: expected {len(X)} rows, one for each of X; got {len(given)}")
-        seed = _seed(self.random_state)
+            raise ValueError(
+                f"context: expected {len(X)} rows, one for each of X; got {len(given)}"
+            )
+        seed = seed_of(self.random_state)
         members = self.n_members
         if not isinstance(members, int | np.integer) or members < 1:
             raise ValueError(f"n_members: expected an integer >= 1; got {members!r}")
         spec = self._spec(X, seed, given)
-        rows = split_rows(spec.data, seed, len(X), own_val=False, own_test=True)
-        train = X[rows.train]
-        constant = np.flatnonzero(train.min(0) == train.max(0))
-        if len(constant) and self.standardise == "moments":
-            raise ValueError(
-                f"X: expected columns that vary where they are trained on; got a constant one, {constant[0]}"
-            )
-        given_train = given[rows.train]
-        constant = np.flatnonzero(given_train.min(0) == given_train.max(0))
-        if len(constant):
-            raise ValueError(
-                f"context: expected columns that vary where they are trained on; got a constant one, {constant[0]}"
-            )
-        for name, values in {"X": train, "context": given_train}.items():
-            lost = lost_in_float32(values)
-            if lost is not None and (name == "context" or self.standardise == "moments"):
-                raise ValueError(f"{name}: expected {DISTINCT}; got {lost[1]} in column {lost[0]}")
-        of_rows = Context(
-            train=torch.from_numpy(given_train),
-            val=torch.from_numpy(given[rows.val]),
-            test=torch.empty(0, given.shape[1], dtype=torch.float64),
-        )
-        dataset = Dataset(
-            event_shape=(X.shape[1],),
-            train=torch.from_numpy(train),
-            val=torch.from_numpy(X[rows.val]),
-            test=torch.empty(0, X.shape[1], dtype=torch.float64),
-            context=of_rows,
-        )
-        return _Task(spec=spec, dataset=dataset, context_names=_names(context))
+        rows = split_rows(spec.data, seed, len(X), val_has_file=False, test_has_file=True)
+        standardised = self.standardise == "moments"
+        check_learnable(X[rows.train], given[rows.train], standardised=standardised)
+        dataset = dataset_of(X, given, rows)
+        return Task(spec=spec, dataset=dataset, context_names=context_names(context))
 
     def _spec(self, X: np.ndarray, seed: int, given: np.ndarray | None = None) -> Spec:
+        """The run that the parameters ask for, with these rows and their context."""
         given = X[:, :0] if given is None else given
-        own = self.get_params(deep=False)
         fraction = self.validation_fraction
         if not isinstance(fraction, int | float) or not 0 < fraction < 1:
-            raise ValueError(f"validation_fraction: expected a number between 0 and 1; got {fraction!r}")
+            expected = "a number between 0 and 1"
+            raise ValueError(f"validation_fraction: expected {expected}; got {fraction!r}")
         n_val = min(max(2, round(fraction * len(X))), len(X) - 2)
-        flat: dict[str, Any] = {"name": "estimator", "seed": seed, "device": self.device}
-        flat |= {f"flow.{key}": _plain(own.get(key, value)) for key, value in _FLOW.items()}
-        flat["flow.members"] = _plain(self.n_members)
-        flat |= {f"train.{key}": _plain(own.get(key, value)) for key, value in _TRAIN.items()}
-        flat |= {f"record.{key}": 0 for key in ("samples", "grid", "walk")} | {"record.snapshots": 1}
-        flat |= {
-            "data.name": "array", "data.kind": "array", "data.noise": None, "data.text": None, "data.dim": X.shape[1],
-            "data.n_samples": len(X) - n_val, "data.n_val": n_val, "data.n_test": None,
-            "data.context_dim": given.shape[1], "data.digest": _digest(np.concatenate([X, given], axis=1)),
-        }  # fmt: skip
+        flat: dict[str, Any] = {
+            "name": "estimator",
+            "seed": seed,
+            "device": self.device,
+            "data.name": "array",
+            "data.kind": "array",
+            "data.noise": None,
+            "data.text": None,
+            "data.dim": X.shape[1],
+            "data.n_samples": len(X) - n_val,
+            "data.n_val": n_val,
+            "data.n_test": None,
+            "data.context_dim": given.shape[1],
+            "data.digest": digest_of(np.concatenate([X, given], axis=1)),
+            "record.samples": 0,
+            "record.snapshots": 1,
+            "record.grid": 0,
+            "record.walk": 0,
+        }
+        parameters = self.get_params(deep=False)
+        for key, default in _FLOW.items():
+            flat[f"flow.{key}"] = plain(parameters.get(key, default))
+        for key, default in _TRAIN.items():
+            flat[f"train.{key}"] = plain(parameters.get(key, default))
+        flat["flow.members"] = plain(self.n_members)
         try:
             return unflatten(flat)
         except SpecError as error:
-            raise ValueError(str(error).partition(".")[2] if "." in error.key else str(error)) from None
+            said = str(error)
+            if "." in error.key:  # without the group, as the parameter is named
+                said = said.partition(".")[2]
+            raise ValueError(said) from None
 
-    def _keep(self, task: _Task, members: Sequence[_Member]) -> RealNVP:
+    def _keep(self, task: Task, members: Sequence[Member]) -> RealNVP:
         """Note what was learned; a member that diverged only where none is left."""
         whole = [member for member in members if member.diverged_at is None]
         for e, member in enumerate(members):
@@ -355,61 +369,9 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """What there is to train for one estimator: a run, of as many members as it has."""
-
-    spec: Spec
-    dataset: Dataset
-    context_names: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Member:
-    """One trained flow as plain numbers, and what its training saw."""
-
-    theta: np.ndarray
-    fixed: np.ndarray
-    best_step: int
-    diverged_at: int | None
-    history: dict[str, np.ndarray]
-
-
-def _train(tasks: Sequence[_Task], *, verbose: bool = False) -> list[list[_Member]]:
-    """Train estimators, those of one architecture as one stack; the members of each, in their order."""
-    specs = [task.spec for task in tasks]
-    found: dict[int, list[_Member]] = {}
-    for positions in plan_stacks(specs):
-        stack, history = train_stack(
-            [specs[i] for i in positions],
-            [tasks[i].dataset for i in positions],
-            told=_print_progress if verbose else None,
-        )
-        theta = stack.theta.detach().float().cpu().numpy()
-        fixed = stack.fixed.float().cpu().numpy()
-        rows = iter(range(len(theta)))
-        for i in positions:
-            members = []
-            for e in islice(rows, specs[i].flow.members):
-                seen = {
-                    "step": np.array(history.steps),
-                    "train_nll": history.train_nll[e].cpu().numpy(),
-                    "val_nll": history.val_nll[e].cpu().numpy(),
-                }
-                members.append(
-                    _Member(
-                        theta=theta[e],
-                        fixed=fixed[e],
-                        best_step=history.best_step[e],
-                        diverged_at=history.diverged_at[e],
-                        history=seen,
-                    )
-                )
-            found[i] = members
-    return [found[i] for i in range(len(specs))]
-
-
-def fit_many(estimators: Iterable[RealNVP | Mapping[str, Any]], X: Any, *, context: Any = None) -> list[RealNVP]:
+def fit_many(
+    estimators: Iterable[RealNVP | Mapping[str, Any]], X: Any, *, context: Any = None
+) -> list[RealNVP]:
     """Fit many estimators to the rows of X (N, D), those of one architecture as one stack.
 
     Each is a :class:`RealNVP`, which is left alone, or the parameters of one; the fitted ones come
@@ -422,44 +384,6 @@ def fit_many(estimators: Iterable[RealNVP | Mapping[str, Any]], X: Any, *, conte
     """
     fitted = [RealNVP(**one) if isinstance(one, Mapping) else clone(one) for one in estimators]
     tasks = [model._task(X, context, {}) for model in fitted]
-    for model, task, members in zip(fitted, tasks, _train(tasks), strict=True):
+    for model, task, members in zip(fitted, tasks, train_together(tasks), strict=True):
         model._keep(task, members)
     return fitted
-
-
-def _print_progress(training: Training, state: State) -> None:
-    """One line for an evaluation: the mean NLLs of the members."""
-    position = training.evaluation_steps().index(state.step)
-    train_nll, val_nll = state.curves[:, position, :2].mean(0).tolist()
-    n_steps = training.lead.train.steps
-    print(
-        f"step {state.step} of {n_steps}: NLL {train_nll:.4f} train, {val_nll:.4f} validation",
-        flush=True,
-    )
-
-
-def _seed(random_state: Any) -> int:
-    """The seed that a random_state stands for; a number is its own."""
-    if isinstance(random_state, int | np.integer) and random_state >= 0:
-        return int(random_state)
-    return int(check_random_state(random_state).randint(LARGEST_SEED))
-
-
-def _context(context: Any) -> np.ndarray:
-    """A context as rows of finite numbers, (N, C)."""
-    return check_array(context, dtype=np.float64, input_name="context", copy=True)  # which can be written, for torch
-
-
-def _names(context: Any) -> tuple[str, ...] | None:
-    """The names of the columns of a table; None of an array, or where some are no strings."""
-    columns = tuple(getattr(context, "columns", ()))
-    return columns if columns and all(isinstance(name, str) for name in columns) else None
-
-
-def _plain(value: Any) -> Any:
-    """A number of Python's in place of one of numpy's, as a grid search gives."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _digest(X: np.ndarray) -> str:
-    return hashlib.sha256(repr(X.shape).encode() + np.ascontiguousarray(X).tobytes()).hexdigest()[:16]
