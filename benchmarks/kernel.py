@@ -18,7 +18,7 @@ from benchmarks.cases import Case, stack_of
 from nfexp.run import prepare_runs, reuse_freed_memory
 from nfexp.train import State, Training, advance, begin
 
-ROUNDS = 9
+ROUNDS = 5
 SECONDS = 0.1  # of one way in one round, about
 WARM_UP = 20  # steps
 
@@ -29,15 +29,34 @@ class Setting:
 
     case: Case
     activation: str = "relu"
+    norm: str = "none"
+
+    @property
+    def network(self) -> str:
+        """How the table names it."""
+        name = f"{self.case.width}x{self.case.depth} {self.case.conditioner}"
+        if self.case.n_flows != Case.n_flows:
+            name += f", {self.case.n_flows} couplings"
+        return name if self.norm == "none" else f"{name}, {self.norm}"
 
 
 ACTIVATIONS = ("relu", "tanh", "silu", "elu")
 SETTINGS = (
     *(Setting(case=Case(members=e), activation=a) for a in ACTIVATIONS for e in (1, 16)),
     *(Setting(case=Case(members=e, batch=32)) for e in (1, 16)),
+    *(
+        Setting(case=Case(members=e, batch=64, width=w))
+        for w in (16, 24, 32, 48, 64)
+        for e in (1, 16)
+    ),
     *(Setting(case=Case(members=e, conditioner="shared")) for e in (1, 16)),
     *(Setting(case=Case(members=e, width=128)) for e in (1, 16)),
     *(Setting(case=Case(members=e, width=256)) for e in (1, 16)),
+    *(
+        Setting(case=Case(members=e, width=128, n_flows=8), norm=n)
+        for n in ("none", "batchnorm")
+        for e in (1, 16)
+    ),
 )
 
 
@@ -55,6 +74,7 @@ class Way:
             "train__steps": 10**8,
             "train__kernel": kernel,
             "flow__activation": setting.activation,
+            "flow__norm": setting.norm,
         }
         self.training: Training = prepare_runs(stack_of(setting.case, **changes))
         self.state: State = begin(self.training)
@@ -88,7 +108,7 @@ def measured(setting: Setting, rounds: int) -> dict[str, object]:
     ratios = [slow / quick for slow, quick in zip(by_torch, fused, strict=True)]
     shares = [100 * case.flop / seconds / rate for seconds, rate in zip(fused, rates, strict=True)]
     return {
-        "network": f"{case.width}x{case.depth} {case.conditioner}",
+        "network": setting.network,
         "batch": case.batch,
         "members": case.members,
         "activation": setting.activation,

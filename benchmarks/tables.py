@@ -162,14 +162,32 @@ def roofline_tables(frame: pd.DataFrame) -> dict[str, str]:
 
 def kernel_tables(frame: pd.DataFrame) -> dict[str, str]:
     wanted = {
-        "network": "network", "batch": "batch", "members": "E", "activation": "σ", "sgemm": "sgemm GFLOP/s",
-        "fused": "fused ms", "torch": "torch ms", "ratio": "torch / fused", "percent_of_sgemm": "% of sgemm",
+        "network": "network", "batch": "batch", "members": "E", "activation": "σ",
+        "sgemm": "sgemm GFLOP/s", "fused": "fused ms", "torch": "torch ms", "ratio": "torch / fused",
+        "percent_of_sgemm": "% of sgemm",
     }  # fmt: skip
     return {"a member-step by the fused kernel and by torch": columns(frame, wanted)}
 
 
+def pieces_tables(frame: pd.DataFrame) -> dict[str, str]:
+    """One table of CPU µs and one of GFLOP/s, a row for each part and a column for each width."""
+    tables = {}
+    for value, title in (
+        ("us", "CPU µs of a tile of 64 points, by width"),
+        ("gflops", "GFLOP/s of the products"),
+    ):
+        shown = frame[frame[value] > 0]
+        wide = shown.pivot(index="part", columns="width", values=value).reindex(
+            shown["part"].unique()
+        )
+        wide.columns = [str(width) for width in wide.columns]
+        wide = wide.reset_index()
+        tables[title] = columns(wide, {name: name for name in wide.columns})
+    return tables
+
+
 TABLES = {
-    "step": step_tables, "kernel": kernel_tables, "sweep": sweep_tables,
+    "step": step_tables, "kernel": kernel_tables, "pieces": pieces_tables, "sweep": sweep_tables,
     "overhead": overhead_tables, "growth": growth_tables,
     "gpu": gpu_tables, "deviation": deviation_tables, "roofline": roofline_tables,
 }  # fmt: skip

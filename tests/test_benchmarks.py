@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import cases, children, contenders, ledger, sweeps, tables, training
+from benchmarks import cases, children, contenders, kernel, ledger, pieces, sweeps, tables, training
 from benchmarks.cases import Case
 from reproduction import others
 
@@ -92,6 +92,20 @@ def test_stacked_and_alone_and_a_step_on_a_device():
     paper = {"flow__hidden_depth": (1,), "flow__hidden_width": (8,), "data__n_samples": (20,)}
     frame = training.gpu(device="cpu", hidden=("64x2",), stacks=(1, 2), paper=paper, steps=2, seeds=1)
     assert set(frame["what"]) == {"step", "paper's grid, minutes"} and "times solo" in tables.shown("gpu", frame)
+
+
+def test_the_fused_kernel_and_torch_in_one_process():
+    norm = kernel.Setting(case=Case(**TINY), norm="batchnorm")
+    frame = kernel.kernel(settings=[norm], rounds=1)
+    assert frame["network"].item() == "8x1 separate, 2 couplings, batchnorm" and frame["fused"].item() > 0
+    assert "8x1 separate, 2 couplings, batchnorm" in tables.shown("kernel", frame)
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_kernel():
+    frame = pieces.pieces(widths=(8, 24), rounds=1)
+    assert (frame["us"] > 0).all() and (frame["gflops"] > 0).sum() == 4
+    assert "| product " in tables.shown("pieces", frame)
 
 
 def test_a_command_is_measured_and_a_failed_one_raises(tmp_path):

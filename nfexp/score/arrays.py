@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nfexp.data import Dataset
+from nfexp.data import Dataset, density_of
 from nfexp.flows.ensemble import Ensembles
 from nfexp.flows.stack import FlowStack
 from nfexp.score.evaluation import (
@@ -25,7 +27,7 @@ from nfexp.score.evaluation import (
 from nfexp.score.images import image_arrays
 from nfexp.score.results import Arrays
 from nfexp.score.samples import is_planar_density
-from nfexp.spec import Spec
+from nfexp.spec import Data, Spec
 from nfexp.train import History
 
 WALK_NODES = 41  # per side of the grid that is followed through the layers
@@ -47,7 +49,7 @@ def arrays_for_figures(
         chosen = members_of_draws(specs, flows, record.samples)
         arrays |= _sample_arrays(datasets, flows, history, chosen)
     if record.grid and all(is_planar_density(dataset) for dataset in datasets):
-        arrays |= _grid_arrays(datasets, flows, record.grid)
+        arrays |= _grid_arrays(specs, flows, record.grid)
     if record.walk and flows.stack.dim == 2 and not flows.stack.n_context:
         start = base_draws(specs, flows.stack, record.walk, "walk")
         arrays |= _walk_arrays(start, flows.first())
@@ -106,30 +108,37 @@ def _snapshots_before_divergence(history: History, rows: range) -> int:
     return sum(step < last_step for step in history.snapshot_steps)
 
 
-def _grid_arrays(datasets: Sequence[Dataset], flows: Ensembles, side: int) -> Arrays:
+@dataclass(frozen=True)
+class Grid:
+    """Points over a target's window, (side², 2) with x running fastest, and its log-density there, (side, side)."""
+
+    points: Tensor
+    log_p: Tensor
+    extent: tuple[float, float, float, float]
+
+
+@lru_cache(maxsize=64)  # the runs of a sweep share a few targets
+def _grid_over(law: Data, side: int) -> Grid:
+    target = density_of(law)
+    extent = target.extent()
+    x_low, x_high, y_low, y_high = extent
+    x = torch.linspace(x_low, x_high, side).double()
+    y = torch.linspace(y_low, y_high, side).double()
+    points = torch.cartesian_prod(y, x).flip(-1)
+    log_p = target.log_prob(points).clamp(min=LEAST_LOG_P)
+    return Grid(points, log_p.reshape(side, side), extent)
+
+
+def _grid_arrays(specs: Sequence[Spec], flows: Ensembles, side: int) -> Arrays:
     """Both log-densities on a grid over the target's window, (side, side), row = y."""
-    grids = []
-    log_ps = []
-    extents = []
-    for dataset in datasets:
-        target = dataset.density
-        if target is None:
-            continue
-        x_low, x_high, y_low, y_high = target.extent()
-        x = torch.linspace(x_low, x_high, side).double()
-        y = torch.linspace(y_low, y_high, side).double()
-        grid = torch.cartesian_prod(y, x).flip(-1)  # (side², 2): x runs fastest
-        grids.append(grid)
-        log_p = target.log_prob(grid).clamp(min=LEAST_LOG_P)
-        log_ps.append(log_p.reshape(side, side))
-        extents.append(torch.tensor(target.extent()))
-    points = torch.stack(grids).to(flows.stack.theta)
+    grids = [_grid_over(spec.data.law, side) for spec in specs]
+    points = torch.stack([grid.points for grid in grids]).to(flows.stack.theta)
     no_context = points[..., :0]  # there is none where a density is known exactly
     log_q = log_densities(flows.log_density, points, no_context)
     return {
         "grid_log_q": _per_run(log_q.unflatten(1, (side, side))),
-        "grid_log_p": _per_run(log_ps),
-        "grid_extent": _per_run(extents),
+        "grid_log_p": _per_run([grid.log_p for grid in grids]),
+        "grid_extent": _per_run([torch.tensor(grid.extent) for grid in grids]),
     }
 
 

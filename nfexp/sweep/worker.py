@@ -8,6 +8,7 @@ work does not.
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import logging.config
 import os
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -202,10 +204,19 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+@cache
+def load_torch() -> None:
+    """Import what trains; what is there then stays, and Python looks for no garbage in it, now or later."""
+    with without_garbage_collection():
+        import nfexp.run  # noqa: F401
+
+        gc.freeze()
+
+
 def check_all(specs: Sequence[Spec]) -> None:
     """Raise for the first run that could not be set up, before anything is trained or written."""
-    with without_garbage_collection():
-        from nfexp.run import check  # with torch
+    load_torch()
+    from nfexp.run import check
 
     distinct: dict[tuple[object, ...], Spec] = {}
     for spec in specs:  # of many runs few differ in what the check looks at

@@ -86,7 +86,7 @@ def add_rows(
     typing: Any, block: Any, a: Any, q: Any, j: Any, k: Any, weights: Any, p: Any, i: Any
 ) -> Any:
     """The block, and in its row r `a[q, j + r, k]` times row i of the panels of `weights` from p on."""
-    return _add_products(block, a, weights, along=1)
+    return _add_products(block, a, weights, step=VECTOR)
 
 
 @intrinsic  # type: ignore[misc]
@@ -94,11 +94,11 @@ def add_columns(
     typing: Any, block: Any, a: Any, q: Any, j: Any, k: Any, weights: Any, p: Any, i: Any
 ) -> Any:
     """The block, and in its row r `a[q, j, k + r]` times row i of the panels of `weights` from p on."""
-    return _add_products(block, a, weights, along=2)
+    return _add_products(block, a, weights, step=1)
 
 
-def _add_products(block: Any, a: Any, weights: Any, *, along: int) -> Any:
-    """What makes an intrinsic whose rows run `along` an axis of a."""
+def _add_products(block: Any, a: Any, weights: Any, *, step: int) -> Any:
+    """What makes an intrinsic; the numbers of its rows are a `step` apart in memory."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         sums, a, *place, weights, p, i = arguments
@@ -106,12 +106,10 @@ def _add_products(block: Any, a: Any, weights: Any, *, along: int) -> Any:
         for v in range(block.panels):
             at = item(context, builder, signature.args[5], weights, [moved(builder, p, v), i])
             row.append(vector_from(builder, at))
+        number = item(context, builder, signature.args[1], a, place)
         vectors: list[Any] = []
         for r in range(block.rows):
-            indices = list(place)
-            indices[along] = moved(builder, indices[along], r)
-            number = builder.load(item(context, builder, signature.args[1], a, indices))
-            factor = splatted(builder, number, VECTOR)
+            factor = splatted(builder, builder.load(_behind(builder, number, r * step)), VECTOR)
             for v in range(block.panels):
                 summed = builder.extract_value(sums, len(vectors))
                 vectors.append(_multiply_add(builder, factor, row[v], summed))
@@ -194,9 +192,16 @@ def _places_of(
     context: Any, builder: Any, block: BlockType, of_type: Any, array: Any, p: Any, j: Any
 ) -> list[Any]:
     """Where the vectors of a block are, row by row."""
+    panels = [
+        item(context, builder, of_type, array, [moved(builder, p, v), j])
+        for v in range(block.panels)
+    ]
     places = []
     for r in range(block.rows):
-        for v in range(block.panels):
-            indices = [moved(builder, p, v), moved(builder, j, r)]
-            places.append(item(context, builder, of_type, array, indices))
+        places += [_behind(builder, panel, r * VECTOR) for panel in panels]
     return places
+
+
+def _behind(builder: Any, pointer: Any, numbers: int) -> Any:
+    """A pointer to what lies a constant behind another: an address without a register of its own."""
+    return builder.gep(pointer, [ir.Constant(ir.IntType(64), numbers)])
