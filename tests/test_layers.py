@@ -14,7 +14,7 @@ ROOMS = """
     spec.errors spec.ranges spec.schema spec.parameters spec.shapes spec.checks spec.mapping spec.identity spec
     mesh image_files image_sets images readers published columns tables targets arguments commands streams
     flows.fusible flows.image.plan flows.cost flows.nn flows.bases flows.layer flows.layers flows.elementwise
-    flows.image.maps flows.image.networks flows.image.shapes flows.image.cells
+    flows.image.maps flows.image.networks flows.image.shapes flows.image.cells flows.image.marginals
     flows.image.couplings flows.image.norms flows.image.layers flows.image
     flows.architecture flows.kernel_protocol flows.flow_stack flows.stack flows.distribution
     flows.ensemble flows.export

@@ -37,7 +37,14 @@ BAD = {
     "unknown mask": ({"flow.mask": "checker"}, "flow.mask: expected one of alternating, .*; got 'checker'"),
     "unknown scale": ({"flow.scale": "sigmoid"}, "flow.scale: expected one of learned, tanh, soft, exp; got 'sigmoid'"),
     "unknown init": ({"flow.init": "zero"}, "flow.init: expected one of spread, identity, random, kaiming; got 'zero'"),
-    "unknown standardise": ({"flow.standardise": True}, "flow.standardise: expected one of moments, none; got True"),
+    "unknown standardise": (
+        {"flow.standardise": True},
+        "flow.standardise: expected one of moments, none, marginals; got True",
+    ),
+    "marginals of vectors": (
+        {"flow.standardise": "marginals"},
+        "flow.standardise: expected moments or none where flow.kind is 'vector'; got 'marginals'",
+    ),
     "unknown coupling": ({"flow.coupling": "spline"}, "flow.coupling: expected one of affine, additive; got 'spline'"),
     "unknown base": ({"flow.base": "uniform"}, "flow.base: expected one of normal, .*; got 'uniform'"),
     "no members": ({"flow.members": 0}, "flow.members: expected an integer >= 1 and <= 1000; got 0"),

@@ -38,11 +38,13 @@ class Batch:
 class Points:
     """What one member's layers may know of its training points.
 
-    Mean and variance of each coordinate, (D,).
+    Mean and variance of each coordinate, (D,). Of images these are moments of logits, and `counts`
+    (D, L) says in how many images each pixel has each level.
     """
 
     mean: Tensor
     var: Tensor
+    counts: Tensor | None = None
 
 
 class Layer:

@@ -6,6 +6,7 @@ See :class:`FlowStack`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from nfexp.flows.elementwise import ContextMoments
 from nfexp.flows.flow_stack import FlowStack
 from nfexp.flows.image.cells import Logit
+from nfexp.flows.image.marginals import level_counts
 from nfexp.flows.image.plan import Image
 from nfexp.flows.layers import Batch, Points, Tensors, draw_mask
 from nfexp.spec import Flow
@@ -102,13 +104,16 @@ def build(
     stack = _zeros_like(empty, n_members)
     tensors = stack.tensors()
     given = context.double().cpu()
-    points = data.double().cpu()
+    raw = data.double().cpu()
+    points = raw
     if image is not None:  # what is standardised is on the line
-        points, _ = Logit(flow, image).inverse({}, points)
+        points, _ = Logit(flow, image).inverse({}, raw)
     for e in range(n_members):
         tensors_of_member = {name: value[e] for name, value in tensors.items()}
         is_real = ~points[e].isnan().any(-1)
         moments = _moments(points[e][is_real])
+        if image is not None:
+            moments = replace(moments, counts=level_counts(raw[e][is_real], image.levels))
         if stack.n_context:
             of_context = _moments(given[e][is_real])
             ContextMoments(stack.n_context).initialise(

@@ -147,6 +147,10 @@ def _check_kinds(spec: Spec) -> None:
             if not images and value is not None:
                 raise SpecError(f"{group}.{key}", "null where flow.kind is 'vector'", value)
     if not images:
+        if flow.standardise == "marginals":
+            raise SpecError(
+                "flow.standardise", "moments or none where flow.kind is 'vector'", flow.standardise
+            )
         return
     for key, only in NOT_OF_IMAGES.items():
         value = getattr(flow, key)

@@ -132,7 +132,7 @@ class Flow:
     conditioner_input: str = choice("masked", "passed")
     scale: str = choice("learned", "tanh", "soft", "exp")
     init: str = choice("spread", "identity", "random", "kaiming")
-    standardise: str = choice("moments", "none")
+    standardise: str = choice("moments", "none", "marginals")
     norm: str = choice("none", "batchnorm", "actnorm")
     norm_every: int = within(1, 1000)
     base: str = choice("normal", "logistic", "laplace", "student_t", "mixture", "contaminated")

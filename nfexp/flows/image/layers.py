@@ -13,6 +13,7 @@ from nfexp.flows.image.couplings import (
     ChannelCoupling,
     CheckerboardCoupling,
 )
+from nfexp.flows.image.marginals import Marginals
 from nfexp.flows.image.norms import CHANNEL_NORMS, Mixing
 from nfexp.flows.image.plan import Image, Stage
 from nfexp.flows.image.shapes import Reorder, Squeeze
@@ -22,11 +23,11 @@ from nfexp.spec import Flow
 
 def image_layers(flow: Flow, image: Image, plan: list[Stage]) -> list[Layer]:
     """All layers in data → base order."""
-    layers: list[Layer] = [
-        Dequantise(flow, image),
-        Logit(flow, image),
-        PixelStandardise(flow, image.dim),
-    ]
+    layers: list[Layer] = [Dequantise(flow, image)]
+    if flow.standardise == "marginals":
+        layers.append(Marginals(image))
+    else:
+        layers += [Logit(flow, image), PixelStandardise(flow, image.dim)]
     n_couplings = 0
     for stage in plan:
         if stage.kind == "squeeze":
