@@ -36,6 +36,7 @@ OF_IMAGES: dict[
 ] = {  # studies that are kept in docs/images/, with pictures as above
     "images_digits": (),
     "images_headline": ("images_*", "temperatures_*", "interpolation_*", "scales_*", "imagewalk_*"),
+    "images_moments": (),  # the headline with the logit
     "images_sets": ("images_*",),
 }
 TRUTHS = {  # the draws that they are judged on beside the test draws

@@ -333,7 +333,9 @@ def original_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Cen
     for name, target, own in cell_rows(frames["paper_original"], centres["paper_original"]):
         done = own[own["status"] == "completed"]
         if (own["train.select"] == "val").all() and (own["train.schedule"] == "cosine").all():
-            name = f"corrected: this project's recipe, {own['data.n_samples'].iloc[0]:.0f} points"
+            name = (
+                f"corrected: flow=classic train=classic, {own['data.n_samples'].iloc[0]:.0f} points"
+            )
         lost = f" ({len(own) - len(done)} of {len(own)} lost)" if len(done) < len(own) else ""
         text = (
             f"{mean(excess(done, frames[TRAINING]))} → {mean(done['kl'])}{lost}"

@@ -22,6 +22,9 @@ from reproduction.blocks import Block
 IMAGES_PAGE, IMAGES_DATA = ROOT / "docs" / "images.md", ROOT / "docs" / "images"
 IMAGES_PICTURES = IMAGES_DATA / "img"
 STUDY, HEADLINE = "images_digits", "images_headline"
+BEFORE = (
+    "images_moments"  # the headline's flows with the logit instead of the pixels' own distributions
+)
 Frames = Mapping[str, pd.DataFrame]
 AllCentres = Mapping[str, Centres]
 
@@ -32,15 +35,17 @@ def _mean(values: pd.Series) -> str:
 
 def headline_table(frames: Frames, centres: AllCentres) -> str:
     """Flows at full length, by where a level lies in its cell, and an ensemble of them."""
-    runs = frames[HEADLINE]
+    runs = pd.concat([frames[HEADLINE], frames[BEFORE]])
     done = runs[runs["status"] == "completed"]
     rows = []
-    for (members, way), own in done.groupby(["flow.members", "flow.dequantisation"]):
+    what = ["flow.standardise", "flow.members", "flow.dequantisation"]
+    for (begin, members, way), own in done.groupby(what):
         train = own["train_nll"] / (own["data.dim"] * math.log(2))
         bits = [_mean(values) for values in (own["test_bpd"], own["test_bpd_iw"], train)]
         size = f"{own['n_parameters'].max():,.0f}"
-        rows.append([str(way), str(members), str(len(own)), *bits, size])
+        rows.append([str(begin), str(way), str(members), str(len(own)), *bits, size])
     head = [
+        "`flow.standardise`",
         "dequantisation",
         "flows",
         "seeds",
@@ -123,7 +128,7 @@ def sets_table(frames: Frames, centres: AllCentres) -> str:
 
 
 IMAGE_BLOCKS: dict[str, tuple[tuple[str, ...], Block]] = {
-    "headline": ((HEADLINE,), headline_table),
+    "headline": ((HEADLINE, BEFORE), headline_table),
     "baselines": ((STUDY, "baselines"), baselines_table),
     "verdicts": ((STUDY,), verdicts_table),
     "axes": ((STUDY,), axes_table),

@@ -334,7 +334,7 @@ GIVEN = {
         lambda x, c: quick().fit(x, context=c + 1e9),
         "context: expected columns that float32 holds: .* column 0",
     ),
-    "forgotten": (lambda x, c: quick().fit(x, context=c).score(x), "context: expected rows of 1 numbers.*; got none"),
+    "forgotten": (lambda x, c: quick().fit(x, context=c).score(x), "context: expected one, as in fit.*; got none"),
     "superfluous": (lambda x, c: quick().fit(x).score(x, context=c), "context: expected no context.*; got one"),
     "width": (
         lambda x, c: quick().fit(x, context=c).score_samples(x, context=x),

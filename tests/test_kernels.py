@@ -1,10 +1,12 @@
 """The fused kernel against the torch path in float64, for every option; and where its machine code is kept."""
 
+import fcntl
 import logging
 import math
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, fields, replace
@@ -429,6 +431,22 @@ def test_a_kernel_is_compiled_once_and_kept(small_kernel, caplog, tmp_path):
     assert str(tmp_path) in caplog.text
     assert small_kernel() == 42.0
     assert "compil" not in caplog.text
+
+
+def test_what_another_kernel_left_in_the_cache_is_not_taken_for_it(small_kernel, caplog):
+    folder = compiled.cache_folder()
+    (folder / "member.other-1.py311.nbi").touch()
+    assert small_kernel() == 42.0
+    assert "compiling the fused kernel" in caplog.text
+
+
+def test_a_wait_for_a_process_that_compiles_is_told(small_kernel, caplog, monkeypatch):
+    monkeypatch.setattr(compiled, "PATIENCE", 0.01)
+    lock = os.open(compiled.cache_folder() / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as another process holds it
+    threading.Timer(0.2, os.close, [lock]).start()
+    assert small_kernel() == 42.0
+    assert "another process is compiling the fused kernel" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["*.nbi", "*.nbc"])

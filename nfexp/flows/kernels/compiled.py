@@ -14,7 +14,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numba import config
 from torch import Tensor
 
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 # cache
 TILE = 64
 UNUSED_DAYS = 30  # after which machine code of another source is removed
+PATIENCE = 1.0  # seconds of waiting for another process before it is told
 
 Function = Callable[..., None]
 Typed = tuple[Function, tuple[Any, ...]]  # a function and the types of its arguments
@@ -125,6 +126,29 @@ def _compiled(functions: Sequence[Typed], folder: Path | None) -> list[Any]:
     return compiled
 
 
+@contextmanager
+def _only_one_in(folder: Path | None) -> Iterator[None]:
+    """One process at a time in the body; a wait for another one is told."""
+    if folder is None:
+        yield
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        log.info("another process is compiling the fused kernel; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _are_kept(functions: Sequence[Typed], folder: Path) -> bool:
+    """Whether each function has an index of numba's in a folder: without one it is compiled."""
+    return all(any(folder.rglob(f"*{function.__name__}-*.nbi")) for function, _ in functions)
+
+
 @cache
 def machine_code(functions: tuple[Typed, ...]) -> list[Function]:
     """The machine code of functions, each for arguments of one type.
@@ -132,13 +156,9 @@ def machine_code(functions: tuple[Typed, ...]) -> list[Function]:
     One process compiles; others that want the same wait, and read what it left.
     """
     folder = cache_folder()
-    with (
-        FileLock(folder / ".lock") if folder is not None else nullcontext(),
-        without_garbage_collection(),
-    ):
+    with _only_one_in(folder), without_garbage_collection():
         begun = time.perf_counter()
-        # numba's index files: none, nothing is kept
-        if folder is None or not any(folder.rglob("*.nbi")):
+        if folder is None or not _are_kept(functions, folder):
             log.info("compiling the fused kernel: some 10 to 20 s, at its first use only")
         try:
             found = _compiled(functions, folder)
