@@ -125,7 +125,7 @@ def test_the_record_and_what_is_read_back(ensemble):
     assert flow.members == [0, 1, 2] and "members 0, 1, 2 of 3" in repr(flow)
     for name, value in flow.member(2).stack.state(0).items():
         assert torch.equal(value, result.state[f"members.2.{name}"])
-    for wrong in (lambda: flow.forward([[0, 0]]), lambda: flow.inverse([[0, 0]]), flow.distribution):
+    for wrong in (lambda: flow.forward([[0, 0]]), lambda: flow.inverse([[0, 0]]), flow.distribution, flow.export):
         with pytest.raises(ValueError, match=r"expected one flow; got an ensemble of 3: take flow.member\(0\)"):
             wrong()
     assert flow.member(1).distribution().log_prob(torch.zeros(4, 2)).shape == (4,)
@@ -136,6 +136,7 @@ def test_the_record_and_what_is_read_back(ensemble):
 SPOILT = {
     "a member too many": {"members.3.coupling.0.mask": torch.zeros(1, 2)},
     "no member": {"coupling.0.mask": torch.zeros(1, 2)},
+    "a member twice": {"members.01.coupling.0.mask": torch.zeros(1, 2)},
 }
 
 
@@ -279,6 +280,7 @@ WRONG_WEIGHTS = {
     "negative": torch.tensor([-0.5, 0.5, 1.0]),
     "not 1": torch.tensor([0.5, 0.5, 0.5]),
     "no number": torch.tensor([math.nan, 0.5, 0.5]),
+    "not 1, of a type that cannot be compared": torch.tensor([0.5, 0.5, 0.5]).to(torch.float8_e4m3fn),
 }
 
 

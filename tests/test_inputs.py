@@ -29,7 +29,10 @@ CONFIGURATION = {
         r"flow.n_layers: expected a key of the configuration .*; got an unknown one \(near: 'flow.n_flows'\)",
     ),
     "unknown key, added": ("+flow.n_layers=3", "flow.n_layers: expected one of the keys n_flows, .*; got .*"),
-    "unknown key at the top": ("+n_flows=3", "n_flows: expected one of the keys name, data, .*; got an unknown key"),
+    "unknown key at the top": (
+        "+n_flows=3",
+        r"n_flows: expected one of the keys name, data, .*; got an unknown key \(near: 'flow'\)",
+    ),
     "unknown key in a sweep": ("-m flow.layers=1,2", "flow.layers: expected a key of .*; got an unknown one .*"),
     "a key removed": ("~flow.n_flows", "flow.n_flows: expected a value; got nothing"),
     "a group removed": ("~data", "data.name: expected a value; got nothing"),

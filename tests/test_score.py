@@ -14,7 +14,7 @@ from nfexp.flows.layers import Batch
 from nfexp.flows.stack import build, from_state
 from nfexp.run import run_stack
 from nfexp.score.layers import batch_gaps, walk_metrics
-from nfexp.score.samples import DIRECTIONS, sample_metrics, slices_of
+from nfexp.score.samples import DIRECTIONS, _coverage, sample_metrics, slices_of
 from nfexp.streams import stream
 
 
@@ -23,6 +23,18 @@ def standard_normal(spec, **changes):
     spec = dataclasses.replace(spec, flow=dataclasses.replace(spec.flow, standardise="none", **changes))
     x = load(spec).train[None]
     return spec, build(spec.flow, masks=[spec.flow.mask], seeds=[spec.seed], data=x)
+
+
+OF_SAMPLES = {
+    "densities that vanish": ([-math.inf] * 50 + [0.0] * 50, [-math.inf, 1.0], (1.0, 1.0)),
+    "some that are no numbers": ([0.0] * 50 + [math.nan] * 50, [0.0, 1.0], (math.nan, math.nan)),
+}
+
+
+@pytest.mark.parametrize(("of_samples", "of_test", "expected"), OF_SAMPLES.values(), ids=OF_SAMPLES)
+def test_coverage_where_samples_have_no_finite_density(of_samples, of_test, expected):
+    found = _coverage(np.array(of_samples), np.array(of_test))
+    np.testing.assert_equal((found["coverage_50"], found["coverage_90"]), expected)
 
 
 @pytest.mark.parametrize("wider", [1.0, 2.0, 0.5])

@@ -21,6 +21,11 @@ from nfexp.tables import BUNDLED
 
 BAD = {
     "unknown key": ({"flow.n_layers": 3}, "flow.n_layers: expected one of the keys n_flows, .*; got an unknown key"),
+    "misspelt key": ({"flow.weigths": "val"}, r"flow.weigths: expected one .*; got an unknown key \(near: 'weights'\)"),
+    "misspelt warm-up": (
+        {"train.warmup": "up_to_200_or_third"},
+        "train.warmup: expected an integer >= 0, up_to_N or up_to_N_or_a_third; got 'up_to_200_or_third'",
+    ),
     "missing key": ({"flow.n_flows": ...}, "flow.n_flows: expected a value; got nothing"),
     "string for integer": ({"flow.n_flows": "abc"}, "flow.n_flows: expected an integer >= 1 .*; got 'abc'"),
     "float for integer": ({"flow.n_flows": 2.5}, "flow.n_flows: expected an integer .*; got 2.5"),

@@ -244,7 +244,7 @@ def members_from_state(
     for name, value in state.items():
         if name == WEIGHTS and flow.weights == "val":
             continue
-        match = re.fullmatch(r"members\.(\d{1,4})\.(.+)", name)
+        match = re.fullmatch(r"members\.(0|[1-9][0-9]{0,3})\.(.+)", name)
         if match is None or int(match[1]) >= flow.members:
             raise ValueError(
                 f"weights: expected those of {flow.members} members; got an unknown one, {name}"
@@ -266,6 +266,8 @@ def _weights_of(flow: Flow, state: Mapping[str, Tensor], n: int) -> Tensor | Non
     if flow.weights == "equal":
         return None
     weights = state.get(WEIGHTS)
+    if weights is not None:
+        weights = weights.double()  # a small type cannot be compared
     if (
         weights is None
         or weights.shape != (n,)
@@ -274,4 +276,4 @@ def _weights_of(flow: Flow, state: Mapping[str, Tensor], n: int) -> Tensor | Non
     ):
         got = "none" if weights is None else f"{weights.tolist()!s:.60}"
         raise ValueError(f"weights: expected {WEIGHTS}, {n} shares that sum to 1; got {got}")
-    return weights.double()
+    return weights

@@ -135,7 +135,7 @@ class TrainedFlow:
             raise ValueError(f"to: expected one of {', '.join(EXPORTS)}; got {to!r}")
         if self.stack.image is not None:
             raise ValueError("export: expected a flow of vectors; got one of images")
-        return EXPORTS[to](self.stack)
+        return EXPORTS[to](self._single("export"))
 
     def _points(self, x: object, name: str) -> Tensor:
         import torch

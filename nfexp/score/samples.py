@@ -98,10 +98,24 @@ def _coverage(of_samples: np.ndarray, of_test: np.ndarray) -> Metrics:
     share_of_samples = np.searchsorted(of_samples, both, "right") / len(of_samples)
     share_of_test = np.searchsorted(of_test, both, "right") / len(of_test)
     return {
-        "coverage_50": float((of_test >= np.quantile(of_samples, 0.5)).mean()),
-        "coverage_90": float((of_test >= np.quantile(of_samples, 0.1)).mean()),
+        "coverage_50": _share_above(of_samples, of_test, 0.5),
+        "coverage_90": _share_above(of_samples, of_test, 0.1),
         "calibration_error": float(np.abs(share_of_samples - share_of_test).max()),
     }
+
+
+def _share_above(of_samples: np.ndarray, of_test: np.ndarray, quantile: float) -> float:
+    """The share of test points whose log-density is at least that quantile of the sorted samples'.
+
+    NaN where a sample's is.
+    """
+    if np.isnan(of_samples[-1]):  # NaN comes last
+        return math.nan
+    with np.errstate(invalid="ignore"):
+        level = np.quantile(of_samples, quantile)
+    if np.isnan(level):  # numpy's value between −∞ and −∞
+        level = -np.inf
+    return float((of_test >= level).mean())
 
 
 def slices_of(x: Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from nfexp.spec.checks import check_together
-from nfexp.spec.errors import SpecError, Words
+from nfexp.spec.errors import SpecError, Words, near
 from nfexp.spec.parameters import (
     check_own_names,
     checked_parameters,
@@ -40,9 +40,8 @@ def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") 
             check_own_names(config)
     for key in config:
         if key not in known:
-            raise SpecError(
-                prefix + str(key), f"one of the keys {', '.join(known)}", Words("an unknown key")
-            )
+            got = f"an unknown key{near(str(key), known)}"
+            raise SpecError(prefix + str(key), f"one of the keys {', '.join(known)}", Words(got))
     values = {}
     for key, spec_field in known.items():
         full = prefix + key
@@ -59,6 +58,9 @@ def from_mapping(config: Mapping[str, Any], cls: type = Spec, prefix: str = "") 
         else:
             if full == "train.warmup":
                 value = steps_up_to(value, config.get("steps"))
+                if isinstance(value, str):
+                    expected = "an integer >= 0, up_to_N or up_to_N_or_a_third"
+                    raise SpecError(full, expected, value)
             values[key] = checked(full, value, hints[key], spec_field.metadata)
     if cls is Data:
         values["parameters"] = checked_parameters(values["kind"], values["name"], parameters)
