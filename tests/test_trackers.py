@@ -90,8 +90,8 @@ def stack(make_spec):
 def test_training_is_told_as_it_goes(tmp_path, stack):
     training, state = stack
     tracking = Tracking("tensorboard", tmp_path, {run_id(s): f"{i:04d}" for i, s in enumerate(training.specs)})
-    tracking.told(training, state)
-    tracking.told(training, state)  # nothing is new
+    tracking.observe(training, state)
+    tracking.observe(training, state)  # nothing is new
     first = scalars(tmp_path / "tensorboard/0000")
     assert first["training/val_nll"] == [(1, 1.1), (5, 0.9)] and "metrics/kl" not in first
     assert scalars(tmp_path / "tensorboard/0001")["training/val_nll"] == [(1, 1.6)]
@@ -105,13 +105,13 @@ def test_a_tracker_that_fails_does_not_end_a_run(tmp_path, stack, monkeypatch, c
 
     monkeypatch.setitem(__import__("nfexp.trackers").trackers.OPEN, "mlflow", broken)
     tracking = Tracking("mlflow", tmp_path, {})
-    tracking.told(*stack)
+    tracking.observe(*stack)
     tracking.end(stack[0].specs[0], "completed", {})
     assert [record.getMessage() for record in caplog.records] == ["tracker=mlflow ends: LookupError: no such server"]
 
 
 def test_without_one_nothing_is_written(tmp_path, stack):
-    Tracking(None, tmp_path, {}).told(*stack)
+    Tracking(None, tmp_path, {}).observe(*stack)
     assert not any(tmp_path.iterdir())
 
 

@@ -163,7 +163,8 @@ class _MLP(torch.autograd.Function):
                 grad = ctx.sigma.backward(torch.bmm(weights[i], grad), kept[i - 1])
         grad_x = None
         if ctx.needs_input_grad[0]:
-            of_networks = torch.bmm(weights[0], grad).view(n_members, nets, -1, n_points)
+            n_in = weights[0].shape[1]  # in words: of no points a -1 could be any number
+            of_networks = torch.bmm(weights[0], grad).view(n_members, nets, n_in, n_points)
             grad_x = of_networks.sum(1)
         return grad_x, grad_weights, None, None, None
 
