@@ -5,7 +5,7 @@ HAS_TORCH = -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') i
 
 # Four seeds everywhere, then rounds of four for the claims that are still open, within six minutes.
 reproduce: .venv/installed
-	$(BIN)/nfexp -m experiment=ablations train=quick 'seed=range(4)' until=decided max_seeds=16 time_budget=6 $(ARGS)
+	$(BIN)/nfexp -m experiment=ablations train=quick 'seed=range(4)' until=decided max_seeds=24 time_budget=6 $(ARGS)
 
 # The page, tables and pictures of docs/reproduction.md, from the CSVs in docs/reproduction/.
 reproduction-docs: .venv/installed
