@@ -190,3 +190,24 @@ def _repeated(pairs: list[tuple[str, Any]]) -> str:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"the literal {name}")
+
+
+def signature_of(path: str | None) -> tuple[object, ...]:
+    """What tells that a file, or a file of a folder, was changed since it was last read.
+
+    Nothing where there is none.
+    """
+    full_path = os.path.expanduser(path or "")
+    try:
+        status = os.stat(full_path)
+        signature: tuple[object, ...] = (status.st_mtime_ns, status.st_size)
+        if not os.path.isdir(full_path):
+            return signature
+        with os.scandir(full_path) as entries:
+            entries_seen = []
+            for entry in entries:
+                status = entry.stat()
+                entries_seen.append((entry.name, status.st_mtime_ns, status.st_size))
+    except OSError:
+        return ()
+    return signature + tuple(sorted(entries_seen))

@@ -8,12 +8,12 @@ stack, and a digest of its pixels, not its path, is part of the run's identity.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
+from nfexp.files import signature_of
 from nfexp.image_sets import BYTE, SETS, Album
 from nfexp.mesh import Mesh, mesh_of
 from nfexp.spec import Data, SpecError, Words
@@ -29,24 +29,6 @@ class Split:
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
-
-
-def _signature(path: str | None) -> tuple[object, ...]:
-    """What tells that a file, or a file of a folder, was changed since it was last read."""
-    full_path = os.path.expanduser(path or "")
-    try:
-        status = os.stat(full_path)
-        signature: tuple[object, ...] = (status.st_mtime_ns, status.st_size)
-        if not os.path.isdir(full_path):
-            return signature
-        with os.scandir(full_path) as entries:
-            entries_seen = []
-            for entry in entries:
-                status = entry.stat()
-                entries_seen.append((entry.name, status.st_mtime_ns, status.st_size))
-    except OSError:
-        return ()
-    return signature + tuple(sorted(entries_seen))
 
 
 def album_of(data: Data) -> Album:
@@ -77,7 +59,7 @@ def album_of(data: Data) -> Album:
         levels=data.levels or BYTE if is_own else None,
     )
     paths = (data.path, data.val_path, data.test_path)
-    return _album(reading, tuple(_signature(path) for path in paths))
+    return _album(reading, tuple(signature_of(path) for path in paths))
 
 
 @lru_cache(maxsize=4)

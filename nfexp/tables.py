@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from nfexp.columns import (
     pick,
     shortened,
 )
+from nfexp.files import signature_of
 from nfexp.images import facts_of_images, settled_images, warnings_of_images
 from nfexp.published import read_published
 from nfexp.readers import read_file
@@ -94,15 +94,6 @@ class Rows:
 # --- What a spec asks for --------------------------------------------------------------
 
 
-def _signature(path: str | None) -> tuple[int, int] | None:
-    """What tells that a file was changed since it was last read."""
-    try:
-        status = os.stat(os.path.expanduser(path or ""))
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
 def source(data: Data) -> Source:
     """The tables that `data` names, read and checked; once, while the files stay as they are.
 
@@ -129,7 +120,7 @@ def source(data: Data) -> Source:
         digest=None,
     )
     paths = (data.path, data.val_path, data.test_path)
-    return _source(reading, tuple(_signature(path) for path in paths))
+    return _source(reading, tuple(signature_of(path) for path in paths))
 
 
 @lru_cache(maxsize=8)

@@ -339,8 +339,8 @@ def test_the_bound_over_all_images_sums_to_at_most_one(dequantisation, standardi
     flow = random_flow(1, side=2, scales=1, n_flows=1, **changes)
     levels = torch.tensor(list(itertools.product(range(LEVELS), repeat=4)), dtype=torch.float64)
     g = torch.Generator().manual_seed(0)
-    places = within_cells((100, *levels.shape), LEVELS, g)
-    log_q = flow.log_prob((levels + places).flatten(0, 1)[None]).view(100, -1)
+    places = within_cells((2000, *levels.shape), LEVELS, g)
+    log_q = flow.log_prob((levels + places).flatten(0, 1)[None]).view(len(places), -1)
     bound = log_q.mean(0).exp().sum().item()
     weighted = (log_q.logsumexp(0) - math.log(len(log_q))).exp().sum().item()
     z = torch.randn(1, 5000, 4, generator=g, dtype=torch.float64)
@@ -348,7 +348,7 @@ def test_the_bound_over_all_images_sums_to_at_most_one(dequantisation, standardi
     inside = ((x >= 0) & (x < LEVELS)).all(-1).double().mean().item()  # the mass of all images
     se = (log_q.exp().sum(1).std() / math.sqrt(len(log_q))).item()
     assert bound < weighted <= 1 + 3 * se
-    assert weighted == pytest.approx(inside, abs=3 * se + 0.02)
+    assert se < 0.008 and weighted == pytest.approx(inside, abs=3 * se + 0.015)
 
 
 def trained_pieces(flow: FlowStack, x: torch.Tensor, *, dropout=0.0) -> list[torch.Tensor]:
