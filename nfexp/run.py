@@ -45,7 +45,7 @@ def check(spec: Spec) -> None:
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise SpecError("device", "a CUDA device on this machine, or 'cpu' or 'auto'", spec.device)
     if spec.train.kernel == "fused":
-        check_fused(spec.flow, resolve_device(spec.device), torch.float32, spec.data.context_dim)
+        check_fused(spec.flow, resolve_device(spec.device), torch.float32)
 
 
 def resolve_device(name: str) -> torch.device:

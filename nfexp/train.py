@@ -211,16 +211,19 @@ class _Stepper:
         steps = self._steps_in_one_go(most)
         positions = [self.batches.positions(step) for step in steps]
         if begun == 0:
-            initialise_actnorm(self._flow(state.theta), self.batches.points(1, positions[0]))
+            first = self.batches.points(1, positions[0])
+            initialise_actnorm(self._flow(state.theta), first, self.batches.context(positions[0]))
         course = self._course(steps)
         x = self.training.train
+        context = self.training.contexts.train
         order = torch.stack(positions)
         if self.batches.noises:  # points of each step, one step after the other
             noisy = [self.batches.points(*each) for each in zip(steps, positions, strict=True)]
             x = torch.cat(noisy, dim=1)
+            context = self.batches.context(torch.cat(positions, dim=1))
             order = torch.arange(x.shape[1]).view(len(steps), 1, -1)
         rows = Rows(theta=state.theta, fixed=state.fixed, first=state.first, second=state.second)
-        done = kernel.steps(rows, x, order, course)
+        done = kernel.steps(rows, x, context, order, course)
         state.grad_norm = done.norm[:, None]
         self._freeze_lost_by(done, course, positions)
         if self.optimiser.members:

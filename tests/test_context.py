@@ -11,13 +11,14 @@ from scipy.stats import multivariate_normal
 
 from nfexp import tables
 from nfexp.data import load
-from nfexp.flows import kernels
 from nfexp.flows.distribution import FlowDistribution
 from nfexp.flows.ensemble import Ensembles
 from nfexp.flows.export import to_torch, to_zuko
+from nfexp.flows.kernels.compiled import Fused
+from nfexp.flows.layers import Batch
 from nfexp.flows.stack import FlowStack, build
 from nfexp.record import load_flow, write_run
-from nfexp.run import check, prepare_runs, run_stack
+from nfexp.run import prepare_runs, run_stack
 from nfexp.spec import SpecError, flatten, run_id, stack_key, unflatten
 from nfexp.tables import settled
 from tests.helpers.specs import small_spec, table_spec
@@ -129,6 +130,58 @@ def test_a_density_at_each_context(changes):
         densities.append(flow.log_prob(grid, given).exp())
         assert (densities[-1].sum() * cell).item() == pytest.approx(1, abs=1e-3)
     assert ((densities[0] - densities[1]).abs().sum() * cell).item() > 0.1
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_the_fused_kernel_equals_torch_in_float64(changes):
+    precise = conditioned(**changes)
+    flow = precise.to("cpu", torch.float32)
+    fused = Fused(flow)
+    x, c = points(flow, 150)
+    # the same numbers in both precisions
+    precise = flow.to("cpu", torch.float64)
+    x, c = x.float(), c.float()
+
+    theta = precise.theta.clone().requires_grad_()
+    log_q = precise.with_rows(theta, precise.fixed).log_prob(x.double(), c.double(), batch=Batch())
+    (grad,) = torch.autograd.grad(-log_q.mean(1).sum(), theta)
+    loss, fused_grad = fused.gradient(flow.theta, flow.fixed, x, c)
+    torch.testing.assert_close(loss.double(), -log_q.mean(1).detach(), rtol=2e-6, atol=0)
+    largest = grad.abs().amax(1, keepdim=True)
+    torch.testing.assert_close(fused_grad / largest, grad / largest, rtol=0, atol=3e-6, check_dtype=False)
+
+    with_kernel = flow.with_kernel(fused)
+    found = [with_kernel.log_prob(x, c), *with_kernel.inverse(x, c), *with_kernel.forward(x, c)]
+    expected = [
+        precise.log_prob(x.double(), c.double()),
+        *precise.inverse(x.double(), c.double()),
+        *precise.forward(x.double(), c.double()),
+    ]
+    for got, wanted in zip(found, expected, strict=True):
+        scale = wanted.abs().amax().clamp(min=1)
+        torch.testing.assert_close(got.double() / scale, wanted / scale, rtol=0, atol=2e-6)
+
+
+def test_the_fused_kernel_has_the_same_bits_in_every_stack():
+    flow = conditioned(conditioner_input="passed", dim=3, mask="half").to("cpu", torch.float32)
+    x, c = (each.float() for each in points(flow, 150))
+    together = Fused(flow).gradient(flow.theta, flow.fixed, x, c)
+    for e in range(2):
+        own = flow.pick([e])
+        alone = Fused(own).gradient(own.theta, own.fixed, x[[e]], c[[e]])
+        for whole, part in zip(together, alone, strict=True):
+            assert torch.equal(whole[[e]], part)
+
+
+def test_the_fused_kernel_refuses_another_context():
+    flow = conditioned().to("cpu", torch.float32)
+    x, c = (each.float() for each in points(flow, 5))
+    with_kernel = flow.with_kernel(Fused(flow))
+    for method in (with_kernel.log_prob, with_kernel.inverse, with_kernel.forward):
+        with pytest.raises(ValueError, match=r"context: expected shape \(2, 5, 3\); got \(2, 5, 2\)"):
+            method(x, c[..., :2])
+        with pytest.raises(ValueError, match=r"context: expected shape \(2, 5, 3\); got none"):
+            method(x)
 
 
 def test_gradients_equal_finite_differences():
@@ -261,7 +314,7 @@ def test_what_is_scored_and_kept(learned):
     assert metrics["inverse_error"] < 1e-3
     assert not {"walk", "grid_log_q"} & set(result.arrays)
     assert result.arrays["columns"].tolist() == ["x", "y"]
-    assert result.kernel == "torch"
+    assert result.kernel == "fused"
     assert repr(flow).startswith("TrainedFlow(linear_given_u_v, D = 2, C = 2, 4 affine couplings")
     assert flow.context == ["u", "v"]
 
@@ -326,15 +379,21 @@ def test_an_ensemble_and_norms_train_with_a_context(tmp_path, monkeypatch):
         assert -log_q.mean().item() == pytest.approx(result.metrics["test_nll"], abs=1e-4)
 
 
-def test_the_kernel_declines(tmp_path, monkeypatch):
+# What an actnorm takes away has gradients of pure rounding, of which Adam makes whole steps
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [({}, 1e-5), ({"train__noise": 0.2, "flow__members": 2}, 1e-5), ({"flow__norm": "actnorm"}, 5e-3)],
+)
+def test_a_run_by_the_kernel_is_that_by_torch_up_to_rounding(changes, tolerance, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    linear(100).to_csv("linear.csv", index=False)
-    spec = settled(table_spec(**LEARN))
-    assert prepare_runs([spec]).fresh.kernel is None
-    reason = kernels.obstacle(spec.flow, torch.device("cpu"), torch.float32, spec.data.context_dim)
-    assert reason == "data.context is given"
-    with pytest.raises(SpecError, match=r"train.kernel: expected 'auto' or 'torch', .*; got data.context is given"):
-        check(settled(table_spec(**(LEARN | {"train__kernel": "fused"}))))
+    linear(300).to_csv("linear.csv", index=False)
+    few = LEARN | {"train__steps": 12, "record__samples": 10} | changes
+    found = {}
+    for kernel in ("fused", "torch"):
+        (result,) = run_stack([settled(table_spec(**(few | {"train__kernel": kernel})))])
+        assert result.kernel == kernel
+        found[kernel] = result.metrics["test_nll"]
+    assert found["fused"] == pytest.approx(found["torch"], abs=tolerance)
 
 
 # --- What is read ----------------------------------------------------------------------------------------------------

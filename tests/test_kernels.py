@@ -209,7 +209,7 @@ def one_step(flow: FlowStack, x: torch.Tensor, *, members: Sequence[int], lr: fl
         members=members, clip=[math.inf] * n, lr=[lr] * n, decay=[0.0] * n, factors=[1.0], laws=[adam.law(1)], begun=0
     )
     named = Rows(theta=rows[0], fixed=rows[1], first=rows[2], second=rows[3])
-    Fused(flow).steps(named, x, torch.arange(x.shape[1]).view(1, 1, -1), course)
+    Fused(flow).steps(named, x, x[..., :0], torch.arange(x.shape[1]).view(1, 1, -1), course)
     return flow.with_rows(rows[0], rows[1])
 
 

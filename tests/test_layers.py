@@ -19,7 +19,7 @@ ROOMS = """
     flows.architecture flows.kernel_protocol flows.flow_stack flows.stack flows.distribution
     flows.ensemble flows.export
     flows.kernels.lanes flows.kernels.elementary flows.kernels.blocks flows.kernels.products flows.kernels.bases
-    flows.kernels.plan flows.kernels.coupling flows.kernels.elementwise flows.kernels.rows flows.kernels.moments
+    flows.kernels.plan flows.kernels.rows flows.kernels.coupling flows.kernels.elementwise flows.kernels.moments
     flows.kernels.member flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.own data.tables data.images data
     optimisers batches training train

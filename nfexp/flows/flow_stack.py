@@ -181,7 +181,8 @@ class FlowStack:
         see :class:`nfexp.flows.layers.Batch`.
         """
         if self.kernel is not None and batch is None:
-            return self.kernel.inverse(self.theta, self.fixed, x)
+            self._check_context(x, context)
+            return self.kernel.inverse(self.theta, self.fixed, x, context)
         z = self._turned(x)
         total = x.new_zeros(x.shape[:-1])
         for z, log_det in self._inverse_steps(x, context, batch):  # noqa: B007 (the last z is what is asked for)
@@ -191,7 +192,8 @@ class FlowStack:
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base to data: x and log|det ∂x/∂z|, shapes as in :meth:`inverse`."""
         if self.kernel is not None:
-            return self.kernel.forward(self.theta, self.fixed, z)
+            self._check_context(z, context)
+            return self.kernel.forward(self.theta, self.fixed, z, context)
         x = self._turned(z)
         total = z.new_zeros(z.shape[:-1])
         for x, log_det in self._forward_steps(z, context):  # noqa: B007
@@ -245,7 +247,8 @@ class FlowStack:
         With a context, log q(x | c).
         """
         if self.kernel is not None and batch is None:
-            return self.kernel.log_prob(self.theta, self.fixed, x)
+            self._check_context(x, context)
+            return self.kernel.log_prob(self.theta, self.fixed, x, context)
         z, log_det = self.inverse(x, context, batch=batch)
         return base_log_prob(self.flow.base, z) + log_det
 

@@ -48,18 +48,7 @@ def unknown_key(flow: Flow) -> str | None:
     return None
 
 
-def unknown_part(flow: Flow, n_context: int = 0) -> str | None:
-    """What the kernel does not know of a flow with a context of so many numbers, in words.
-
-    None if it knows all.
-    """
-    if n_context > 0:
-        return "data.context is given"
-    key = unknown_key(flow)
-    return None if key is None else f"flow.{key} is {getattr(flow, key)!r}"
-
-
 def is_fused(spec: Spec) -> bool:
     """Whether a run goes through the fused kernel on a CPU, as far as its spec tells."""
-    is_known = unknown_part(spec.flow, spec.data.context_dim) is None
+    is_known = unknown_key(spec.flow) is None
     return spec.train.kernel != "torch" and spec.device != "cuda" and is_known

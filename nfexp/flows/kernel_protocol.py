@@ -71,19 +71,26 @@ class Kernel(Protocol):
     The same up to rounding, not differentiable.
     """
 
-    def log_prob(self, theta: Tensor, fixed: Tensor, x: Tensor) -> Tensor:
+    def log_prob(
+        self, theta: Tensor, fixed: Tensor, x: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         """As :meth:`FlowStack.log_prob`."""
 
-    def inverse(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, theta: Tensor, fixed: Tensor, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As :meth:`FlowStack.inverse`."""
 
-    def forward(self, theta: Tensor, fixed: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, theta: Tensor, fixed: Tensor, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As :meth:`FlowStack.forward`."""
 
-    def steps(self, rows: Rows, x: Tensor, order: Tensor, course: Course) -> Made:
+    def steps(self, rows: Rows, x: Tensor, context: Tensor, order: Tensor, course: Course) -> Made:
         """Make S steps in place.
 
-        Step i of row e learns from the points order[i, e] of x[e], (S, E, N) and (E, M, D).
+        Step i of row e learns from the points order[i, e] of x[e], (S, E, N) and (E, M, D), at
+        their context (E, M, C), C = 0 where nothing is given.
 
         A row whose loss or gradient is not finite is not moved then, nor later.
         """

@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from nfexp.flows.fusible import KNOWN, unknown_part
+from nfexp.flows.fusible import KNOWN, unknown_key
 from nfexp.flows.kernel_protocol import Kernel
 from nfexp.flows.stack import FlowStack
 from nfexp.spec import Flow, SpecError, Words
@@ -37,25 +37,22 @@ def _say_once(text: str) -> None:
     log.info(text)
 
 
-def obstacle(
-    flow: Flow, device: torch.device, dtype: torch.dtype, n_context: int = 0
-) -> str | None:
+def obstacle(flow: Flow, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the fused kernel cannot compute with this architecture here, in a few words.
 
     None if it can.
-
-    `n_context` numbers are given at each point.
     """
     if device.type != "cpu":
         return f"device is {device.type}"
     if dtype != MEMORY_TYPE:
         return f"the weights are {str(dtype).removeprefix('torch.')}"
-    return unknown_part(flow, n_context)
+    key = unknown_key(flow)
+    return None if key is None else f"flow.{key} is {getattr(flow, key)!r}"
 
 
-def check_fused(flow: Flow, device: torch.device, dtype: torch.dtype, n_context: int = 0) -> None:
+def check_fused(flow: Flow, device: torch.device, dtype: torch.dtype) -> None:
     """Raise SpecError if the fused kernel cannot compute with this architecture here."""
-    reason = obstacle(flow, device, dtype, n_context) or missing()
+    reason = obstacle(flow, device, dtype) or missing()
     if reason is not None:
         raise SpecError(
             "train.kernel",
@@ -74,7 +71,7 @@ def kernel_for(wanted: str, flow: FlowStack) -> Kernel | None:
     """
     if wanted == "torch":
         return None
-    described = flow.flow, flow.theta.device, flow.theta.dtype, flow.n_context
+    described = flow.flow, flow.theta.device, flow.theta.dtype
     if wanted == "fused":
         check_fused(*described)
     if obstacle(*described) is not None:

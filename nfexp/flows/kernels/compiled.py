@@ -224,16 +224,26 @@ class Fused:
         self.waits = len(self.plan.stops) > 2
         own = self.plan, self.weights, self.transposed, self.grads, self.kept
         none = np.empty((0, 0), dtype=np.float32)
-        types = *own, none, none, _numbers(0, 0, 0), _steps(), _results(0, 0, 0), DENSITY
+        points = _numbers(0, 0, 0)
+        types = *own, none, none, points, points, _steps(), _results(0, 0, 0), DENSITY
         # the same for every architecture
         (self.work,) = machine_code(((work, tuple(map(numba.typeof, types))),))
 
     def _run(
-        self, theta: Tensor, fixed: Tensor, x: Tensor, steps: Steps, results: Results, task: int
+        self,
+        theta: Tensor,
+        fixed: Tensor,
+        x: Tensor,
+        context: Tensor | None,
+        steps: Steps,
+        results: Results,
+        task: int,
     ) -> None:
+        given = _numbers(*x.shape[:2], 0) if context is None else _array(context)
         own = self.plan, self.weights, self.transposed, self.grads
         tiles = self._room_for(steps.order.shape[2]) if task in (GRADIENT, STEPS) else self.passing
-        self.work(*own, tiles, _array(theta), _array(fixed), _array(x), steps, results, task)
+        numbers = _array(theta), _array(fixed), _array(x), given
+        self.work(*own, tiles, *numbers, steps, results, task)
 
     def _room_for(self, n_points: int) -> Tiles:
         """Tiles to learn from so many points with."""
@@ -244,29 +254,39 @@ class Fused:
         return self.kept
 
     def _evaluate(
-        self, theta: Tensor, fixed: Tensor, x: Tensor, task: int
+        self, theta: Tensor, fixed: Tensor, x: Tensor, context: Tensor | None, task: int
     ) -> tuple[Tensor, Tensor]:
         """Each member's points at the other end (E, N, D), empty for densities, and log-det or log q (E, N)."""
         n_members, n_points, dim = x.shape
         results = _results(n_members, n_points, 0 if task == DENSITY else dim)
-        self._run(
-            theta, fixed, x, _steps(members=range(n_members), order=_all(n_points)), results, task
-        )
+        steps = _steps(members=range(n_members), order=_all(n_points))
+        self._run(theta, fixed, x, context, steps, results, task)
         return torch.from_numpy(results.points), torch.from_numpy(results.log_det)
 
-    def log_prob(self, theta: Tensor, fixed: Tensor, x: Tensor) -> Tensor:
-        """log q(x) in nats, (E, N, D) to (E, N), of the members with these rows."""
-        return self._evaluate(theta, fixed, x, DENSITY)[1]
+    def log_prob(
+        self, theta: Tensor, fixed: Tensor, x: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """log q(x) in nats, (E, N, D) to (E, N), of the members with these rows.
 
-    def inverse(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        With a context (E, N, C), log q(x | c).
+        """
+        return self._evaluate(theta, fixed, x, context, DENSITY)[1]
+
+    def inverse(
+        self, theta: Tensor, fixed: Tensor, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Data to base: z and log|det ∂z/∂x|, (E, N, D) to (E, N, D) and (E, N)."""
-        return self._evaluate(theta, fixed, x, TO_BASE)
+        return self._evaluate(theta, fixed, x, context, TO_BASE)
 
-    def forward(self, theta: Tensor, fixed: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, theta: Tensor, fixed: Tensor, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Base to data: x and log|det ∂x/∂z|, (E, N, D) to (E, N, D) and (E, N)."""
-        return self._evaluate(theta, fixed, z, TO_DATA)
+        return self._evaluate(theta, fixed, z, context, TO_DATA)
 
-    def gradient(self, theta: Tensor, fixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self, theta: Tensor, fixed: Tensor, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Each member's mean −log q of its points x (E, N, D), nats, and the gradient.
 
         (E,) and (E, P).
@@ -275,10 +295,10 @@ class Fused:
         grad = torch.empty_like(theta)
         steps = _steps(members=range(n_members), order=_all(n_points), grad=grad.numpy())
         results = _results(n_members, n_points, 0)
-        self._run(theta, fixed, x, steps, results, GRADIENT)
+        self._run(theta, fixed, x, context, steps, results, GRADIENT)
         return torch.from_numpy(results.loss), grad
 
-    def steps(self, rows: Rows, x: Tensor, order: Tensor, course: Course) -> Made:
+    def steps(self, rows: Rows, x: Tensor, context: Tensor, order: Tensor, course: Course) -> Made:
         """Steps of training, in place on `rows`: see :class:`nfexp.flows.stack.Kernel`."""
         n_members, n_parameters = rows.theta.shape
         steps = _steps(
@@ -289,7 +309,7 @@ class Fused:
             course=course,
         )
         results = _results(n_members, order.shape[2], 0)
-        self._run(rows.theta, rows.fixed, x, steps, results, STEPS)
+        self._run(rows.theta, rows.fixed, x, context, steps, results, STEPS)
         return Made(norm=torch.from_numpy(results.norm), made=results.made.tolist())
 
 

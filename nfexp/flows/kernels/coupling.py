@@ -32,6 +32,7 @@ from nfexp.flows.kernels.products import (
     fill,
     product,
 )
+from nfexp.flows.kernels.rows import is_read
 from nfexp.flows.layers import SOFT_BOUND
 
 F = np.float32
@@ -64,16 +65,16 @@ def activate(code, h, slope, n_points):
 
 @inner
 def first_layer(code, h, slope, x, mask, weights, bias, n_points):
-    """h = σ(bias + Σ_d x[d] weights[d]) over the coordinates d that pass.
+    """h = σ(bias + Σ_d x[d] weights[d]) over the coordinates d that pass, and the context.
 
-    Shapes: h and slope (P, T, 16), x (D, T), mask (D,), weights (D, P, 16), bias (P, 16).
+    Shapes: h and slope (P, T, 16), x (R, T), mask (D,), weights (R, P, 16), bias (P, 16).
     """
     for p in range(h.shape[0]):
         start = repeated(bias, p)
         for j in range(0, n_points, POINTS):
             a = start
             for d in range(x.shape[0]):
-                if mask[d] == ONE:
+                if is_read(mask, d):
                     a = fma(spread(x, d, j), repeated(weights[d], p), a)
             keep_activated(code, h, slope, p, j, a)
 
@@ -125,27 +126,30 @@ def through_activation(code, grad, y, slope, bias_grad, n_points):
 
 
 @inner
-def clamp(out, x, bound, n_points):
-    """out = x within ±bound; both (D, T). What is not a number stays so."""
+def clamp(out, begin, x, bound, n_points):
+    """out[begin + d] = x[d] within ±bound. What is not a number stays so.
+
+    Shapes: out (R, T), x (D, T).
+    """
     highest = splat(bound)
     lowest = splat(-bound)
     for d in range(x.shape[0]):
         for j in range(0, n_points, LANES):
             value = load(x, d, j)
             value = where_less(highest, value, highest, value)
-            store(out, d, j, where_less(value, lowest, lowest, value))
+            store(out, begin + d, j, where_less(value, lowest, lowest, value))
 
 
 @inner
 def networks(
     code, width, first, bias, hidden, last, last_bias, mask, seen, outputs, slope, raw, n_points
 ):
-    """What the networks of a coupling say of b ⊙ x, as far as it is seen.
+    """What the networks of a coupling say of [b ⊙ x, c], as far as it is seen.
 
     `raw` for the coordinates that move.
 
-    Shapes: first (G, D, P, 16), bias (G, K, P, 16), hidden (G, K - 1, P, 16 P, 16), last (heads, D,
-    P, 16), last_bias (heads, D, L), seen (D, T), raw (heads, D, T), the `outputs` of hidden layers
+    Shapes: first (G, R, P, 16), bias (G, K, P, 16), hidden (G, K - 1, P, 16 P, 16), last (heads, D,
+    P, 16), last_bias (heads, D, L), seen (R, T), raw (heads, D, T), the `outputs` of hidden layers
     and their `slope` (G, K, P, T, 16).
     """
     nets, depth = bias.shape[:2]
@@ -236,7 +240,8 @@ def coupling(plan, weights, mask, tiles, q, c, slot, n_points, drawing):
     log_det = tiles.log_det[q]
     x = tiles.x[q, slot]
     copy(x, z)
-    clamp(tiles.seen[q, slot], x, plan.bound, n_points)
+    clamp(tiles.seen[q, slot], 0, x, plan.bound, n_points)
+    clamp(tiles.seen[q, slot], plan.dim, tiles.given[q], plan.bound, n_points)
     of_hidden = weights.bias[c], weights.hidden[c]
     of_last = weights.last[c], weights.last_bias[c]
     kept = tiles.hidden[q, slot], tiles.slope[q, slot]
@@ -342,10 +347,11 @@ def coupling_back(plan, weights, transposed, grads, mask, tiles, q, c, n_points)
             n_points,
         )
         first_grad = tiles.upper if plan.depth % 2 == 1 else tiles.lower
-        for d in range(plan.dim):
-            if mask[d] == ONE:
+        for d in range(plan.dim + plan.n_context):
+            if is_read(mask, d):
                 add_weighted_rows(grads.first[c, g, d], tiles.seen[q, c], d, first_grad, n_points)
-                if c > 0:  # nothing is learned before the first coupling
+                # nothing is learned before the first coupling, nor of the context
+                if c > 0 and d < plan.dim:
                     fill(tiles.seen_grad[0], ZERO, 0)
                     add_dots(tiles.seen_grad[0], first_grad, weights.first[c, g, d], n_points)
                     fill(tiles.seen_grad[0], ZERO, n_points)

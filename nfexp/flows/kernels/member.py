@@ -99,6 +99,19 @@ def read_in(z, log_det, mean, var, x, order, begin, n_points, drawing):
 
 
 @inner
+def read_context(given, mean, var, context, order, begin, n_points):
+    """The context of the points from `begin` on into `given` (C, T), standardised.
+
+    What fills the lanes up is a copy of the last point's.
+    """
+    for c in range(given.shape[0]):
+        gain = F(math.exp(-0.5 * math.log(var[c])))
+        for j in range(n_points):
+            given[c, j] = (context[order[begin + j], c] - mean[c]) * gain
+        fill(given[c], given[c, n_points - 1], n_points)
+
+
+@inner
 def write_out(z, log_det, mean, var, points, log_dets, begin, n_points, drawing):
     """The points of a tile, in data units if they are drawn, and their log-det."""
     total = 0.0
@@ -226,7 +239,7 @@ def normalise_by_running(plan, weights, fixed, e, moments):
 
 
 @njit(inline="always")
-def through(plan, weights, fixed, tiles, e, x, order, points, results, task):
+def through(plan, weights, fixed, tiles, e, x, context, order, points, results, task):
     """Carry `points`, a range of those of a batch, from data to base or, drawing, back.
 
     Those of one tile, or all.
@@ -240,6 +253,8 @@ def through(plan, weights, fixed, tiles, e, x, order, points, results, task):
     learning = task in (GRADIENT, STEPS)
     mean = fixed[e, plan.mean_at : plan.mean_at + plan.dim]
     var = fixed[e, plan.var_at : plan.var_at + plan.dim]
+    context_mean = fixed[e, plan.context_mean_at : plan.context_mean_at + plan.n_context]
+    context_var = fixed[e, plan.context_var_at : plan.context_var_at + plan.n_context]
     log_gain = weights.log_gain
     shift = weights.shift
     moments = tiles.moments
@@ -258,7 +273,9 @@ def through(plan, weights, fixed, tiles, e, x, order, points, results, task):
             z = tiles.z[q]
             log_det = tiles.log_det[q]
             if leg == 0:
-                read_in(z, log_det, mean, var, x, order, first, n_here, drawing)
+                read_in(z, log_det, mean, var, x[e], order, first, n_here, drawing)
+                given = tiles.given[q]
+                read_context(given, context_mean, context_var, context[e], order, first, n_here)
             for i in range(begin, end):  # station by station, from data or, drawing, from the base
                 k = n - i if drawing else i
                 slot = k if learning else 0
@@ -359,10 +376,10 @@ def way_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points
             batch_norm_sums(tiles.z_grad, before, begin - 1, *of_norm, n_points)
 
 
-def work(plan, weights, transposed, grads, tiles, theta, fixed, x, steps, results, task):
+def work(plan, weights, transposed, grads, tiles, theta, fixed, x, context, steps, results, task):
     """For each member all that is asked for (`task`), a tile of points at a time.
 
-    Shapes: theta (E, P), fixed (E, S), x (E, N, D).
+    Shapes: theta (E, P), fixed (E, S), x (E, N, D), context (E, N, C).
     """
     n_points = steps.order.shape[2]
     learning = task in (GRADIENT, STEPS)
@@ -379,7 +396,7 @@ def work(plan, weights, transposed, grads, tiles, theta, fixed, x, steps, result
                 normalise_by_running(plan, weights, fixed, e, tiles.moments)
             for first in range(0, n_points, together):
                 points = range(first, min(first + together, n_points))
-                through(plan, weights, fixed, tiles, e, x[e], order, points, results, task)
+                through(plan, weights, fixed, tiles, e, x, context, order, points, results, task)
                 if learning:
                     way_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points)
             if learning:

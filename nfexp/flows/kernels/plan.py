@@ -11,7 +11,7 @@ from nfexp.flows.kernels.bases import BASES
 from nfexp.flows.kernels.elementary import ACTIVATIONS, SILU
 from nfexp.flows.kernels.lanes import LANES, VECTOR
 from nfexp.flows.kernels.products import rounded_up
-from nfexp.flows.layers import Coupling
+from nfexp.flows.layers import CONTEXT, Coupling
 from nfexp.flows.stack import FlowStack
 
 # how a network's output becomes s; "learned" adds a bound
@@ -22,8 +22,8 @@ ABSENT = -1  # the place of what an architecture does not have
 
 # A station on the way from data to base: at station k points pass the affine layer behind coupling
 # k - 1, if there is one, then coupling k. The last one has no coupling but what lies behind them
-# all: a diagonal layer, the tail. `inputs`, `outputs` are the coordinates that a network of
-# coupling k reads, and that it has an output for each head for. The others say in which column of
+# all: a diagonal layer, the tail. `inputs` are the numbers that a network of coupling k reads, the
+# context last; `outputs` the coordinates that it has an output for each head for. The others say in which column of
 # its matrix a tensor begins: `net`, `scale`, `mask` of coupling k; `gain`, `shift` of the affine
 # layer behind it, at the last station of the diagonal one; `running_mean`, `running_var` of a batch
 # norm.
@@ -48,11 +48,13 @@ class Plan(NamedTuple):
 
     `stations` (C + 1,) says so of each station, in one array of records: every array more in a
     tuple is work for the compiler. `stops` cuts them into legs, the first begins at stops[0] = 0;
-    before each other one a batch norm waits for all points.
+    before each other one a batch norm waits for all points. `n_context` numbers are given at each
+    point: to the networks they are coordinates behind the others that always pass.
     """
 
     n_couplings: int
     dim: int
+    n_context: int
     compact: bool
     stations: np.ndarray
     stops: np.ndarray
@@ -66,15 +68,17 @@ class Plan(NamedTuple):
     base: int
     mean_at: int
     var_at: int
+    context_mean_at: int
+    context_var_at: int
     tail_at: int
 
 
 class Weights(NamedTuple):
     """The numbers of one member, or their gradients, in panels.
 
-    C couplings, G networks, K hidden layers, D numbers.
+    C couplings, G networks, K hidden layers, D coordinates; R = D and the numbers of the context.
 
-    `first` (C, G, D, P, 16) the rows of the first layer, `bias` (C, G, K, P, 16) of the hidden
+    `first` (C, G, R, P, 16) the rows of the first layer, `bias` (C, G, K, P, 16) of the hidden
     layers, `hidden` (C, G, K - 1, P, 16 P, 16) between them, `last` (C, heads, D, P, 16) the
     columns of the last layer and `last_bias` (C, heads, D, L), `log_scale` (C, D, L), `log_gain`
     and `shift` (C + 1, D, L) of the affine layers, `log_power` (D, L) of the tail. From `last_bias`
@@ -97,11 +101,12 @@ class Weights(NamedTuple):
 class Tiles(NamedTuple):
     """What is kept of a tile of T points on its way through the couplings, for the way back.
 
-    Per coupling: `x` (C, D, T) what came in, `seen` (C, D, T) what of it the networks see,
-    `squashed`, `gain` (C, D, T), `hidden` (C, G, K, P, T, 16) the outputs of the hidden layers and,
-    for silu, their `slope`. `before` (C + 1, D, T) what came into the affine layers, less the mean,
-    `straight` (D, T) into the tail. `z` (D, T) where the points stand, `log_det` (1, T). On the way
-    back `z_grad`, `det_grad` their gradients.
+    Per coupling: `x` (C, D, T) what came in, `seen` (C, R, T) what the networks see of it and of
+    the context, `squashed`, `gain` (C, D, T), `hidden` (C, G, K, P, T, 16) the outputs of the
+    hidden layers and, for silu, their `slope`. `before` (C + 1, D, T) what came into the affine
+    layers, less the mean, `straight` (D, T) into the tail. `given` (R - D, T) the context,
+    standardised; `z` (D, T) where the points stand, `log_det` (1, T). On the way back `z_grad`,
+    `det_grad` their gradients.
 
     Of one tile at a time: `raw` (heads, D, T) what the networks say and `raw_grad`, `seen_grad` (1,
     T), and `upper`, `lower` (P, T, 16), the gradients of two layers; `nothing` (P, 16), zeros. Of
@@ -117,6 +122,7 @@ class Tiles(NamedTuple):
     slope: np.ndarray
     before: np.ndarray
     straight: np.ndarray
+    given: np.ndarray
     z: np.ndarray
     log_det: np.ndarray
     z_grad: np.ndarray
@@ -150,7 +156,7 @@ def make_plan(flow: FlowStack) -> Plan:
     stops = [0]
     for k, coupling in enumerate(couplings):
         station = stations[k]
-        station["inputs"] = coupling.n_inputs
+        station["inputs"] = coupling.n_inputs + coupling.n_context
         station["outputs"] = coupling.n_outputs
         station["net"] = learned[f"{coupling.name}.net.0.weight"]
         station["scale"] = learned.get(f"{coupling.name}.log_scale", ABSENT)
@@ -165,6 +171,7 @@ def make_plan(flow: FlowStack) -> Plan:
     return Plan(
         n_couplings=len(couplings),
         dim=flow.dim,
+        n_context=flow.n_context,
         compact=spec.conditioner_input == "passed",
         stations=stations,
         stops=np.array([*stops, len(stations)]),
@@ -178,6 +185,8 @@ def make_plan(flow: FlowStack) -> Plan:
         base=BASES[spec.base],
         mean_at=fixed["standardise.mean"],
         var_at=fixed["standardise.var"],
+        context_mean_at=fixed.get(f"{CONTEXT}.mean", ABSENT),
+        context_var_at=fixed.get(f"{CONTEXT}.var", ABSENT),
         tail_at=learned.get("tail.log_power", ABSENT),
     )
 
@@ -196,11 +205,12 @@ def zeros(*shape: int) -> np.ndarray:
 def make_weights(plan: Plan, *, summing: bool = False) -> Weights:
     """Zeros for one member's numbers, or for sums of their gradients."""
     c, g, d, k = plan.n_couplings, plan.nets, plan.dim, plan.depth
+    r = d + plan.n_context
     p = rounded_up(plan.width, VECTOR) // VECTOR
     lanes = LANES if summing else VECTOR
 
     return Weights(
-        first=zeros(c, g, d, p, lanes),
+        first=zeros(c, g, r, p, lanes),
         bias=zeros(c, g, k, p, lanes),
         hidden=zeros(c, g, k - 1, p, p * VECTOR, VECTOR),
         last=zeros(c, plan.heads, d, p, lanes),
@@ -229,13 +239,14 @@ def make_tiles(plan: Plan, points: int, *, kept: int, tiles: int = 1) -> Tiles:
     silu = kept if plan.activation == SILU else 0
     return Tiles(
         x=zeros(tiles, kept, d, points),
-        seen=zeros(tiles, kept, d, points),
+        seen=zeros(tiles, kept, d + plan.n_context, points),
         squashed=zeros(tiles, kept, d, points),
         gain=zeros(tiles, kept, d, points),
         hidden=zeros(tiles, kept, g, k, p, points, VECTOR),
         slope=zeros(tiles, silu, g, k, p, points, VECTOR),
         before=zeros(tiles, kept + 1, d, points),
         straight=zeros(tiles, d, points),
+        given=zeros(tiles, plan.n_context, points),
         z=zeros(tiles, d, points),
         log_det=zeros(tiles, 1, points),
         z_grad=zeros(tiles, d, points),

@@ -68,8 +68,14 @@ def transpose(out, panels):
 
 
 @inner
+def is_read(mask, d):
+    """Whether networks read number d: a coordinate that passes, or one of the context behind them."""
+    return d >= mask.shape[0] or mask[d] == ONE
+
+
+@inner
 def place_of(compact, mask, d):
-    """Which row or column of a coupling's weights is that of coordinate d.
+    """Which row or column of a coupling's weights is that of number d.
 
     With `compact` among those of its kind.
     """
@@ -77,7 +83,7 @@ def place_of(compact, mask, d):
         return d
     place = 0
     for other in range(d):
-        if mask[other] == mask[d]:
+        if is_read(mask, other) == is_read(mask, d):
             place += 1
     return place
 
@@ -107,9 +113,9 @@ def unpack(plan, theta, fixed, e, weights, transposed, learning):
         n_in = plan.stations[c].inputs
         n_out = plan.stations[c].outputs
         columns, hidden_at, last_at, last_bias_at = parts_of(plan, c)
-        for d in range(plan.dim):
+        for d in range(plan.dim + plan.n_context):
             place = place_of(plan.compact, mask, d)
-            if mask[d] == ONE or not plan.compact:
+            if is_read(mask, d) or not plan.compact:
                 for g in range(plan.nets):
                     row_in(
                         theta,
@@ -118,7 +124,7 @@ def unpack(plan, theta, fixed, e, weights, transposed, learning):
                         width,
                         weights.first[c, g, d],
                     )
-            if mask[d] != ONE or not plan.compact:
+            if d < plan.dim and (mask[d] != ONE or not plan.compact):
                 for head in range(plan.heads):
                     g = min(head, plan.nets - 1)
                     column = place if plan.nets == plan.heads else head * n_out + place
@@ -162,9 +168,9 @@ def pack(plan, grads, fixed, grad, e, row):
         n_in = plan.stations[c].inputs
         n_out = plan.stations[c].outputs
         columns, hidden_at, last_at, last_bias_at = parts_of(plan, c)
-        for d in range(plan.dim):
+        for d in range(plan.dim + plan.n_context):
             place = place_of(plan.compact, mask, d)
-            if mask[d] == ONE or not plan.compact:
+            if is_read(mask, d) or not plan.compact:
                 for g in range(plan.nets):
                     row_out(
                         grad,
@@ -173,7 +179,7 @@ def pack(plan, grads, fixed, grad, e, row):
                         width,
                         grads.first[c, g, d],
                     )
-            if mask[d] != ONE or not plan.compact:
+            if d < plan.dim and (mask[d] != ONE or not plan.compact):
                 for head in range(plan.heads):
                     g = min(head, plan.nets - 1)
                     column = place if plan.nets == plan.heads else head * n_out + place
