@@ -1,4 +1,4 @@
-"""python -m benchmarks all | step | kernel | pieces | sweep | overhead | growth | gpu | deviation | roofline | docs."""
+"""python -m benchmarks PART …: a part of the measurements, `all` of them, or `docs`, the page of what was measured."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import kernel, pieces, sweeps, tables, training
+from benchmarks import kernel, pieces, prices, sweeps, tables, training
 from benchmarks.cases import PEERS
 
 RESULTS = Path(__file__).parent / "results"
 PARTS: dict[str, Callable[..., pd.DataFrame | None]] = {
     "step": training.step, "kernel": kernel.kernel, "pieces": pieces.pieces, "sweep": sweeps.sweep,
     "overhead": sweeps.overhead, "growth": training.growth, "gpu": training.gpu, "deviation": training.deviation,
-    "roofline": training.roofline,
+    "roofline": training.roofline, "prices": prices.prices,
 }  # fmt: skip
 QUICK: dict[str, dict[str, Any]] = {  # a look at each part in a minute or two, not a measurement
     "step": {"hidden": ("64x2",), "stacks": (1, 16), "repeats": 2, "seconds": 0.1},
@@ -34,6 +34,7 @@ QUICK: dict[str, dict[str, Any]] = {  # a look at each part in a minute or two, 
     "gpu": {"hidden": ("64x2",), "stacks": (1, 256), "steps": 20},
     "deviation": {"seeds": 2, "steps": 50},
     "roofline": {"repeats": 1, "seconds": 0.1},
+    "prices": {"rounds": 1},
 }
 FULL: dict[str, dict[str, Any]] = {"step": {"full": True}, "sweep": {"peer_seeds": 15}}
 

@@ -186,10 +186,19 @@ def pieces_tables(frame: pd.DataFrame) -> dict[str, str]:
     return tables
 
 
+def prices_tables(frame: pd.DataFrame) -> dict[str, str]:
+    wanted = {
+        "network": "network", "batch": "batch", "kernel": "kernel", "ms": "ms", "fitted_ms": "estimated",
+        "ratio": "ratio",
+    }  # fmt: skip
+    return {"a member-step, measured and as a sweep's plan estimates it": columns(frame, wanted)}
+
+
 TABLES = {
     "step": step_tables, "kernel": kernel_tables, "pieces": pieces_tables, "sweep": sweep_tables,
     "overhead": overhead_tables, "growth": growth_tables,
     "gpu": gpu_tables, "deviation": deviation_tables, "roofline": roofline_tables,
+    "prices": prices_tables,
 }  # fmt: skip
 
 

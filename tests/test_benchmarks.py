@@ -4,12 +4,14 @@ import math
 from dataclasses import replace
 from importlib.util import find_spec
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from benchmarks import cases, children, contenders, kernel, ledger, pieces, sweeps, tables, training
-from benchmarks.cases import Case
+from benchmarks import cases, children, contenders, kernel, ledger, pieces, prices, sweeps, tables, training
+from benchmarks.cases import Case, stack_of
+from nfexp.flows.cost import FUSED, TORCH, amounts
 from reproduction import others
 
 
@@ -106,6 +108,19 @@ def test_the_parts_of_the_kernel():
     frame = pieces.pieces(widths=(8, 24), rounds=1)
     assert (frame["us"] > 0).all() and (frame["gflops"] > 0).sum() == 4
     assert "| product " in tables.shown("pieces", frame)
+
+
+@pytest.mark.parametrize("of_kernel", [FUSED, TORCH], ids=["fused", "torch"])
+def test_prices_are_found_again_in_what_they_make(of_kernel):
+    seconds = []
+    for case in prices.CASES:
+        (spec,) = stack_of(Case(**(vars(case) | {"members": 1})))
+        priced = [getattr(of_kernel, part) * n for part, n in amounts(spec, case.batch, of_kernel.panel).items()]
+        seconds.append(1e-9 * sum(priced))
+    found, estimated = prices.fitted(prices.CASES, np.array(seconds), of_kernel)
+    for part, price in found.items():
+        assert price == pytest.approx(getattr(of_kernel, part), rel=1e-4, abs=1e-4)
+    assert estimated == pytest.approx(seconds)
 
 
 def test_a_command_is_measured_and_a_failed_one_raises(tmp_path):

@@ -46,12 +46,11 @@ def training_flop(spec: Spec) -> float:
 class Prices:
     """Nanoseconds that the parts of a training step take on one core.
 
-    Fitted by non-negative least squares to measured steps of eleven architectures (1 to 8
-    couplings, depth 1 to 6, width 16 to 256, batches of 32 to 2,000 points), within a tenth for
-    most, on one core with AVX2. What counts is how they compare: the speed of a machine is measured
-    (:func:`nfexp.run.training_rate`).
+    Fitted to measured steps by `python -m benchmarks prices`. What counts is how they compare: the
+    speed of a machine is measured (:func:`nfexp.run.training_rate`).
     """
 
+    panel: int  # hidden units that are computed together, and paid for together
     flop: float  # of matrix products
     activation: float  # one hidden unit of one point
     point: float  # one point in one coupling
@@ -59,32 +58,49 @@ class Prices:
     weight: float  # moving one weight
 
 
-FUSED = Prices(flop=0.0097, activation=2.5, point=0.0, layer=10_400.0, weight=9.7)
-TORCH = Prices(flop=0.026, activation=3.1, point=510.0, layer=118_000.0, weight=0.0)
+FUSED = Prices(panel=16, flop=0.012, activation=0.766, point=68.3, layer=828.0, weight=5.67)
+TORCH = Prices(panel=1, flop=0.0104, activation=3.24, point=57.4, layer=22_300.0, weight=8.09)
+IMAGE_FLOP = 0.026  # nanoseconds of one operation of a convolution
 FORWARD = 1 / 3  # of a training step: evaluating the same points
 # points that every run is scored on beside its test points: samples, and those of their comparison
 SCORED = 4_000
 SCORING_SECONDS = 0.05  # of a run, whatever its flow
 
 
+def _flop_per_point(spec: Spec) -> float:
+    """Of the matrix products of a training step."""
+    return training_flop(spec) / (float(spec.train.steps) * batch_points(spec))
+
+
+def amounts(spec: Spec, points: float, panel: int) -> dict[str, float]:
+    """How much of each part that has a price there is in a step of vectors on so many points."""
+    flow = spec.flow
+    width = panel * math.ceil(flow.hidden_width / panel)
+    n_couplings = flow.members * flow.n_flows
+    n_nets = n_couplings * flow.nets
+    return {
+        "flop": points * _flop_per_point(spec) * width / flow.hidden_width,
+        "activation": points * n_nets * flow.hidden_depth * width,
+        "point": points * n_couplings,
+        "layer": float(n_couplings * (flow.hidden_depth + 1)),
+        "weight": float(n_nets * (flow.hidden_depth - 1) * flow.hidden_width * width),
+    }
+
+
 def _seconds(spec: Spec, points: float, prices: Prices) -> float:
     """Seconds of a training step on so many points."""
     flow = spec.flow
-    per_point = training_flop(spec) / (float(spec.train.steps) * batch_points(spec))
     image = image_of(spec.data)
     if image is not None:
         maps = sum(
             flow.hidden_width * _maps_per_pixel(flow) * pixels for pixels in _pixels(flow, image)
         )
-        return 1e-9 * points * prices.flop * (per_point + PASS_COST * flow.members * maps)
-    n_couplings = flow.members * flow.n_flows
-    layers = n_couplings * (flow.hidden_depth + 1)
-    hidden = n_couplings * flow.hidden_depth * flow.hidden_width * flow.nets
-    weights = n_couplings * flow.nets * (flow.hidden_depth - 1) * flow.hidden_width**2
-    nanoseconds = points * (
-        prices.flop * per_point + prices.activation * hidden + prices.point * n_couplings
-    )
-    return 1e-9 * (nanoseconds + prices.layer * layers + prices.weight * weights)
+        flop = _flop_per_point(spec) + PASS_COST * flow.members * maps
+        return 1e-9 * points * IMAGE_FLOP * flop
+    nanoseconds = 0.0
+    for part, amount in amounts(spec, points, prices.panel).items():
+        nanoseconds += getattr(prices, part) * amount
+    return 1e-9 * nanoseconds
 
 
 def training_cost(spec: Spec) -> float:
