@@ -29,7 +29,7 @@ class Passes:
         self.batch = batch
         self.seed = seed
         self.member = member
-        self.known: dict[int, Tensor] = {}  # the passes of the last step
+        self.known: dict[int, Tensor] = {}  # the passes of the last steps
 
     def drawn(self, k: int) -> Tensor:
         """What pass k = 0, 1, … draws for its points, shape (n, …), from a stream of its own."""
@@ -41,8 +41,12 @@ class Passes:
 
     def at(self, step: int) -> Tensor:
         """What `step` (1, 2, …) takes, shape (batch, …)."""
-        begin = (step - 1) * self.batch
-        end = step * self.batch
+        return self.of(range(step, step + 1))[0]
+
+    def of(self, steps: range) -> Tensor:
+        """What each of these steps takes, shape (S, batch, …)."""
+        begin = (steps[0] - 1) * self.batch
+        end = steps[-1] * self.batch
         first_pass = begin // self.n
         last_pass = (end - 1) // self.n
         passes = {}
@@ -51,7 +55,7 @@ class Passes:
         self.known = passes
         whole = torch.cat(list(passes.values())) if len(passes) > 1 else passes[first_pass]
         offset = first_pass * self.n
-        return whole[begin - offset : end - offset]
+        return whole[begin - offset : end - offset].unflatten(0, (len(steps), self.batch))
 
 
 class Order(Passes):
@@ -189,29 +193,41 @@ class Batches:
         self.rows = torch.arange(len(specs), device=train.device)[:, None]
         self.orders = []
         self.noises: dict[int, Noise] = {}  # by row, of those that have any
-        batch = batch_points(specs[0])
+        self.size = batch_points(specs[0])  # N
         for e, recipe in enumerate(self.recipes):
             n = sizes[e]
             seed = self.seeds[e]
-            self.orders.append(Order(n=n, batch=batch, seed=seed, member=positions[e]))
+            self.orders.append(Order(n=n, batch=self.size, seed=seed, member=positions[e]))
             if recipe.noise > 0 or recipe.noise_end > 0:
                 sd = train[e, :n].std(0, correction=0)
-                self.noises[e] = Noise(n=n, batch=batch, seed=seed, sd=sd, member=positions[e])
+                self.noises[e] = Noise(n=n, batch=self.size, seed=seed, sd=sd, member=positions[e])
 
     def positions(self, step: int) -> Tensor:
         """Which training points each member learns from at a step, (E, N)."""
-        return torch.stack([order.at(step) for order in self.orders])
+        return self.positions_of(range(step, step + 1))[0]
+
+    def positions_of(self, steps: range) -> Tensor:
+        """Which training points each member learns from at each of these steps, (S, E, N)."""
+        return torch.stack([order.of(steps) for order in self.orders], dim=1)
 
     def points(self, step: int, positions: Tensor) -> Tensor:
         """The points at these positions (E, N), with the noise of a step on them: (E, N, D).
 
         Images are changed and dequantised as the step says.
         """
+        if self.image is None:
+            return self.points_of(range(step, step + 1), positions.unsqueeze(0))
         x = self.train[self.rows, positions.to(self.rows.device)]
-        if self.image is not None:
-            x = self._in_cells(x, self.image, step)
+        return self._in_cells(x, self.image, step)
+
+    def points_of(self, steps: range, positions: Tensor) -> Tensor:
+        """The vectors at these positions (S, E, N), one step after the other, with the noise of each: (E, S N, D)."""
+        one_after_the_other = positions.transpose(0, 1).flatten(1)
+        x = self.train[self.rows, one_after_the_other.to(self.rows.device)]
         for e, noise in self.noises.items():
-            x[e].add_(noise.at(step), alpha=noise_share(self.recipes[e], step))
+            points_of_steps = x[e].unflatten(0, (len(steps), -1))
+            for step, points, drawn in zip(steps, points_of_steps, noise.of(steps), strict=True):
+                points.add_(drawn, alpha=noise_share(self.recipes[e], step))
         return x
 
     def context(self, positions: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ What is trained, where it stands and what remains of it: :mod:`nfexp.training`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -54,7 +53,8 @@ __all__ = [
     "prepare",
 ]
 
-AT_ONCE = 16  # steps of members that a kernel makes in one go
+AT_ONCE = 64  # steps that a kernel makes in one go
+POINTS_AT_ONCE = 2**16  # that it learns from in one go: nothing interrupts it, and noise is kept
 
 
 def lr_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
@@ -209,18 +209,17 @@ class _Stepper:
         state = self.state
         begun = state.step
         steps = self._steps_in_one_go(most)
-        positions = [self.batches.positions(step) for step in steps]
+        positions = self.batches.positions_of(steps)
         if begun == 0:
             first = self.batches.points(1, positions[0])
             initialise_actnorm(self._flow(state.theta), first, self.batches.context(positions[0]))
         course = self._course(steps)
         x = self.training.train
         context = self.training.contexts.train
-        order = torch.stack(positions)
+        order = positions
         if self.batches.noises:  # points of each step, one step after the other
-            noisy = [self.batches.points(*each) for each in zip(steps, positions, strict=True)]
-            x = torch.cat(noisy, dim=1)
-            context = self.batches.context(torch.cat(positions, dim=1))
+            x = self.batches.points_of(steps, positions)
+            context = self.batches.context(positions.transpose(0, 1).flatten(1))
             order = torch.arange(x.shape[1]).view(len(steps), 1, -1)
         rows = Rows(theta=state.theta, fixed=state.fixed, first=state.first, second=state.second)
         done = kernel.steps(rows, x, context, order, course)
@@ -232,11 +231,13 @@ class _Stepper:
             self._average()
 
     def _steps_in_one_go(self, most: int) -> range:
-        """The next steps, at least one: the fewer, the more members a kernel makes them for."""
-        at_once = 1 if self.training.averaged else AT_ONCE  # a running mean takes in every step
-        n_steps = max(1, at_once // len(self.optimiser.members))
+        """The next steps, at least one: the fewer, the more points there are in each."""
         first = self.state.step + 1
-        return range(first, first + min(most, n_steps))
+        if self.training.averaged:  # a running mean takes in every step
+            return range(first, first + 1)
+        points = len(self.optimiser.members) * self.batches.size
+        n_steps = max(1, min(most, AT_ONCE, POINTS_AT_ONCE // points))
+        return range(first, first + n_steps)
 
     def _course(self, steps: range) -> Course:
         """What a kernel is told of these steps."""
@@ -250,8 +251,11 @@ class _Stepper:
             begun=steps[0] - 1,
         )
 
-    def _freeze_lost_by(self, done: Made, course: Course, positions: Sequence[Tensor]) -> None:
-        """Freeze the members that a kernel lost on the way, at the step after the last one they made."""
+    def _freeze_lost_by(self, done: Made, course: Course, positions: Tensor) -> None:
+        """Freeze the members that a kernel lost on the way, at the step after the last one they made.
+
+        `positions` (S, E, N) are those of the training points of each step.
+        """
         n_made = torch.tensor(done.made)
         for made in sorted({done.made[e] for e in course.members}):
             if made == len(positions):

@@ -155,6 +155,7 @@ def test_batches_are_passes_without_replacement():
     assert sorted(taken[:10].tolist()) == list(range(10)) == sorted(taken[10:].tolist())
     assert taken[:10].tolist() != taken[10:].tolist()
     assert torch.equal(Order(n=10, batch=4, seed=0).at(4), taken[12:16])
+    assert torch.equal(Order(n=10, batch=4, seed=0).of(range(3, 6)), taken[8:20].view(3, 4))
     assert Order(n=3, batch=9, seed=0).at(2).sort().values.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
