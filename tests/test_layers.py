@@ -48,7 +48,7 @@ ROOMS = """
     sweep.options sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion sweep.intent sweep.running
     export estimator.inputs estimator.stacks estimator
-    image_baselines baseline_fits baselines scripting doctor explanations cli __main__
+    image_baselines baseline_fits baselines scripting doctor explanations cli entries __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = (

@@ -1,11 +1,14 @@
 """Every command says what it is, which version, and in one line what is wrong with its arguments."""
 
 import importlib.metadata
+import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
-from nfexp import baselines, cli, doctor, export, report
+from nfexp import baselines, cli, doctor, entries, export, report
 from nfexp.report import figures
 
 COMMANDS = {
@@ -69,3 +72,26 @@ def test_nfexp_itself(nfexp):
     assert code == 0 and not err and "usage: nfexp [-m]" in out
     assert "flow: blog, classic, image, paper, realnvp, tuned" in out
     assert sum(line.startswith("  nfexp ") for line in out.splitlines()) == 6
+
+
+SCRIPTS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+INTERRUPTED = """
+import os, signal, sys
+from nfexp import entries
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "nfexp.surroundings":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_interrupt_during_imports_is_quiet(script):
+    module, _, function = SCRIPTS[script].partition(":")
+    assert module == entries.__name__
+    code = f"{INTERRUPTED}sys.exit(entries.{function}())"
+    ended = subprocess.run([sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
