@@ -27,7 +27,7 @@ from nfexp.analysis.table.baselines import (
     load_baselines,
 )
 from nfexp.analysis.table.records import rows_of
-from nfexp.spec import Data, SpecError, Words, from_mapping, parameters_in
+from nfexp.spec import Data, SpecError, Words, counted, from_mapping, parameters_in
 from nfexp.surroundings import command
 from nfexp.sweep.planning import cores
 from nfexp.targets import find_source
@@ -160,7 +160,7 @@ def fit_all(folder: Path, workers: int, sources: Mapping[str, str]) -> int:
     n_workers = max(1, min(workers, len(tasks)))
     if tasks:
         print(
-            f"{printable(folder, 4096)}: {len(tasks)} draws to fit, {n_workers} at a time",
+            f"{printable(folder, 4096)}: {counted(len(tasks), 'draw')} to fit, {n_workers} at a time",
             flush=True,
         )
     with ProcessPoolExecutor(n_workers, mp_context=context, initializer=_begin) as pool:

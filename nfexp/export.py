@@ -12,7 +12,7 @@ from nfexp.analysis.table.records import read_history, rows_of
 from nfexp.record.formats import HISTORY_FILE, RESULT, read_bounded
 from nfexp.record.metrics import HISTORY, METRICS
 from nfexp.record.result import STATUSES, parse_result
-from nfexp.spec import SpecError, Words, unflatten
+from nfexp.spec import SpecError, Words, counted, unflatten
 from nfexp.surroundings import command
 from nfexp.trackers import MODULES, OPEN, check_tracker
 from nfexp.usage import RUNS, Usage, run
@@ -95,7 +95,7 @@ def _main(folders: list[str], options: dict[str, str]) -> int:
     else:
         # nfexp[mlflow] is its small part, which can write and not show
         how = f"mlflow ui --backend-store-uri sqlite:///{(store / 'mlflow.db').resolve()} (after pip install mlflow)"
-    print(f"{n_runs} runs for {kind}; look at them with: {how}")
+    print(f"{counted(n_runs, 'run')} for {kind}; look at them with: {how}")
     return 0
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from nfexp.files import signature_of
 from nfexp.image_sets import BYTE, SETS, Album
 from nfexp.mesh import Mesh, mesh_of
-from nfexp.spec import Data, SpecError, Words
+from nfexp.spec import Data, SpecError, Words, counted
 
 FEWEST_IMAGES = 10
 MOST_DRAWN = 2**30  # pixels of all images of a law, 8 GB
@@ -110,7 +110,7 @@ def settled_images(data: Data) -> Data:
     if left < 2:
         parts = [f"{n_val} for validation"] if album.val is None else []
         parts += [f"{n_test} for the test"] if album.test is None else []
-        expected = f"at least 2 of the {len(main)} images left for training"
+        expected = f"at least 2 of the {counted(len(main), 'image')} left for training"
         raise SpecError("data.n_val", expected, Words(" and ".join(parts)))
     if data.n_samples is not None and data.n_samples > left:
         asks = f"at most {left}, the images for training of {album.place}, or null for all of them"
@@ -202,7 +202,7 @@ def facts_of_images(data: Data) -> str:
     parts = [f"{data.name}: {len(main)} images of {shape}"]
     repeats = len(main) - len({image.tobytes() for image in main})
     if repeats:
-        parts.append(f"{repeats} images repeat another")
+        parts.append(counted(repeats, "duplicate"))
     return "; ".join([*parts, sizes])
 
 
