@@ -23,9 +23,10 @@ USAGE = Usage(
 `tensorboard`, or the data base `mlflow.db`. Nothing is sent anywhere.""",
     folders=RUNS,
     options={
-        "to=tensorboard|mlflow": "for which of them (--to mlflow is understood too)",
+        "to=tensorboard|mlflow": "for which of them; required (--to mlflow is understood too)",
         "out=PATH": "the folder that gets it: DIR itself if not given; needed for several folders",
     },
+    required=["to"],
     examples=[
         "nfexp-export outputs/sweeps/ablations/2026-01-31_12-00-00 to=tensorboard",
         "nfexp-export outputs/sweeps/ablations outputs/sweeps/blog to=mlflow out=both",

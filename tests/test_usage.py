@@ -47,6 +47,12 @@ def test_help_has_purpose_arguments_and_two_examples(command, word):
     assert max(map(len, out.splitlines()[1:])) <= 120
 
 
+def test_only_what_can_be_left_out_is_in_brackets(capsys):
+    assert export.main(["--help"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "usage: nfexp-export DIR… to=tensorboard|mlflow [out=PATH]"
+
+
 def test_version(command):
     _, call = command
     code, out, err = call("--version")
