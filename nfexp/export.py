@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nfexp import usages
 from nfexp.analysis.table import cannot_write, load_runs
 from nfexp.analysis.table.records import read_history, rows_of
 from nfexp.record.formats import HISTORY_FILE, RESULT, read_bounded
@@ -15,23 +16,7 @@ from nfexp.record.result import STATUSES, parse_result
 from nfexp.spec import SpecError, Words, counted, unflatten
 from nfexp.surroundings import command
 from nfexp.trackers import MODULES, OPEN, check_tracker
-from nfexp.usage import RUNS, Usage, run
-
-USAGE = Usage(
-    command="nfexp-export",
-    purpose="""Write the curves and metrics of finished runs where TensorBoard or MLflow reads them: the folder
-`tensorboard`, or the data base `mlflow.db`. Nothing is sent anywhere.""",
-    folders=RUNS,
-    options={
-        "to=tensorboard|mlflow": "for which of them; required (--to mlflow is understood too)",
-        "out=PATH": "the folder that gets it: DIR itself if not given; needed for several folders",
-    },
-    required=["to"],
-    examples=[
-        "nfexp-export outputs/sweeps/ablations/2026-01-31_12-00-00 to=tensorboard",
-        "nfexp-export outputs/sweeps/ablations outputs/sweeps/blog to=mlflow out=both",
-    ],
-)
+from nfexp.usage import run
 
 
 def export(dirs: Sequence[str | Path], kind: str, out: str | Path | None = None) -> int:
@@ -125,4 +110,4 @@ def _with_equals(words: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-export DIR… to=tensorboard|mlflow [out=PATH]``."""
     words = _with_equals(sys.argv[1:] if argv is None else argv)
-    return run(USAGE, words, _main)
+    return run(usages.EXPORT, words, _main)

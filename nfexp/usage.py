@@ -138,8 +138,6 @@ def run(
     Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if answered(usage, words):
-        return 0
     try:
         folders, values = parsed(usage, words)
         return main(folders, values)

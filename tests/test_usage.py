@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from nfexp import baselines, cli, doctor, entries, export, report
-from nfexp.report import figures
+from nfexp import entries, usages
 
 COMMANDS = {
-    "nfexp-resume": cli.resume,
-    "nfexp-report": report.main,
-    "nfexp-plot": figures.main,
-    "nfexp-baselines": baselines.main,
-    "nfexp-export": export.main,
-    "nfexp-doctor": doctor.main,
+    "nfexp-resume": entries.resume,
+    "nfexp-report": entries.report,
+    "nfexp-plot": entries.plot,
+    "nfexp-baselines": entries.baselines,
+    "nfexp-export": entries.export,
+    "nfexp-doctor": entries.doctor,
 }
 
 
@@ -47,10 +46,8 @@ def test_help_has_purpose_arguments_and_two_examples(command, word):
     assert max(map(len, out.splitlines()[1:])) <= 120
 
 
-def test_only_what_can_be_left_out_is_in_brackets(capsys):
-    assert export.main(["--help"]) == 0
-    first = capsys.readouterr().out.splitlines()[0]
-    assert first == "usage: nfexp-export DIR… to=tensorboard|mlflow [out=PATH]"
+def test_only_what_can_be_left_out_is_in_brackets():
+    assert usages.EXPORT.line == "nfexp-export DIR… to=tensorboard|mlflow [out=PATH]"
 
 
 def test_version(command):
@@ -101,3 +98,20 @@ def test_an_interrupt_during_imports_is_quiet(script):
     code = f"{INTERRUPTED}sys.exit(entries.{function}())"
     ended = subprocess.run([sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_and_version_import_neither_torch_nor_pandas(script, word):
+    function = SCRIPTS[script].partition(":")[2]
+    code = f"""
+import sys
+from nfexp import entries
+try:
+    entries.{function}()
+except SystemExit as stop:
+    assert not stop.code
+print(sorted({{"torch", "pandas"}} & set(sys.modules)))
+"""
+    ended = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.splitlines()[-1] == "[]" and ended.returncode == 0, ended.stderr
