@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -36,6 +37,20 @@ def test_a_study_is_stored_without_the_machine_it_ran_on(taken):
     assert len(frames["ablations"]) == len(runs) and set(centres["ablations"]) == set(runs["data.name"])
     assert frames["ablations"]["kl"].sum() == pytest.approx(runs["kl"].sum())
     assert str(sweep) not in json.dumps(centres)
+
+
+def test_a_run_that_was_never_trained_is_left_out(tmp_path, capsys):
+    sweep = ablation_sweep(tmp_path / "s", targets=("moons",), arrays=False)
+    trained = load_runs(sweep)
+    take("ablations", [str(sweep)], tmp_path / "data", images=None)
+    assert capsys.readouterr().out == ""
+    lost = trained["dir"].iloc[:2]
+    for folder in lost:
+        (Path(folder) / "result.json").unlink()
+    take("ablations", [str(sweep)], tmp_path / "data", images=None)
+    assert capsys.readouterr().out == "ablations: left out 2 runs, planned and never trained\n"
+    frames, _ = load(tmp_path / "data")
+    assert len(frames["ablations"]) == len(trained) - 2 and "missing" not in set(frames["ablations"]["status"])
 
 
 def test_every_block_is_written_or_says_that_it_was_not_run(taken):
