@@ -31,6 +31,24 @@ class Split:
     test: np.ndarray
 
 
+def shared_reading(data: Data) -> Data:
+    """`data` without what is made of its examples once they are read: their split, what follows from them.
+
+    Runs that differ in that alone share one reading of the files.
+    """
+    return replace(
+        data,
+        n_samples=None,
+        n_val=None,
+        n_test=None,
+        val_share=None,
+        test_share=None,
+        split=None,
+        dim=2,
+        digest=None,
+    )
+
+
 def album_of(data: Data) -> Album:
     """The images that `data` names, read and checked; once, while the files stay as they are.
 
@@ -41,18 +59,9 @@ def album_of(data: Data) -> Album:
     """
     is_cut = data.images in ("photographs", "pictures")
     is_own = data.images in ("npz", "folder")
-    # What a set is read by; all else would read it once more
     reading = replace(
-        data,
+        shared_reading(data),
         name="images",
-        n_samples=None,
-        n_val=None,
-        n_test=None,
-        val_share=None,
-        test_share=None,
-        split=None,
-        dim=2,
-        digest=None,
         height=data.height if is_cut else None,
         width=data.width if is_cut else None,
         channels=data.channels if data.images == "folder" else None,

@@ -28,7 +28,12 @@ from nfexp.columns import (
     shortened,
 )
 from nfexp.files import signature_of
-from nfexp.images import facts_of_images, settled_images, warnings_of_images
+from nfexp.images import (
+    facts_of_images,
+    settled_images,
+    shared_reading,
+    warnings_of_images,
+)
 from nfexp.published import read_published
 from nfexp.readers import read_file
 from nfexp.spec import Data, Spec, SpecError, Words, counted
@@ -104,20 +109,11 @@ def source(data: Data) -> Source:
         be learned from.
     """
     is_named = data.kind in ("sklearn", "maf")
-    # What says how a table is read; the rest says what is made of its rows
     reading = replace(
-        data,
+        shared_reading(data),
         name=data.name if is_named else "table",
-        n_samples=None,
-        n_val=None,
-        n_test=None,
-        val_share=None,
-        test_share=None,
-        split=None,
         jitter=0.0,
-        dim=2,
         context_dim=0,
-        digest=None,
     )
     paths = (data.path, data.val_path, data.test_path)
     return _source(reading, tuple(signature_of(path) for path in paths))
