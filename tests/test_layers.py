@@ -26,7 +26,8 @@ ROOMS = """
     score.results score.evaluation score.noted score.likelihood score.samples score.layers score.images
     score.arrays score
     checkpoint run
-    record.metrics record.formats record.result record.plan record.numbers record.trained record usage usages trackers
+    record.metrics record.formats record.result record.plan record.numbers record.trained record.loading record
+    usage usages trackers
     analysis.contrasts analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records
     analysis.table.arrays analysis.table.index analysis.table.saved analysis.table.rows analysis.table.reading
     analysis.table.gather
