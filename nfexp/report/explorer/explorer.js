@@ -200,7 +200,7 @@ function showClaim() {
     list.append(element("li", `${own.target}: ${own.verdict}, ${own.estimate}, n = ${own.n}${own.note ? `; ${own.note}` : ""}`));
   }
   at("judged").append(
-    element("p", `${claim.claim}: ${claim.estimand}; margin ${claim.margin}. Decided by ${counted(claim.runs.length, "run")}.`),
+    element("p", `${claim.claim}: ${claim.estimand}; margin ${claim.margin}. It rests on ${counted(claim.runs.length, "run")}.`),
     element("p", `Cells: ${claim.rows || "–"}`, { class: "small" }),
     list,
   );
