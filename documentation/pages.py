@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import nfexp
-from nfexp import baselines as fitted
-from nfexp import cli, report
+from nfexp import usages
 from nfexp.analysis.claims.catalogue import CLAIMS
 from nfexp.analysis.claims.images import IMAGE_CLAIMS
-from nfexp.report import figures
 
 KINDS = {"above": "above the margin", "below": "below the margin", "within": "within ± the margin"}
 QUANTIFIERS = {"every": "on every target", "most": "on most targets", "some": "on some target"}
@@ -63,13 +61,13 @@ def claims_page() -> str:
 
 def commands_page() -> str:
     """What each command says of itself with --help."""
-    usages = [cli.RESUME, report.USAGE, figures.USAGE, fitted.USAGE]
+    said = [usages.RESUME, usages.REPORT, usages.PLOT, usages.BASELINES]
     parts = [
         "# Commands",
         "`nfexp` trains: one run, or with `-m` a sweep ([sweeps](sweeps.md), [keys](keys.md)); `nfexp --help` lists "
         "its groups. The other commands read what was trained. This page is what they print with `--help`.",
     ]
-    for usage in usages:
+    for usage in said:
         parts += [f"## {usage.command}", f"```text\n{usage.text()}\n```"]
     return "\n\n".join(parts) + "\n"
 

@@ -4,6 +4,6 @@ if __name__ == "__main__":
     # the working folder comes last: a random.py there is not Python's own
     if not sys.flags.safe_path:
         sys.path.append(sys.path.pop(0))
-    from nfexp.cli import main
+    from nfexp.entries import nfexp
 
-    main()
+    nfexp()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from nfexp import usages
 from nfexp.analysis.table import ReportError, cannot_write, collect, printable, write_csv
 from nfexp.analysis.table.baselines import (
     ALL_MODELS,
@@ -27,11 +28,11 @@ from nfexp.analysis.table.baselines import (
     load_baselines,
 )
 from nfexp.analysis.table.records import rows_of
-from nfexp.spec import Data, SpecError, Words, from_mapping, parameters_in
+from nfexp.spec import Data, SpecError, Words, counted, from_mapping, parameters_in
 from nfexp.surroundings import command
 from nfexp.sweep.planning import cores
 from nfexp.targets import find_source
-from nfexp.usage import RUNS, Usage, run
+from nfexp.usage import run
 
 PAUSE = 2.0  # seconds between two writings of the table
 
@@ -160,7 +161,7 @@ def fit_all(folder: Path, workers: int, sources: Mapping[str, str]) -> int:
     n_workers = max(1, min(workers, len(tasks)))
     if tasks:
         print(
-            f"{printable(folder, 4096)}: {len(tasks)} draws to fit, {n_workers} at a time",
+            f"{printable(folder, 4096)}: {counted(len(tasks), 'draw')} to fit, {n_workers} at a time",
             flush=True,
         )
     with ProcessPoolExecutor(n_workers, mp_context=context, initializer=_begin) as pool:
@@ -240,29 +241,13 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (*draws, row["seed"], list(ALL_MODELS).index(row["model"]))
 
 
-USAGE = Usage(
-    command="nfexp-baselines",
-    purpose="Fit densities without a flow to the draws of a sweep's runs, into baselines.csv; the report shows them.",
-    folders=f"{RUNS}; what its baselines.csv lacks is fitted",
-    options={
-        "workers=N": "fits at a time, each in a process of its own; one per core if not given",
-        "target=FILE.py:NAME": "the source of a target of your own, as data.target has it; several with commas. It is "
-        "executed",
-    },
-    examples=[
-        "nfexp-baselines outputs/sweeps/ablations/2026-01-31_12-00-00",
-        "nfexp-baselines outputs/sweeps/ablations/2026-01-31_12-00-00 workers=1",
-    ],
-)
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-baselines DIR… [workers=N]``: fit what DIR/baselines.csv lacks; print its path.
 
     Ctrl-C keeps what is finished; given again, the command goes on from there.
     """
-    return run(USAGE, argv, _fit_folders)
+    return run(usages.BASELINES, argv, _fit_folders)
 
 
 def _fit_folders(folders: list[str], options: dict[str, str]) -> int:

@@ -42,7 +42,8 @@ from nfexp.sweep.views import alone, is_terminal
 from nfexp.sweep.worker import check_all, keep, train
 from nfexp.tables import tell
 from nfexp.trackers import Tracking
-from nfexp.usage import VERSION, Usage, answered, one_line, version_line
+from nfexp.usage import VERSION, one_line, version_line
+from nfexp.usages import RESUME
 
 if TYPE_CHECKING:
     from nfexp.train import State, Training
@@ -263,27 +264,6 @@ def main() -> None:
 # What may be new when a sweep is resumed
 NEW_ON_RESUME = rf"({'|'.join(CONTROLS)}|hydra/launcher|hydra\.launcher\.\w+)="
 
-RESUME = Usage(
-    command="nfexp-resume",
-    purpose="""Go on with a sweep: give its command again, train what has no finished record, report.
-Finished runs are kept, and every run keeps its number.""",
-    folders="the folder of a sweep, the one that holds sweep.json",
-    several=False,
-    options={
-        "redo=failed|diverged|both": "train such runs again",
-        "mixed=true": "also where finished runs are of another code version",
-        "dry_run=true": "only say what there is to train",
-        "fail_fast=true": "end at the first run that fails",
-        "explorer=false": "do not write explorer.html at the end",
-        "hydra.launcher.KEY=VALUE": "how and where runs are trained, such as hydra.launcher.workers=2",
-        "--config-dir=PATH": "again, if the sweep was begun with it: what can name code is not taken from DIR unasked",
-    },
-    examples=[
-        "nfexp-resume outputs/sweeps/adhoc/2026-01-31_12-00-00",
-        "nfexp-resume 'Sweep (1)' redo=failed --config-dir=my_experiments",
-    ],
-)
-
 
 @command
 def resume() -> None:
@@ -291,11 +271,8 @@ def resume() -> None:
 
     Finished runs are kept.
     """
-    words = sys.argv[1:]
-    if answered(RESUME, words):
-        return
     try:
-        given = _resume_words(words)
+        given = _resume_words(sys.argv[1:])
         folder, *more = given.overrides or [""]
         plan = read_plan(Path(folder)) if folder else None
         if plan is None:

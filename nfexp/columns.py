@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nfexp.spec import Data, SpecError, Words, names_of, near
+from nfexp.spec import Data, SpecError, Words, counted, names_of, near
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,9 +187,7 @@ def _check_complete(names: Sequence[str], values: np.ndarray, label: str) -> Non
     if len(missing):
         row, column = missing[0]
         n_rows = len(np.unique(missing[:, 0]))
-        got = (
-            f"none in column {names[column]!r}, row {row + 1} of {label} ({n_rows} rows lack some)"
-        )
+        got = f"none in column {names[column]!r}, row {row + 1} of {label} (missing in {counted(n_rows, 'row')})"
         raise SpecError("data.missing", "a value in every cell", Words(got))
 
 
@@ -205,7 +203,7 @@ def check_rows(table: Table) -> None:
         raise SpecError("data.path", f"at least {FEWEST_ROWS} rows", Words(got))
     if n_columns > n_rows:
         expected = "no more columns than rows (data.columns picks some)"
-        got = f"{n_columns} columns, {n_rows} rows in {table.label}"
+        got = f"{counted(n_columns, 'column')}, {counted(n_rows, 'row')} in {table.label}"
         raise SpecError("data.path", expected, Words(got))
     check_vary(table.names, table.values, table.label, n_context=table.n_context)
 

@@ -12,12 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nfexp import usages
 from nfexp.record import code_version
 from nfexp.surroundings import command, users_threads
 from nfexp.sweep.executors import BACKENDS, EXECUTORS, MODULES
 from nfexp.sweep.planning import cores, machine
 from nfexp.trackers import MODULES as TRACKERS
-from nfexp.usage import Usage, run_without_folders
+from nfexp.usage import run_without_folders
 
 PACKAGES = (
     "torch",
@@ -34,16 +35,6 @@ PACKAGES = (
 )
 FREE_GIGABYTES = 2.0  # of the disk; below it the doctor warns
 
-USAGE = Usage(
-    command="nfexp-doctor",
-    purpose="""Say what there is on this machine: versions, device, threads, the fused kernel and its cache, launchers,
-trackers, memory and disk. Lines that begin with ! want a look; nothing is trained or written.""",
-    folders="",
-    examples=[
-        "nfexp-doctor | grep '^!'",
-        "nfexp-doctor > report.txt  # to be part of a bug report",
-    ],
-)
 
 Row = tuple[str, str]
 
@@ -174,4 +165,4 @@ def _main(_: dict[str, Any]) -> int:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-doctor``: print what there is on this machine."""
-    return run_without_folders(USAGE, argv, _main)
+    return run_without_folders(usages.DOCTOR, argv, _main)

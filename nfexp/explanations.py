@@ -10,11 +10,14 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import yaml
+from hydra.conf import HydraConf
 from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
 
-from nfexp.configuration import CONTROLS
+from nfexp.configuration import CONTROLS, conf_dir
 from nfexp.files import trouble
 from nfexp.record import RunFailed
 from nfexp.spec import Data, Flow, Record, Spec, SpecError, Train, near
@@ -90,9 +93,7 @@ def explain_override(error: BaseException) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         expected = "a key of the configuration (see nfexp --cfg job)"
-        known = [field.name for field in fields(Spec)] + ["experiment", *CONTROLS]
-        for group, cls in (("data", Data), ("flow", Flow), ("train", Train), ("record", Record)):
-            known += [f"{group}.{field.name}" for field in fields(cls)]
+        known = [*_own_keys(), *_hydra_keys()]
         # known, but no key of these data
         hint = "" if unknown[1] in known else near(unknown[1], known)
         return f"{unknown[1]}: expected {expected}; got an unknown one{hint}"
@@ -105,6 +106,34 @@ def explain_override(error: BaseException) -> str:
         if "DictConfig with ListConfig" in cause:
             return f"{key}: expected '+{key}.NAME={{…}}', for these grids have names; got a list"
     return " ".join([text, *cause.split()])
+
+
+def _own_keys() -> list[str]:
+    """The keys of a run, and those that say how a command goes about it."""
+    keys = [field.name for field in fields(Spec)] + ["experiment", *CONTROLS]
+    for group, cls in (("data", Data), ("flow", Flow), ("train", Train), ("record", Record)):
+        keys += [f"{group}.{field.name}" for field in fields(cls)]
+    return keys
+
+
+def _hydra_keys() -> list[str]:
+    """The keys and groups below `hydra`, with those of our launcher and our sweeper."""
+    keys = _keys_below("hydra", OmegaConf.structured(HydraConf))
+    for group, option in (("launcher", "stack"), ("sweeper", "grids")):
+        keys.append(f"hydra/{group}")
+        node = OmegaConf.load(Path(conf_dir(), "hydra", group, f"{option}.yaml"))
+        keys += _keys_below(f"hydra.{group}", node)
+    return keys
+
+
+def _keys_below(name: str, node: Any) -> list[str]:
+    """A key of a configuration and all below it, in the dotted form of an override."""
+    keys = [name]
+    if OmegaConf.is_dict(node):
+        for key in node:
+            child = None if OmegaConf.is_missing(node, key) else node[key]
+            keys += _keys_below(f"{name}.{key}", child)
+    return keys
 
 
 def _one_line(error: BaseException) -> str:

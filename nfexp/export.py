@@ -7,30 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nfexp import usages
 from nfexp.analysis.table import cannot_write, load_runs
 from nfexp.analysis.table.records import read_history, rows_of
 from nfexp.record.formats import HISTORY_FILE, RESULT, read_bounded
 from nfexp.record.metrics import HISTORY, METRICS
 from nfexp.record.result import STATUSES, parse_result
-from nfexp.spec import SpecError, Words, unflatten
+from nfexp.spec import SpecError, Words, counted, unflatten
 from nfexp.surroundings import command
 from nfexp.trackers import MODULES, OPEN, check_tracker
-from nfexp.usage import RUNS, Usage, run
-
-USAGE = Usage(
-    command="nfexp-export",
-    purpose="""Write the curves and metrics of finished runs where TensorBoard or MLflow reads them: the folder
-`tensorboard`, or the data base `mlflow.db`. Nothing is sent anywhere.""",
-    folders=RUNS,
-    options={
-        "to=tensorboard|mlflow": "for which of them (--to mlflow is understood too)",
-        "out=PATH": "the folder that gets it: DIR itself if not given; needed for several folders",
-    },
-    examples=[
-        "nfexp-export outputs/sweeps/ablations/2026-01-31_12-00-00 to=tensorboard",
-        "nfexp-export outputs/sweeps/ablations outputs/sweeps/blog to=mlflow out=both",
-    ],
-)
+from nfexp.usage import run
 
 
 def export(dirs: Sequence[str | Path], kind: str, out: str | Path | None = None) -> int:
@@ -95,7 +81,7 @@ def _main(folders: list[str], options: dict[str, str]) -> int:
     else:
         # nfexp[mlflow] is its small part, which can write and not show
         how = f"mlflow ui --backend-store-uri sqlite:///{(store / 'mlflow.db').resolve()} (after pip install mlflow)"
-    print(f"{n_runs} runs for {kind}; look at them with: {how}")
+    print(f"{counted(n_runs, 'run')} for {kind}; look at them with: {how}")
     return 0
 
 
@@ -124,4 +110,4 @@ def _with_equals(words: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-export DIR… to=tensorboard|mlflow [out=PATH]``."""
     words = _with_equals(sys.argv[1:] if argv is None else argv)
-    return run(USAGE, words, _main)
+    return run(usages.EXPORT, words, _main)

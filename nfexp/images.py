@@ -16,7 +16,7 @@ import numpy as np
 from nfexp.files import signature_of
 from nfexp.image_sets import BYTE, SETS, Album
 from nfexp.mesh import Mesh, mesh_of
-from nfexp.spec import Data, SpecError, Words
+from nfexp.spec import Data, SpecError, Words, counted
 
 FEWEST_IMAGES = 10
 MOST_DRAWN = 2**30  # pixels of all images of a law, 8 GB
@@ -31,6 +31,24 @@ class Split:
     test: np.ndarray
 
 
+def shared_reading(data: Data) -> Data:
+    """`data` without what is made of its examples once they are read: their split, what follows from them.
+
+    Runs that differ in that alone share one reading of the files.
+    """
+    return replace(
+        data,
+        n_samples=None,
+        n_val=None,
+        n_test=None,
+        val_share=None,
+        test_share=None,
+        split=None,
+        dim=2,
+        digest=None,
+    )
+
+
 def album_of(data: Data) -> Album:
     """The images that `data` names, read and checked; once, while the files stay as they are.
 
@@ -41,18 +59,9 @@ def album_of(data: Data) -> Album:
     """
     is_cut = data.images in ("photographs", "pictures")
     is_own = data.images in ("npz", "folder")
-    # What a set is read by; all else would read it once more
     reading = replace(
-        data,
+        shared_reading(data),
         name="images",
-        n_samples=None,
-        n_val=None,
-        n_test=None,
-        val_share=None,
-        test_share=None,
-        split=None,
-        dim=2,
-        digest=None,
         height=data.height if is_cut else None,
         width=data.width if is_cut else None,
         channels=data.channels if data.images == "folder" else None,
@@ -110,7 +119,7 @@ def settled_images(data: Data) -> Data:
     if left < 2:
         parts = [f"{n_val} for validation"] if album.val is None else []
         parts += [f"{n_test} for the test"] if album.test is None else []
-        expected = f"at least 2 of the {len(main)} images left for training"
+        expected = f"at least 2 of the {counted(len(main), 'image')} left for training"
         raise SpecError("data.n_val", expected, Words(" and ".join(parts)))
     if data.n_samples is not None and data.n_samples > left:
         asks = f"at most {left}, the images for training of {album.place}, or null for all of them"
@@ -202,7 +211,7 @@ def facts_of_images(data: Data) -> str:
     parts = [f"{data.name}: {len(main)} images of {shape}"]
     repeats = len(main) - len({image.tobytes() for image in main})
     if repeats:
-        parts.append(f"{repeats} images repeat another")
+        parts.append(counted(repeats, "duplicate"))
     return "; ".join([*parts, sizes])
 
 

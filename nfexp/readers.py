@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nfexp.spec import SpecError, Words
+from nfexp.spec import SpecError, Words, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ def _read_text(key: str, path: str, header: str) -> pd.DataFrame:
         opened["float_precision"] = "round_trip"  # later ones read every digit anyway
     frame = pd.read_csv(path, header=None, skiprows=1 if named else 0, **opened)
     if named and len(first) != len(frame.columns):
-        got = f"{len(first)} names, {len(frame.columns)} columns"
+        got = f"{counted(len(first), 'name')}, {counted(len(frame.columns), 'column')}"
         raise SpecError(key, f"a name for each column of {path}", Words(got))
     frame.columns = pd.Index(first if named else [str(i) for i in range(len(frame.columns))])
     return frame

@@ -28,10 +28,15 @@ from nfexp.columns import (
     shortened,
 )
 from nfexp.files import signature_of
-from nfexp.images import facts_of_images, settled_images, warnings_of_images
+from nfexp.images import (
+    facts_of_images,
+    settled_images,
+    shared_reading,
+    warnings_of_images,
+)
 from nfexp.published import read_published
 from nfexp.readers import read_file
-from nfexp.spec import Data, Spec, SpecError, Words
+from nfexp.spec import Data, Spec, SpecError, Words, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,20 +109,11 @@ def source(data: Data) -> Source:
         be learned from.
     """
     is_named = data.kind in ("sklearn", "maf")
-    # What says how a table is read; the rest says what is made of its rows
     reading = replace(
-        data,
+        shared_reading(data),
         name=data.name if is_named else "table",
-        n_samples=None,
-        n_val=None,
-        n_test=None,
-        val_share=None,
-        test_share=None,
-        split=None,
         jitter=0.0,
-        dim=2,
         context_dim=0,
-        digest=None,
     )
     paths = (data.path, data.val_path, data.test_path)
     return _source(reading, tuple(signature_of(path) for path in paths))
@@ -204,7 +200,7 @@ def settled(spec: Spec) -> Spec:
     if tables.test is None:
         left -= n_test
     if left < 2:
-        expected = f"at least 2 of the {n_rows} rows left for training"
+        expected = f"at least 2 of the {counted(n_rows, 'row')} left for training"
         raise SpecError("data.n_val", expected, Words(f"{left}"))
     if data.n_samples is not None and data.n_samples > left:
         rows = f"the rows for training in {tables.main.label}"
@@ -337,15 +333,15 @@ def facts(data: Data) -> str:
     table = source(data).main
     n = len(table.values)
     n_train, n_val, n_test = data.points
-    columns = f"{table.dim} columns ({shortened(table.learned)})"
+    columns = f"{counted(table.dim, 'column')} ({shortened(table.learned)})"
     if table.n_context:
         columns += f" given {table.n_context} ({shortened(table.given)})"
     parts = [f"{n} rows, {columns}"]
     if table.dropped:
-        parts.append(f"{table.dropped} rows with missing values dropped")
+        parts.append(f"{counted(table.dropped, 'row')} with missing values dropped")
     repeats = n - len(np.unique(table.values, axis=0))
     if repeats:
-        parts.append(f"{repeats} rows repeat another")
+        parts.append(counted(repeats, "duplicate"))
     parts.append(f"{n_train} train, {n_val} validate, {n_test} test")
     return f"{data.name}: {'; '.join(parts)}"
 

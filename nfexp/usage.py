@@ -43,11 +43,15 @@ class Usage:
     options: Mapping[str, str] = field(default_factory=dict)
     examples: Sequence[str] = ()
     several: bool = True  # folders
+    required: Sequence[str] = ()  # the names of options that cannot be left out
 
     @property
     def line(self) -> str:
-        """The command with all its arguments."""
-        options = [f"[{option}]" for option in self.options]
+        """The command with all its arguments; those in brackets can be left out."""
+        options = []
+        for option in self.options:
+            is_required = option.partition("=")[0] in self.required
+            options.append(option if is_required else f"[{option}]")
         return " ".join([self.command, *self._places(), *options])
 
     def _places(self) -> list[str]:
@@ -134,8 +138,6 @@ def run(
     Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if answered(usage, words):
-        return 0
     try:
         folders, values = parsed(usage, words)
         return main(folders, values)

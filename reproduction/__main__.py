@@ -13,7 +13,7 @@ import argparse
 
 from nfexp.analysis.table import write_csv
 from reproduction import CLAIMS, DATA, OF_IMAGES, PAGE, STUDIES, load
-from reproduction.blocks import judge
+from reproduction.blocks import VERDICTS, with_verdicts
 from reproduction.images import IMAGE_BLOCKS, IMAGES_DATA, IMAGES_PAGE, IMAGES_PICTURES
 from reproduction.page import draw, refreshed
 from reproduction.taking import take
@@ -40,10 +40,13 @@ def main() -> None:
             else:
                 take(arguments.study, arguments.dirs)
         case "docs":
-            PAGE.write_text(refreshed(PAGE.read_text()))
-            write_csv(judge(*load()), DATA / CLAIMS)
-            IMAGES_PAGE.write_text(refreshed(IMAGES_PAGE.read_text(), IMAGES_DATA, IMAGE_BLOCKS))
-            draw()
+            frames, centres = load()
+            frames = with_verdicts(frames, centres)
+            PAGE.write_text(refreshed(PAGE.read_text(), frames, centres))
+            write_csv(frames[VERDICTS], DATA / CLAIMS)
+            of_images = load(IMAGES_DATA)
+            IMAGES_PAGE.write_text(refreshed(IMAGES_PAGE.read_text(), *of_images, IMAGE_BLOCKS))
+            draw(frames, centres)
         case "worst":
             print(worst(arguments.run))
 

@@ -23,6 +23,7 @@ from reproduction import DRAWS, Centres
 
 OTHERS = "peers_others"  # of reproduction.others
 TRAINING, VALIDATION = "train_truth", "val_truth"  # the targets' own NLL on those draws
+VERDICTS, VERDICTS_BEFORE = "verdicts", "verdicts_before"  # by today's recipe, by the one before
 Block = Callable[[Mapping[str, pd.DataFrame], Mapping[str, Centres]], str]
 
 
@@ -69,7 +70,7 @@ def estimate_text(row: pd.Series) -> str:
 
 def claims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     rows = []
-    for claim, own in judge(frames, centres).groupby("claim", sort=False):
+    for claim, own in frames[VERDICTS].groupby("claim", sort=False):
         row = overall(own)
         looks = "–"
         if not math.isnan(row.get("rounds", math.nan)):
@@ -92,8 +93,8 @@ def claims_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centr
 
 def recipes_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """The claims on which two recipes, today's default and the one before, do not agree on every target."""
-    today = judge(frames, centres)
-    before = judge(frames, centres, "classic")
+    today = frames[VERDICTS]
+    before = frames[VERDICTS_BEFORE]
     rows = []
     for claim, own in today.groupby("claim", sort=False):
         then = before[before["claim"] == claim]
@@ -146,6 +147,17 @@ def judge(
     )
 
 
+def with_verdicts(
+    frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]
+) -> dict[str, pd.DataFrame]:
+    """The tables with the verdicts by both recipes beside them, for all blocks that show some."""
+    verdicts = {}
+    for name, ablations in ((VERDICTS, "ablations"), (VERDICTS_BEFORE, "classic")):
+        if ablations in frames:
+            verdicts[name] = judge(frames, centres, ablations)
+    return {**frames, **verdicts}
+
+
 RESTED_ON = {  # claims of the report: what stands behind them in it, its code and its galleries
     "K1a": "no picture of a run with one flow; |s| < 1 on raw points, which bounds how near one flow can come",
     "K1b": "as K1a",
@@ -174,7 +186,7 @@ RESTED_ON = {  # claims of the report: what stands behind them in it, its code a
 def evidence_table(frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres]) -> str:
     """Claim by claim: what it rested on, and what is found here."""
     rows = []
-    for claim, own in judge(frames, centres).groupby("claim", sort=False):
+    for claim, own in frames[VERDICTS].groupby("claim", sort=False):
         row = overall(own)
         each = own[own["target"] != "all"]
         found = row["verdict"]

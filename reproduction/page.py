@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
 from benchmarks import pictures
 from benchmarks.tables import rewritten
 from nfexp.analysis import statistics as stats
 from nfexp.report.figures.ablation import draw_ablation
 from nfexp.report.figures.writing import draw as draw_figures
 from nfexp.report.selection import swept
-from reproduction import DATA, PICTURES, load
+from reproduction import PICTURES, Centres
 from reproduction.blocks import BLOCKS, Block
 from reproduction.taking import copied
 
@@ -21,10 +23,15 @@ SHOWN = ("flows", "depth", "activation", "samples", "noise", "mask", "coupling",
 
 
 def refreshed(
-    page: str, data: Path = DATA, blocks: Mapping[str, tuple[tuple[str, ...], Block]] = BLOCKS
+    page: str,
+    frames: Mapping[str, pd.DataFrame],
+    centres: Mapping[str, Centres],
+    blocks: Mapping[str, tuple[tuple[str, ...], Block]] = BLOCKS,
 ) -> str:
-    """The page with what stands between each `<!-- name -->` and `<!-- end -->` written anew."""
-    frames, centres = load(data)
+    """The page with what stands between each `<!-- name -->` and `<!-- end -->` written anew.
+
+    Blocks of claims need the verdicts among the tables `frames`, see :func:`with_verdicts`.
+    """
 
     def text(name: str) -> str:
         needs, write = blocks[name]
@@ -33,9 +40,10 @@ def refreshed(
     return rewritten(page, text)
 
 
-def draw(data: Path = DATA, images: Path = PICTURES) -> None:
+def draw(
+    frames: Mapping[str, pd.DataFrame], centres: Mapping[str, Centres], images: Path = PICTURES
+) -> None:
     """The pictures that tables suffice for: the axes of the ablations, the blog's study."""
-    frames, centres = load(data)
     if "ablations" in frames:
         tables = stats.ablations(frames["ablations"], centres["ablations"])
         tasks = {

@@ -18,6 +18,7 @@ from nfexp.analysis.table.baselines import BASELINES, load_baselines
 from nfexp.data import density_of, load
 from nfexp.files import replacing
 from nfexp.report.figures import draw_all
+from nfexp.spec import counted
 from reproduction import (
     CENTRES,
     DATA,
@@ -42,14 +43,21 @@ def copied(pictures: Iterable[Path], images: Path, prefix: str = "") -> None:
 def take(
     study: str, dirs: Sequence[str], data: Path = DATA, images: Path | None = PICTURES
 ) -> None:
-    """Store the table, the centres, the layers, the baselines and the recorded pictures of a study's sweeps."""
+    """Store the table, the centres, the layers, the baselines and the recorded pictures of a study's sweeps.
+
+    Runs that are planned and were never trained are left out, and counted in one line.
+    """
     found = collect(*dirs)
+    is_missing = found.runs["status"] == "missing"
+    runs = found.runs[~is_missing]
+    if is_missing.any():
+        print(
+            f"{study}: left out {counted(int(is_missing.sum()), 'run')}, planned and never trained"
+        )
     data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         plain = Path(name) / f"{study}.csv"
-        write_csv(
-            found.runs.drop(columns="dir").sort_values(["data.name", "job"], kind="stable"), plain
-        )
+        write_csv(runs.drop(columns="dir").sort_values(["data.name", "job"], kind="stable"), plain)
         with replacing(data / f"{study}.csv.gz") as path:
             path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
     centres = read_json(data / CENTRES) | {study: found.sweep.centres}
@@ -59,15 +67,15 @@ def take(
     if split := TRUTHS.get(study):
         path = data / f"{split}_truth.csv"
         parts = [pd.read_csv(path)] if path.exists() else []
-        write_csv(pd.concat([*parts, truth(found.runs, split)]).drop_duplicates([*DRAWS]), path)
+        write_csv(pd.concat([*parts, truth(runs, split)]).drop_duplicates([*DRAWS]), path)
     if study == "blog":
-        write_csv(layer_table(found.runs), data / "blog_layers.csv")
+        write_csv(layer_table(runs), data / "blog_layers.csv")
     if len(fits := load_baselines(*dirs)):
         write_csv(fits.astype({"n_components": "Int64"}), data / BASELINES)
     patterns = (STUDIES | OF_IMAGES)[study]
     if images and patterns:
         with tempfile.TemporaryDirectory() as name:
-            drawn = draw_all(Path(name), found.runs, found.sweep, {}, only=patterns)
+            drawn = draw_all(Path(name), runs, found.sweep, {}, only=patterns)
             copied(drawn.values(), images, f"{study}_")
 
 

@@ -269,7 +269,7 @@ def test_diverging_under_the_fixed_mask_is_the_claim():
 def test_runs_that_share_the_time_of_a_stack_are_one_measurement():
     runs = [(c, {"seconds": 1 + c["data.n_samples"] / 500 + 1e-6 * c["seed"]}, s) for c, _, s in full_batch()]
     row = row_of(runs, "K3a")
-    assert row["verdict"] == "inconclusive" and row["n"] == 1 and "4 runs in 1 pairs of stacks" in row["note"]
+    assert row["verdict"] == "inconclusive" and row["n"] == 1 and "4 runs in 1 pair of stacks" in row["note"]
     assert "each round of until=decided adds one" in row["note"]
     twice = [(c, m | {"seconds": m["seconds"] + 0.1 * c["data.n_samples"] * (c["seed"] > 1)}, s) for c, m, s in runs]
     row = row_of(twice, "K3a")

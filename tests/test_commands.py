@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from nfexp import cli, commands
+from nfexp import cli, commands, entries
 from nfexp.spec import SpecError
 from nfexp.sweep import conclusion
 
@@ -133,7 +133,7 @@ def test_what_would_change_the_runs_is_refused():
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["s", "--help"]])
 def test_help(nfexp, words):
-    code, out, err = nfexp(*words, entry=cli.resume)
+    code, out, err = nfexp(*words, entry=entries.resume)
     assert code == 0 and not err and out.startswith("usage: nfexp-resume DIR") and out.count("\n  nfexp-resume ") == 2
 
 

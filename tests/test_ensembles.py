@@ -312,7 +312,11 @@ def test_an_ensemble_diverges_with_its_last_member(make_spec, monkeypatch, weigh
     lost, whole = run_stack([make_spec(seed=seed, **changes, **SHORT) for seed in (0, 1)])
     assert lost.status == "diverged" and lost.metrics["diverged_at"] == 10
     assert "test_nll" not in lost.metrics
+    assert [member.get("weight") for member in lost.members] == [None, None]
     assert whole.status == "completed"
+    if weights == "val":
+        assert lost.state[WEIGHTS].tolist() == [0.5, 0.5]
+        assert sum(member["weight"] for member in whole.members) == pytest.approx(1)
 
 
 def test_cost_and_stacks_count_members(make_spec):

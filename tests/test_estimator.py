@@ -65,18 +65,23 @@ def test_the_same_weights_as_the_command_line(nfexp, small_args):
     np.testing.assert_allclose(model.sample(5, random_state=3), flow.sample(5, seed=3).numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_an_ensemble_has_the_weights_of_the_command_line(nfexp):
+@pytest.mark.parametrize("weights", ["equal", "val"])
+def test_an_ensemble_has_the_weights_of_the_command_line(nfexp, weights):
     rng = np.random.default_rng(1)
     train = rng.normal(size=(90, 3))
     pd.DataFrame(train, columns=list("abc")).to_csv("train.csv", index=False)
     code, _, err = nfexp(
         "data=table", "data.path=train.csv", "data.test_path=train.csv", "train.steps=9", "train.batch_size=32",
         "flow.hidden_width=8", "flow.members=3", "device=cpu", "seed=7", "record=none", "hydra.run.dir=r",
+        f"flow.weights={weights}",
     )  # fmt: skip
     assert code == 0, err
     flow = load_flow("r")
-    model = RealNVP(steps=9, batch_size=32, hidden_width=8, device="cpu", n_members=3, random_state=7).fit(train)
+    model = RealNVP(steps=9, batch_size=32, hidden_width=8, device="cpu", n_members=3, weights=weights, random_state=7)
+    model.fit(train)
     np.testing.assert_array_equal(model.weights_, flow.stack.theta.numpy())
+    np.testing.assert_allclose(model.member_weights_, flow.weights, atol=1e-4)
+    assert (len(set(model.member_weights_)) == 1) == (weights == "equal")
     np.testing.assert_allclose(model.score_samples(train), flow.log_prob(train).numpy(), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(model.sample(9, random_state=3), flow.sample(9, seed=3).numpy(), rtol=1e-4, atol=1e-4)
 
@@ -202,6 +207,7 @@ BAD = {
     "a word": ({"activation": "gelu"}, {}, ValueError, "^activation: expected one of relu, .*; got 'gelu'"),
     "no flows": ({"n_flows": 0}, {}, ValueError, "^n_flows: expected an integer >= 1 .*; got 0"),
     "all validated": ({"validation_fraction": 1.0}, {}, ValueError, "^validation_fraction: expected .*; got 1.0"),
+    "weights of no sort": ({"weights": "best"}, {}, ValueError, "^weights: expected one of equal, val; got 'best'"),
     "no members": ({"n_members": 0}, {}, ValueError, "^n_members: expected an integer >= 1; got 0"),
 }  # fmt: skip
 

@@ -361,7 +361,7 @@ def test_without_wait_the_stacks_are_submitted_and_left(here, tmp_path, make_spe
     executor = here({})
     executor.wait = False
     assert list(executor.run([[0], [1]], jobs.__getitem__, workers=2, fail_fast=False)) == []
-    assert "2 stacks are submitted as SLURM job" in caplog.text and f"nfexp-report {tmp_path}/s" in caplog.text
+    assert "submitted 2 stacks as SLURM job" in caplog.text and f"nfexp-report {tmp_path}/s" in caplog.text
     for handle in executor.handles:
         handle._process.wait()
     assert [end.status for end in ends(jobs)] == ["completed", "completed"]
@@ -389,7 +389,7 @@ def test_batches_of_optunas_sweeper_train_as_stacks(by, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=3", "hydra.launcher.workers=1"]
     code, said, runs = by(tmp_path / "o", *search, "train.lr=interval(1e-4,1e-2)", "hydra.sweeper.direction=minimize")
-    assert code == 0 and said.count("3 runs in 1 stacks") == 2
+    assert code == 0 and said.count("3 runs in 1 stack,") == 2
     assert set(runs["stack_size"]) == {3} and runs["train.lr"].nunique() == 6
     best = re.search(r"best_value: (\S+)", (tmp_path / "o/s/optimization_results.yaml").read_text())[1]
     assert float(best) == runs["val_nll"].min()
@@ -502,7 +502,7 @@ def test_slurm_gives_the_same_numbers_on_two_nodes(cluster, by, tmp_path):
 @on_slurm
 def test_slurm_isolates_a_run_that_kills_its_process(cluster, by, tmp_path):
     code, said, runs = by(tmp_path / "executor", "seed=range(3)", *SLURM, changes=at_seed_one(KILL))
-    assert code == 1 and "is gone; 3 unfinished runs of its stack are tried again" in said
+    assert code == 1 and "is gone; trying 3 unfinished runs of its stack again" in said
     assert runs["status"].tolist() == ["completed", "failed", "completed"]
     assert re.search(r"s/0001: SLURM job \d+(_\d+)? ended without a record", said)
 
@@ -512,7 +512,7 @@ def test_slurm_jobs_are_submitted_left_guarded_and_collected(cluster, by, sweep,
     grid = ["seed=0,1", "train.steps=3000", "train.n_evals=2", *SLURM]
     code, said, runs = by(tmp_path / "executor", *grid, "hydra.launcher.wait=false")
     folder = tmp_path / "executor/s"
-    assert code == 0 and runs is None and "1 stacks are submitted as SLURM job" in said and "2 not finished" in said
+    assert code == 0 and runs is None and "submitted 1 stack as SLURM job" in said and "2 not finished" in said
     again = sweep(*grid, cwd=tmp_path / "executor")
     _, err = again.communicate(timeout=120)
     assert again.returncode == 1 and re.search(

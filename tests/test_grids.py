@@ -577,7 +577,7 @@ def test_resume_with_the_sweepers_keys(nfexp, small_args, monkeypatch):
     for again, entry in ((sweep, cli.main), (["s"], cli.resume)):
         code, out, err = nfexp(*again, "dry_run=true", entry=entry)
         assert code == 0, err
-        assert "\n1 runs (1 moons) in 1 stacks; " in out and "; 5 more are finished\n2 member-steps" in out
+        assert "\n1 run (1 moons) in 1 stack; " in out and "; 5 more finished\n2 member-steps" in out
         assert not Path("s/0001").exists()
     code, _, err = nfexp("s", entry=cli.resume)
     assert code == 0 and len(list(Path("s").glob("*/result.json"))) == 6, err

@@ -117,7 +117,7 @@ def test_the_flow_of_the_paper_for_cifar_plans_from_files(nfexp):
     command = ["-m", "data=cifar10", *shown.replace("\\\n", " ").replace("FOLDER", ".").split()]
     code, out, err = nfexp(*command, "data.check=format", "data.n_val=4", "data.n_test=4")
     assert code == 0, err
-    assert "1 runs (1 cifar10) in 1 stacks" in out
+    assert "1 run (1 cifar10) in 1 stack; " in out
     assert re.search(r"1,000,000 member-steps, [\d,.e+]+ TFLOP; about .* of training on this machine", out)
     code, _, err = nfexp(*command)
     assert code == 1

@@ -199,7 +199,7 @@ def test_a_pixel_that_changes_makes_another_run_and_a_file_that_moves_does_not()
 def test_what_is_said_before_training():
     np.save("a.npy", np.concatenate([GREY % 16, GREY[:2] % 16]))
     data = image_spec("images", data__path="a.npy").data
-    assert facts_of_images(data).startswith("images: 22 images of 1 × 6 × 6, 256 levels; 2 images repeat another; 18")
+    assert facts_of_images(data).startswith("images: 22 images of 1 × 6 × 6, 256 levels; 2 duplicates; 18")
     (warning,) = warnings_of_images(data)
     assert "no pixel is above level 15 of 256; data.levels=16" in warning
     assert not warnings_of_images(image_spec("images", data__path="a.npy", data__levels=16).data)

@@ -26,7 +26,8 @@ ROOMS = """
     score.results score.evaluation score.noted score.likelihood score.samples score.layers score.images
     score.arrays score
     checkpoint run
-    record.metrics record.formats record.result record.plan record.numbers record.trained record usage trackers
+    record.metrics record.formats record.result record.plan record.numbers record.trained record.loading record
+    usage usages trackers
     analysis.contrasts analysis.sequential analysis.table.cells analysis.table.spelling analysis.table.records
     analysis.table.arrays analysis.table.index analysis.table.saved analysis.table.rows analysis.table.reading
     analysis.table.gather
@@ -48,7 +49,7 @@ ROOMS = """
     sweep.options sweep.grids sweep.requests sweep.folder sweep.claim sweep.compose
     sweep.dry_run sweep.rounds sweep.stacking sweep.conclusion sweep.intent sweep.running
     export estimator.inputs estimator.stacks estimator
-    image_baselines baseline_fits baselines scripting doctor explanations cli __main__
+    image_baselines baseline_fits baselines scripting doctor explanations cli entries __main__
 """
 ORDER = ROOMS.split()
 NUMERIC = (

@@ -125,7 +125,7 @@ def test_the_page_of_a_study(tmp_path):
     printed = run_page("own-study.md", tmp_path)
     assert "ring seed 0: test NLL" in printed
     assert re.search(r"several_flows +ring .*(supported|inconclusive|contradicted)", printed)
-    assert "until every claim is decided" in printed and "12 runs are finished: nothing to train" in printed
+    assert "until every claim is decided" in printed and "12 finished runs: nothing to train" in printed
     # Without --config-dir resuming says what to type.
     command = [sys.executable, "-c", "import sys; from nfexp.cli import resume; sys.exit(resume())", "rings"]
     environment = os.environ | {"PYTHONPATH": str(DOCS.parent)}

@@ -62,7 +62,7 @@ def test_a_run_that_kills_its_process_fails_alone(sweep, tmp_path):
     running = sweep("seed=range(4)", "hydra.launcher.workers=1", changes=changes)
     out, err = running.communicate(timeout=300)
     assert running.returncode == 1 and "its process was killed by SIGKILL" in err
-    assert "a worker was killed by SIGKILL; 4 unfinished runs of its stack are tried again" in out
+    assert "a worker was killed by SIGKILL; trying 4 unfinished runs of its stack again" in out
     assert load_runs(tmp_path / "s")["status"].tolist() == ["completed", "failed", "completed", "completed"]
 
 

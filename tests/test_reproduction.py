@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,8 +14,8 @@ from nfexp.analysis.claims import CLAIMS as VECTOR_CLAIMS
 from nfexp.data import density_of
 from nfexp.data import load as load_dataset
 from nfexp.spec import flatten
-from reproduction import CLAIMS, DATA, PAGE, load, worst
-from reproduction.blocks import BLOCKS, RESTED_ON, judge
+from reproduction import CLAIMS, DATA, PAGE, blocks, load, worst
+from reproduction.blocks import BLOCKS, RESTED_ON, VERDICTS, judge, with_verdicts
 from reproduction.images import IMAGE_BLOCKS, IMAGES_DATA, IMAGES_PAGE
 from reproduction.page import refreshed
 from reproduction.taking import take, truth
@@ -38,13 +39,28 @@ def test_a_study_is_stored_without_the_machine_it_ran_on(taken):
     assert str(sweep) not in json.dumps(centres)
 
 
+def test_a_run_that_was_never_trained_is_left_out(tmp_path, capsys):
+    sweep = ablation_sweep(tmp_path / "s", targets=("moons",), arrays=False)
+    trained = load_runs(sweep)
+    take("ablations", [str(sweep)], tmp_path / "data", images=None)
+    assert capsys.readouterr().out == ""
+    lost = trained["dir"].iloc[:2]
+    for folder in lost:
+        (Path(folder) / "result.json").unlink()
+    take("ablations", [str(sweep)], tmp_path / "data", images=None)
+    assert capsys.readouterr().out == "ablations: left out 2 runs, planned and never trained\n"
+    frames, _ = load(tmp_path / "data")
+    assert len(frames["ablations"]) == len(trained) - 2 and "missing" not in set(frames["ablations"]["status"])
+
+
 def test_every_block_is_written_or_says_that_it_was_not_run(taken):
     _, data = taken
     page = "".join(f"<!-- {name} -->\n<!-- end -->\n" for name in BLOCKS)
-    text = refreshed(page, data)
-    assert text.count("Not run yet.") == len(BLOCKS) - 1  # claims need the blog's studies too
     frames, centres = load(data)
-    judged = judge(frames, centres)
+    frames = with_verdicts(frames, centres)
+    text = refreshed(page, frames, centres)
+    assert text.count("Not run yet.") == len(BLOCKS) - 1  # claims need the blog's studies too
+    judged = frames[VERDICTS]
     assert {"K1a", "K6a", "N1"} <= set(judged["claim"]) and not {"B1", "B2"} & set(judged["claim"])
     assert "| KL" not in text and "**flows** (`flow.n_flows`)" in text
 
@@ -65,32 +81,51 @@ def test_a_study_in_rounds_is_judged_by_its_rule(tmp_path):
 
 def test_a_changed_number_changes_the_page(taken):
     _, data = taken
-    page = refreshed("<!-- axes -->\n<!-- end -->\n", data)
+    page = refreshed("<!-- axes -->\n<!-- end -->\n", *load(data))
     runs = pd.read_csv(data / "ablations.csv.gz")
     runs["kl"] += 1
     runs.to_csv(data / "ablations.csv.gz", index=False)
-    assert refreshed(page, data) != page
+    assert refreshed(page, *load(data)) != page
 
 
 def test_every_claim_says_what_it_rested_on():
     assert set(RESTED_ON) == {claim.id for claim in VECTOR_CLAIMS}
 
 
-def test_the_page_says_what_the_tables_hold():
+@pytest.fixture(scope="module")
+def stored():
+    """The committed tables with their verdicts, and the centres."""
+    frames, centres = load()
+    return with_verdicts(frames, centres), centres
+
+
+def test_the_claims_are_judged_once(taken, monkeypatch):
+    frames, centres = load(taken[1])
+    frames |= dict.fromkeys(("classic", "blog", "blog_norm"), frames["ablations"])
+    centres |= dict.fromkeys(("classic", "blog", "blog_norm"), centres["ablations"])
+    judged = []
+    monkeypatch.setattr(blocks, "judge", lambda *asked: judged.append(asked[2]) or judge(*asked))
+    whole = with_verdicts(frames, centres)
+    page = "".join(f"<!-- {name} -->\n<!-- end -->\n" for name in ("claims", "recipes", "evidence"))
+    assert "Not run yet." not in refreshed(page, whole, centres)
+    assert judged == ["ablations", "classic"]
+
+
+def test_the_page_says_what_the_tables_hold(stored):
     page = PAGE.read_text()
-    assert refreshed(page) == page, "run: make reproduction-docs"
+    assert refreshed(page, *stored) == page, "run: make reproduction-docs"
     assert {*re.findall(r"<!-- (?!end)(\w+) -->", page)} == {*BLOCKS}
     assert "Not run yet." not in page
 
 
-def test_every_verdict_of_the_page_is_in_its_table():
-    judged = judge(*load())
-    stored = pd.read_csv(DATA / CLAIMS)
+def test_every_verdict_of_the_page_is_in_its_table(stored):
+    judged = stored[0][VERDICTS]
+    written = pd.read_csv(DATA / CLAIMS)
     pd.testing.assert_frame_equal(
-        stored[["claim", "target", "verdict", "study"]],
+        written[["claim", "target", "verdict", "study"]],
         judged[["claim", "target", "verdict", "study"]].reset_index(drop=True),
     )
-    assert set(stored["claim"]) == {claim.id for claim in VECTOR_CLAIMS}
+    assert set(written["claim"]) == {claim.id for claim in VECTOR_CLAIMS}
 
 
 def test_every_file_that_the_docs_link_is_there():
@@ -112,7 +147,7 @@ def test_the_truth_of_a_split_is_of_the_points_that_its_nll_is_of():
 
 def test_the_page_of_images_says_what_its_tables_say():
     page = IMAGES_PAGE.read_text()
-    assert refreshed(page, IMAGES_DATA, IMAGE_BLOCKS) == page
+    assert refreshed(page, *load(IMAGES_DATA), IMAGE_BLOCKS) == page
     assert all(f"<!-- {name} -->" in page for name in IMAGE_BLOCKS)
     for picture in re.findall(r"\]\((images/img/[^)]+)\)", page):
         assert (IMAGES_PAGE.parent / picture).exists()

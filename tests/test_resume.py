@@ -69,12 +69,12 @@ def test_resume_needs_only_the_folder(run, monkeypatch):
     (Path("s")).symlink_to("elsewhere/t")
     code, _, err, written = run("s", entry=cli.resume)
     assert (code, written) == (0, ["0004"]), err
-    assert run("s", "dry_run=true", entry=cli.resume)[1].startswith("6 runs are finished: nothing to train")
+    assert run("s", "dry_run=true", entry=cli.resume)[1].startswith("6 finished runs: nothing to train")
 
 
 OTHERS = {
     "another grid": (["seed=0,2"], "seed 0, 2 instead of 0, 1"),
-    "a part of the grid": (["seed=0"], "1 runs instead of 2; seed 0 instead of 0, 1"),
+    "a part of the grid": (["seed=0"], "1 run instead of 2; seed 0 instead of 0, 1"),
     "another value": (["seed=0,1", "train.lr=0.1"], r"train.lr 0.1 instead of 0.01"),
 }
 

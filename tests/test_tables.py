@@ -412,7 +412,7 @@ BAD = {
     "a name too few": (
         GOOD.replace("a,b", "a"),
         {},
-        "data.path: expected a name for each column .*; got 1 names, 2 .*",
+        "data.path: expected a name for each column .*; got 1 name, 2 .*",
     ),
     "more to train on than there is": (
         GOOD,

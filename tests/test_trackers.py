@@ -64,7 +64,7 @@ def test_a_finished_sweep_goes_to_mlflow(sweep, capsys):
 WRONG = {
     "no tracker": ([], "to: expected one of tensorboard, mlflow; got nothing"),
     "another": (["to=wandb"], "to: expected one of tensorboard, mlflow; got 'wandb'"),
-    "an option": (["--tö", "x"], "nfexp-export: expected nfexp-export DIR… [to=tensorboard|mlflow] [out=PATH]"),
+    "an option": (["--tö", "x"], "nfexp-export: expected nfexp-export DIR… to=tensorboard|mlflow [out=PATH]"),
 }
 
 

@@ -1,20 +1,22 @@
 """Every command says what it is, which version, and in one line what is wrong with its arguments."""
 
 import importlib.metadata
+import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
-from nfexp import baselines, cli, doctor, export, report
-from nfexp.report import figures
+from nfexp import entries, usages
 
 COMMANDS = {
-    "nfexp-resume": cli.resume,
-    "nfexp-report": report.main,
-    "nfexp-plot": figures.main,
-    "nfexp-baselines": baselines.main,
-    "nfexp-export": export.main,
-    "nfexp-doctor": doctor.main,
+    "nfexp-resume": entries.resume,
+    "nfexp-report": entries.report,
+    "nfexp-plot": entries.plot,
+    "nfexp-baselines": entries.baselines,
+    "nfexp-export": entries.export,
+    "nfexp-doctor": entries.doctor,
 }
 
 
@@ -44,6 +46,10 @@ def test_help_has_purpose_arguments_and_two_examples(command, word):
     assert max(map(len, out.splitlines()[1:])) <= 120
 
 
+def test_only_what_can_be_left_out_is_in_brackets():
+    assert usages.EXPORT.line == "nfexp-export DIR… to=tensorboard|mlflow [out=PATH]"
+
+
 def test_version(command):
     _, call = command
     code, out, err = call("--version")
@@ -69,3 +75,43 @@ def test_nfexp_itself(nfexp):
     assert code == 0 and not err and "usage: nfexp [-m]" in out
     assert "flow: blog, classic, image, paper, realnvp, tuned" in out
     assert sum(line.startswith("  nfexp ") for line in out.splitlines()) == 6
+
+
+SCRIPTS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+INTERRUPTED = """
+import os, signal, sys
+from nfexp import entries
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "nfexp.surroundings":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_interrupt_during_imports_is_quiet(script):
+    module, _, function = SCRIPTS[script].partition(":")
+    assert module == entries.__name__
+    code = f"{INTERRUPTED}sys.exit(entries.{function}())"
+    ended = subprocess.run([sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_and_version_import_neither_torch_nor_pandas(script, word):
+    function = SCRIPTS[script].partition(":")[2]
+    code = f"""
+import sys
+from nfexp import entries
+try:
+    entries.{function}()
+except SystemExit as stop:
+    assert not stop.code
+print(sorted({{"torch", "pandas"}} & set(sys.modules)))
+"""
+    ended = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.splitlines()[-1] == "[]" and ended.returncode == 0, ended.stderr

@@ -27,7 +27,7 @@ from nfexp.estimator.inputs import (
     plain,
     seed_of,
 )
-from nfexp.estimator.stacks import Member, Task, train_together
+from nfexp.estimator.stacks import Member, Task, shares_of, train_together
 from nfexp.flows.ensemble import CHOICE, Ensembles
 from nfexp.flows.stack import FlowStack
 from nfexp.spec import Spec, SpecError, unflatten
@@ -79,6 +79,8 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         Flows in an ensemble, ``flow.members`` of the command line: they share the rows and differ
         in initialisation and batches, and train as one stack. The density is the mean of theirs; a
         member that diverges is left out.
+    weights
+        Of the members in that mean: "equal", or "val", which make the validation rows most likely.
     random_state
         A number is the seed of the run: with the same keys, rows and seed the command line trains
         the same weights.
@@ -91,6 +93,8 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     weights_, fixed_ : arrays (E, ·)
         The learned and the fixed numbers of each member.
+    member_weights_ : array (E,)
+        The share of each member in the density, see `weights`.
     history_ : dict
         "step", "train_nll" and "val_nll" at each evaluation, nats per point, of the first member.
     best_step_ : list
@@ -147,6 +151,7 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         kernel: str = _TRAIN["kernel"],
         validation_fraction: float = _TABLE["val_share"],
         n_members: int = 1,
+        weights: str = _FLOW["weights"],
         random_state: Any = None,
         device: str = "auto",
         verbose: int = 0,
@@ -183,6 +188,7 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.kernel = kernel
         self.validation_fraction = validation_fraction
         self.n_members = n_members
+        self.weights = weights
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -282,7 +288,10 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _flows(self) -> Ensembles:
         """The one density of the fitted flows."""
-        return Ensembles(self._stack(), len(self.weights_))
+        shares = None
+        if self.spec_.flow.weights == "val":
+            shares = torch.from_numpy(self.member_weights_).unsqueeze(0)
+        return Ensembles(self._stack(), len(self.weights_), weights=shares)
 
     def _task(self, X: Any, context: Any, unsupported: Mapping[str, Any]) -> Task:
         """What there is to train, once it is checked."""
@@ -364,6 +373,7 @@ class RealNVP(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.context_names_in_ = task.context_names
         self.weights_ = np.stack([member.theta for member in members])
         self.fixed_ = np.stack([member.fixed for member in members])
+        self.member_weights_ = shares_of(task, self._stack(), can_fit=bool(whole))
         self.best_step_ = [member.best_step for member in members]
         self.history_ = members[0].history
         return self

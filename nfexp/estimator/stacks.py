@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import torch
 
 from nfexp.data import Dataset
+from nfexp.flows.ensemble import Ensembles
 from nfexp.flows.stack import FlowStack
 from nfexp.run import train_stack
+from nfexp.score.evaluation import log_densities
 from nfexp.spec import Spec
 from nfexp.sweep.planning import plan_stacks
 from nfexp.training import History, State, Training
@@ -53,6 +56,19 @@ def train_together(tasks: Sequence[Task], *, verbose: bool = False) -> list[list
         for i in positions:
             of_tasks[i] = list(islice(rows, specs[i].flow.members))
     return [of_tasks[i] for i in range(len(specs))]
+
+
+def shares_of(task: Task, stack: FlowStack, *, can_fit: bool) -> np.ndarray:
+    """The share (K,) of each trained flow of an ensemble in its density, as `flow.weights` asks."""
+    n = stack.n_members
+    if task.spec.flow.weights == "equal" or n == 1 or not can_fit:
+        return np.full(n, 1 / n)
+    flows = Ensembles(stack, n)
+    val = task.dataset.val[None].to(stack.theta)
+    context = task.dataset.context_of("val")[None].to(val)
+    with torch.no_grad():
+        log_q = log_densities(flows.of_members, val, context)[0]
+    return flows.fitted([log_q])[0].numpy()
 
 
 def _members_of(stack: FlowStack, history: History) -> list[Member]:

@@ -84,22 +84,29 @@ class Ensembles:
             else torch.tensor(counted)
         )
         wanted = wanted.view(-1, n_members)
-        none = ~wanted.any(1, keepdim=True)
-        self.counted = wanted | none  # (R, K)
+        self.is_lost = ~wanted.any(1)  # (R,)
+        self.counted = wanted | self.is_lost.unsqueeze(1)  # (R, K)
         self.weights = weights
 
     def weighted(self, of_members: Sequence[Tensor]) -> Ensembles:
-        """The same members with the weights that make some points most likely.
+        """The same members with the weights of :meth:`fitted`."""
+        counted = self.counted & ~self.is_lost.unsqueeze(1)
+        weights = self.fitted(of_members)
+        return Ensembles(self.stack, self.n_members, counted.flatten().tolist(), weights)
+
+    def fitted(self, of_members: Sequence[Tensor]) -> Tensor:
+        """The weights (R, K) that make some points most likely, 0 for rows that do not count.
 
         Those points are given for each ensemble by the log-densities of its members there, (K, N).
+        Where no member counts, or a density is not finite, weights are equal.
         """
         weights = torch.zeros(self.counted.shape, dtype=torch.float64)
         for r, log_q in enumerate(of_members):
             own = self.counted[r]
             of_counted = log_q.cpu()[own]
-            is_finite = bool(torch.isfinite(of_counted).all())  # unless the whole run diverged
-            weights[r, own] = fitted_weights(of_counted) if is_finite else 1 / len(of_counted)
-        return Ensembles(self.stack, self.n_members, self.counted.flatten().tolist(), weights)
+            can_fit = bool(torch.isfinite(of_counted).all() and not self.is_lost[r])
+            weights[r, own] = fitted_weights(of_counted) if can_fit else 1 / len(of_counted)
+        return weights
 
     def of_members(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density of each member, nats: (R, N, D) to (R, K, N).

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nfexp.files import replacing
 from nfexp.record.formats import HISTORY_FILE, MODEL, RESULT, SAMPLES, ReportError, read_if_there
+from nfexp.record.loading import load_flow
 from nfexp.record.result import (
     code_version,
     code_words,
@@ -20,7 +21,7 @@ from nfexp.record.result import (
     versions,
     write_result,
 )
-from nfexp.record.trained import TrainedFlow, load_flow
+from nfexp.record.trained import TrainedFlow
 
 if TYPE_CHECKING:  # torch is loaded only where a flow is: outcomes are read without it
     from nfexp.score import Result

@@ -1,20 +1,16 @@
-"""A trained flow read back from a run directory, without executing anything."""
+"""A trained flow as users get it: densities and samples in data units, from whatever numbers they give."""
 
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfexp.files import read_plain
 from nfexp.flows.cost import DRAWS
-from nfexp.record.formats import LIMITS, MODEL, RESULT, read_bounded
 from nfexp.record.numbers import integer, numbers
-from nfexp.record.result import parse_result
-from nfexp.spec import event_shape, names_of, unflatten
+from nfexp.spec import names_of
 
 if TYPE_CHECKING:  # torch is loaded only where a flow is
     from torch import Tensor
@@ -29,7 +25,7 @@ MOST_PIXELS = 2**16  # of images
 
 
 class TrainedFlow:
-    """A trained flow and the spec of its run, read from a run directory by :func:`load_flow`.
+    """A trained flow and the spec of its run, read from a run directory by `load_flow`.
 
     `metrics` are those of its record, and `folder` is where it was read. Of an ensemble
     (``flow.members``) the density is the mean of its members', and a draw comes from one of them;
@@ -362,49 +358,3 @@ class TrainedFlow:
         given = self._given(context, n)
         draws = self._ensemble().sample(n, [stream(seed, "sample")], [stream(seed, CHOICE)], given)
         return self._shaped(self.stack.as_levels(draws) if self.stack.image is not None else draws)
-
-
-def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
-    """The trained flow of a run directory, with the weights that the run kept.
-
-    >>> flow = load_flow("outputs/runs/2026-01-01_12-00-00")  # doctest: +SKIP
-    >>> flow.log_prob(flow.sample(1000)).mean()  # doctest: +SKIP
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no finished run.
-    ValueError
-        If its record is damaged or of a newer schema, or its weights do not fit its configuration.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    from nfexp.flows.ensemble import members_from_state
-    from nfexp.flows.image.plan import image_of
-
-    folder = Path(run_dir)
-    for name in (RESULT, MODEL):
-        if not (folder / name).is_file():
-            got = f"a folder without {name}"
-            raise FileNotFoundError(f"{folder}: expected a finished run; got {got}")
-    record = parse_result(folder / RESULT, read_bounded(folder / RESULT)[0])
-    try:
-        state = load(read_plain(folder / MODEL, LIMITS[MODEL])[0])
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: expected weights that can be read; got {error}") from None
-    for name, weights in state.items():
-        if not weights.is_floating_point():
-            got = f"{name} of {weights.dtype}"
-            raise ValueError(f"{folder}: expected floating-point weights; got {got:.60}")
-    spec = unflatten(record["config"])
-    dim = math.prod(event_shape(spec.data))
-    kept = members_from_state(spec.flow, dim, state, image_of(spec.data), spec.data.context_dim)
-    return TrainedFlow(
-        spec,
-        kept.stack,
-        folder=folder,
-        metrics=record["metrics"],
-        members=kept.positions,
-        weights=kept.weights,
-    )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from nfexp import usages
 from nfexp.analysis import claims, table
 from nfexp.analysis import statistics as stats
 from nfexp.analysis.claims.images import claims_of_sources
@@ -27,7 +28,7 @@ from nfexp.report.results import AblationTable
 from nfexp.report.tex import ablation_tex, baselines_tex, claims_tex
 from nfexp.report.words import file_name
 from nfexp.surroundings import command
-from nfexp.usage import RUNS, Usage, run
+from nfexp.usage import run
 
 SHOWN_LINES = 40  # of ablations, at the end of a sweep
 
@@ -135,28 +136,13 @@ def build(*dirs: str | Path, out: str | Path | None = None, explorer: bool = Tru
     return _make(dirs, out, explorer=explorer).page
 
 
-USAGE = Usage(
-    command="nfexp-report",
-    purpose="Make tables, figures and pages of runs and sweeps again; print the verdicts and the paths of the pages.",
-    folders=RUNS,
-    options={
-        "out=PATH": "where the report goes: the folder itself if not given; needed for several folders",
-        "explorer=false": "do not write explorer.html, the page to ask questions with",
-    },
-    examples=[
-        "nfexp-report outputs/sweeps/ablations/2026-01-31_12-00-00",
-        "nfexp-report outputs/sweeps/ablations outputs/sweeps/blog out=both",
-    ],
-)
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-report DIR… [out=PATH] [explorer=false]``: build the report.
 
     Print the claims and its path.
     """
-    return run(USAGE, argv, _report)
+    return run(usages.REPORT, argv, _report)
 
 
 def _report(folders: list[str], options: dict[str, str]) -> int:

@@ -27,6 +27,7 @@ from nfexp.report.contents import (
 )
 from nfexp.report.results import AblationTable, Cell
 from nfexp.report.verdicts import verdicts
+from nfexp.spec import counted
 
 DOTS = 150  # per inch, of the PNG files
 CSS_DOTS = 96  # per inch, of a page
@@ -101,7 +102,7 @@ def claim_lines(judged: pd.DataFrame, width: int = 100) -> list[str]:
             lines.append(f"{'':7}{row.verdict:<13} {name} {estimate} n = {row.n}")
     if selected.n_hidden:
         why = "this sweep holds nothing to judge them by"
-        lines.append(f"{selected.n_hidden} claims not listed: {why}")
+        lines.append(f"{counted(selected.n_hidden, 'claim')} not listed: {why}")
     return [line.rstrip() for line in lines]
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from nfexp.analysis.table.records import rows_of
 from nfexp.report.words import interval, number, plain
+from nfexp.spec import counted
 
 ALL = "all"  # in place of a target: the verdict over all of them
 
@@ -110,7 +111,7 @@ def _rounds(row: Mapping[str, Any] | pd.Series) -> str:
     if "rounds" not in row:
         return ""
     n_rounds = int(row["rounds"])
-    words = ["1 round" if n_rounds == 1 else f"{n_rounds} rounds", str(row["stopped"])]
+    words = [counted(n_rounds, "round"), str(row["stopped"])]
     seeds = row["seeds_needed"]
     if not pd.isna(seeds):
         words.append(f"about {seeds:,.0f} seeds needed")

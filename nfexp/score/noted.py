@@ -95,7 +95,7 @@ def divergence_of(
 def members_alone(history: History, flows: Ensembles, r: int, log_q: Tensor) -> list[Metrics]:
     """What each member of ensemble `r` is alone, and its weight if it has one.
 
-    Nothing for a single flow.
+    Nothing for a single flow; no weights where all members diverged.
 
     `log_q` (K, N) are the members' log-densities at the test points.
     """
@@ -117,6 +117,6 @@ def members_alone(history: History, flows: Ensembles, r: int, log_q: Tensor) -> 
             metrics["test_nll"] = -log_q_of_member.mean().item()
             metrics["best_step"] = best_step
         if flows.weights is not None:
-            metrics["weight"] = float(flows.weights[r, k])
+            metrics["weight"] = None if flows.is_lost[r] else float(flows.weights[r, k])
         members.append(finite_or_none(metrics))
     return members

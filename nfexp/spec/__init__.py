@@ -4,7 +4,7 @@ Types and ranges live here, values only in ``conf/``.
 """
 
 from nfexp.spec.checks import OF_IMAGES, check_shape
-from nfexp.spec.errors import SpecError, Words, near
+from nfexp.spec.errors import SpecError, Words, counted, near
 from nfexp.spec.identity import (
     ADDED,
     READING,
@@ -45,6 +45,7 @@ __all__ = [
     "Words",
     "batch_points",
     "check_shape",
+    "counted",
     "event_shape",
     "flatten",
     "from_mapping",

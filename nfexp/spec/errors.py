@@ -27,6 +27,15 @@ class Words(str):
     """Text that :class:`SpecError` shows as it is, without quotes."""
 
 
+def counted(n: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "run"), counted(0, "duplicate row")
+    ('1 run', '0 duplicate rows')
+    """
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def near(asked: str, names: Iterable[str]) -> str:
     """The name that was probably meant, as the end of a message; empty if none is near.
 

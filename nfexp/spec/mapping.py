@@ -90,6 +90,7 @@ def steps_up_to(value: Any, steps: Any) -> Any:
     largest = int(match[1])
     if type(steps) is not int or steps <= 0:
         return largest
+    # Not a third for all: older recipes of fewer than 3 N steps would get another run_id
     most = steps // 3 if match[2] else steps
     return min(largest, most)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nfexp.commands import folder_command, resume_command
 from nfexp.record import Outcome, RunFailed, outcome
+from nfexp.spec import counted
 
 log = logging.getLogger(__name__)
 
@@ -84,4 +85,4 @@ def summarise(ends: Mapping[int, Outcome | None]) -> str:
     words = []
     for status, n in sorted(counts.items()):
         words.append(f"{n} {status}")
-    return f"{len(ends)} runs: {', '.join(words)}"
+    return f"{counted(len(ends), 'run')}: {', '.join(words)}"

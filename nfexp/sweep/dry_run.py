@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nfexp.flows.cost import member_bytes, training_flop
 from nfexp.flows.fusible import is_fused
-from nfexp.spec import Spec, batch_points, stack_key
+from nfexp.spec import Spec, batch_points, counted, stack_key
 from nfexp.sweep.planning import pick, run_cost, total_cost
 
 MEASURED = 2  # stacks that are trained for a moment to know how quick the machine is
@@ -125,9 +125,10 @@ def describe(
 
     targets = Counter(spec.data.name for spec in specs)
     of_each = ", ".join(f"{n} {name}" for name, n in targets.items())
-    finished = f"; {n_finished} more are finished" if n_finished else ""
-    n_stacks = len(stacks.positions)
-    lines.append(f"{len(specs)} runs ({of_each}) in {n_stacks} stacks; {dropped}{finished}")
+    finished = f"; {n_finished} more finished" if n_finished else ""
+    runs = counted(len(specs), "run")
+    n_stacks = counted(len(stacks.positions), "stack")
+    lines.append(f"{runs} ({of_each}) in {n_stacks}; {dropped}{finished}")
 
     steps = sum(spec.train.steps for spec in specs)
     teraflop = sum(training_flop(spec) for spec in specs) / 1e12
@@ -136,7 +137,9 @@ def describe(
     total += f"; about {took} of training on this machine"
     if stacks.room is not None:
         gigabytes = stacks.room / 1e9
-        total += f"; {stacks.at_once} stacks at a time, each in at most {gigabytes:.3g} GB"
+        total += (
+            f"; {counted(stacks.at_once, 'stack')} at a time, each in at most {gigabytes:.3g} GB"
+        )
     lines.append(total)
     if more:
         lines.append(more)

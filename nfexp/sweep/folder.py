@@ -19,7 +19,7 @@ from nfexp.files import replacing
 from nfexp.record import Outcome, code_version, outcome
 from nfexp.record import plan as plans
 from nfexp.record.plan import Plan
-from nfexp.spec import ADDED, Spec, SpecError, Words, relevant
+from nfexp.spec import ADDED, Spec, SpecError, Words, counted, relevant
 from nfexp.sweep.requests import Request
 from nfexp.sweep.stopping import HOLDER, this_process
 from nfexp.sweep.worker import clear
@@ -121,7 +121,7 @@ def difference(old: Plan, specs: Sequence[Spec]) -> str:
     wanted = [relevant(spec) for spec in specs]
     words = []
     if len(wanted) != len(stored):
-        words.append(f"{len(wanted)} runs instead of {len(stored)}")
+        words.append(f"{counted(len(wanted), 'run')} instead of {len(stored)}")
     differing = [key for key in wanted[0] if _values(wanted, key) != _values(stored, key)]
     for key in differing[:3]:
         words.append(f"{key} {_spelled(wanted, key)} instead of {_spelled(stored, key)}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from nfexp.spec import SpecError
+from nfexp.spec import SpecError, counted
 from nfexp.sweep.executors import log_to_output, portable, unfinished, work_at
 from nfexp.sweep.planning import Machine, cores, pick, threads_each
 from nfexp.sweep.pool import Pool
@@ -279,6 +279,8 @@ class Joblib:
             yield done
         text = " ".join(str(broken).split())[:200]
         why = f"{type(broken).__name__}: {text}"
-        log.warning(f"{self.backend} lost {len(left)} stacks ({why}); they go on here")
+        log.warning(
+            f"{self.backend} lost {counted(len(left), 'stack')} ({why}); training goes on here"
+        )
         workers = min(batch.workers, cores())
         yield from self.pool.run(left, batch.job_of, workers=workers, fail_fast=batch.fail_fast)

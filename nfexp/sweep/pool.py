@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import Any
 
+from nfexp.spec import counted
 from nfexp.sweep.executors import Retries, Task, unfinished, work_at
 from nfexp.sweep.planning import Machine, pick, threads_each
 from nfexp.sweep.processes import (
@@ -214,7 +215,8 @@ class Pool:
 
         jobs = batch.jobs(task)
         left = pick(task.positions, unfinished(jobs))
-        log.warning(f"a worker was {end}; {len(left)} unfinished runs of its stack are tried again")
+        unfinished_runs = counted(len(left), "unfinished run")
+        log.warning(f"a worker was {end}; trying {unfinished_runs} of its stack again")
         tasks = batch.retries.after_death(task.positions, left, f"its process was {end}")
         batch.queue.extendleft(reversed(tasks))  # extendleft turns the order round
         worker.pipe.close()

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from nfexp.flows.cost import training_cost
 from nfexp.record import Outcome
-from nfexp.spec import Spec, run_id
+from nfexp.spec import Spec, counted, run_id
 from nfexp.sweep.planning import run_cost
 from nfexp.sweep.standing import Standing
 
@@ -159,12 +159,8 @@ def plain_line(progress: Progress, standings: Sequence[Standing]) -> str:
         if at_work:
             shares = ", ".join(f"{100 * s.step / s.steps:.0f}%" for s in at_work[:8])
             more = f" and {len(at_work) - 8} more" if len(at_work) > 8 else ""
-            parts.append(f"{_stacks(len(at_work))} in work: {shares}{more}")
+            parts.append(f"{counted(len(at_work), 'stack')} in work: {shares}{more}")
     return " · ".join([*parts, progress.times(at_work)])
-
-
-def _stacks(n: int) -> str:
-    return "1 stack" if n == 1 else f"{n} stacks"
 
 
 def _step(standing: Standing) -> str:

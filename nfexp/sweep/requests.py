@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nfexp.spec import Spec, SpecError, Words, relevant, run_id
+from nfexp.spec import Spec, SpecError, Words, counted, relevant, run_id
 
 LABELLED = 6  # keys that the label of a run names at most
 NOT_NAMED = ("data.name", "data.digest", "seed")  # the first and the last stand in every label
@@ -53,7 +53,7 @@ def choose(
     if n_distinct == 0:
         got = Words("none that agrees with the command line")
         raise SpecError("hydra.sweeper.grids", "at least one run", got)
-    dropped = f"{len(overrides) - n_distinct} duplicates dropped"
+    dropped = f"{counted(len(overrides) - n_distinct, 'duplicate')} dropped"
     if excluded:
         dropped += f", {excluded} excluded"
     if sample is not None and sample < n_distinct:

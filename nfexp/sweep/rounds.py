@@ -24,7 +24,7 @@ from nfexp.arguments import key_of
 from nfexp.record import outcome
 from nfexp.record.metrics import METRICS
 from nfexp.record.plan import Plan
-from nfexp.spec import Spec, SpecError, Words, flatten, run_id
+from nfexp.spec import Spec, SpecError, Words, counted, flatten, run_id
 from nfexp.sweep.dry_run import spell_time
 from nfexp.sweep.planning import total_cost
 
@@ -152,7 +152,7 @@ def judged_round(
     n_decided = following.n_claims - following.n_open
     decided = f"{n_decided} of {following.n_claims} claims are decided at {seeds} seeds"
     if following.overrides:
-        what = f"{len(following.overrides)} runs more of {following.n_cells} cells"
+        what = f"{counted(len(following.overrides), 'run')} more of {counted(following.n_cells, 'cell')}"
         log.info(f"{decided}; the next round: {what}")
     elif following.n_open:
         log.info(f"{decided}; no further seeds for the others")
@@ -228,8 +228,8 @@ def most(specs: Sequence[Spec], rounds: Rounds, rate: float) -> str:
     n_cells = len(seeds_by_cell(specs))
     seconds = total_cost(specs) / rate * rounds.max_seeds / len(rounds.first)
     n_runs = n_cells * rounds.max_seeds
-    first = f"a first round of {len(rounds.first)} seeds in {n_cells} cells"
-    largest = f"at most {len(rounds.counts)} rounds, {n_runs} runs, about {spell_time(seconds)}"
+    first = f"a first round of {len(rounds.first)} seeds in {counted(n_cells, 'cell')}"
+    largest = f"at most {counted(len(rounds.counts), 'round')}, {n_runs} runs, about {spell_time(seconds)}"
     return f"{first}, then more until every claim is decided: {largest}"
 
 

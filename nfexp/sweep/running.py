@@ -22,7 +22,7 @@ from nfexp.files import replacing
 from nfexp.record import RunFailed
 from nfexp.record.formats import printable
 from nfexp.record.plan import Plan
-from nfexp.spec import Spec, SpecError, Words
+from nfexp.spec import Spec, SpecError, Words, counted
 from nfexp.sweep import conclusion, dry_run
 from nfexp.sweep.claim import check_output_subdir, claimed, is_named_by_clock, named_folder
 from nfexp.sweep.dry_run import Stacks, describe, seconds_to_train
@@ -105,7 +105,7 @@ class Running:
             step = self.command.settled(claimed_folder, chosen)
             self._begin(claimed_folder, step, intent)
             seconds = time.perf_counter() - begun
-            runs = f"{len(chosen.requests)} runs; {chosen.dropped}"
+            runs = f"{counted(len(chosen.requests), 'run')}; {chosen.dropped}"
             log.info(f"{claimed_folder}: {runs}; {seconds:.1f} s to compose")
             tell(request.spec for request in requests)
             return self._train(claimed_folder, step, intent)
@@ -123,7 +123,7 @@ class Running:
         dropped = intent.chosen.dropped
         specs = step.specs(without=step.finished)
         if not specs:
-            return f"{n_finished} runs are finished: nothing to train; {dropped}"
+            return f"{counted(n_finished, 'finished run')}: nothing to train; {dropped}"
         if self.stacking is not None:
             stacks = self.stacking.stacks(specs)
         else:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nfexp.commands import folder_command, resume_command
-from nfexp.spec import SpecError, Words, from_mapping, within
+from nfexp.spec import SpecError, Words, counted, from_mapping, within
 from nfexp.sweep.executors import Retries, log_to_output, unfinished, work_at
 from nfexp.sweep.planning import Machine, pick
 from nfexp.sweep.pool import Pool
@@ -350,8 +350,8 @@ class Slurm:
 
         handle = submitted.handle
         log.warning(
-            f"SLURM job {handle.job_id} is gone; {len(left)} unfinished runs of its stack "
-            f"are tried again; its log: {handle.paths.stderr}"
+            f"SLURM job {handle.job_id} is gone; trying {counted(len(left), 'unfinished run')} of its "
+            f"stack again; its log: {handle.paths.stderr}"
         )
         reason = f"SLURM job {handle.job_id} ended without a record (log: {handle.paths.stderr})"
         for task in batch.retries.after_death(positions, pick(positions, left), reason):
@@ -376,7 +376,7 @@ class Slurm:
         name = array_name(self.folder)
         again = resume_command(self.folder)
         log.info(
-            f"{len(handles)} stacks are submitted as SLURM job {ids}\n"
+            f"submitted {counted(len(handles), 'stack')} as SLURM job {ids}\n"
             f"  to watch them:            squeue --name={name}   (logs: {self.scratch})\n"
             f"  to collect what is there: {folder_command('nfexp-report', self.folder)}\n"
             f"  to train what is missing, once they have left the queue: {again}"

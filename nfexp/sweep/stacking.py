@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nfexp.record import Outcome, outcome
-from nfexp.spec import Spec, SpecError, Words, run_id
+from nfexp.spec import Spec, SpecError, Words, counted, run_id
 from nfexp.sweep import executors
 from nfexp.sweep.dry_run import Stacks
 from nfexp.sweep.folder import locked
@@ -225,8 +225,9 @@ class Stacking:
         """Train the runs at the positions `rest` and put their outcomes into `ends`."""
         plan = self.stacks(pick(runs.specs, rest))
         stacks = [pick(rest, positions) for positions in plan.positions]
-        finished = f"; {len(ends)} more are finished" if ends else ""
-        log.info(f"{len(rest)} runs in {len(stacks)} stacks, {plan.at_once} at a time{finished}")
+        finished = f"; {len(ends)} more finished" if ends else ""
+        what = f"{counted(len(rest), 'run')} in {counted(len(stacks), 'stack')}"
+        log.info(f"{what}, {plan.at_once} at a time{finished}")
 
         progress = Progress(pick(runs.specs, rest), list(ends.values()))
         watch = Watch(self.folder)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfexp.files import parse_json, read_plain, replacing
-from nfexp.spec import Spec, run_id
+from nfexp.spec import Spec, counted, run_id
 from nfexp.sweep.stopping import is_running, this_process
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def architecture(spec: Spec) -> str:
     '6 flows 2x64 relu'
     """
     flow = spec.flow
-    words = [f"{flow.n_flows} flows {flow.hidden_depth}x{flow.hidden_width} {flow.activation}"]
+    words = [
+        f"{counted(flow.n_flows, 'flow')} {flow.hidden_depth}x{flow.hidden_width} {flow.activation}"
+    ]
     if flow.coupling != "affine":
         words.append(flow.coupling)
     if flow.norm != "none":

@@ -28,6 +28,7 @@ from nfexp.analysis.statistics import (
     share_tails,
     sign_tails,
 )
+from nfexp.spec import counted
 
 SIMPLE = ("moons", "spiral2")
 HARD = ("circles", "spiral4")
@@ -200,7 +201,7 @@ def time_by_samples(study: Study) -> list[Contrast]:
     gap = study.gap(full | {SAMPLES: high}, full | {SAMPLES: low}, "seconds")
     # Runs of one stack share its time: they are one measurement.
     stacks = gap[~gap.round(3).duplicated()]
-    study.notes.append(f"{len(gap)} runs in {len(stacks)} pairs of stacks")
+    study.notes.append(f"{counted(len(gap), 'run')} in {counted(len(stacks), 'pair')} of stacks")
     if len(stacks) < 2:
         study.notes.append("time is measured once a stack: each round of until=decided adds one")
     return [mean_of(f"n={high} against n={low}", stacks)]

@@ -13,6 +13,7 @@ from typing import Any
 
 from nfexp.files import open_plain, replacing
 from nfexp.record.formats import LIMITS, PLAN, RESULT, ReportError, reason
+from nfexp.spec import counted
 
 CACHE = ".runs.cache"  # of records, beside runs.csv; deleting it changes no table
 LOOKED_AT = 2000  # folders below an unread one that are searched, to say whether it holds runs
@@ -145,8 +146,8 @@ def _unread(folder: str, where: str) -> list[ReportError]:
     n_places = _below(folder)
     if not n_places:
         return []
-    places = "1 place" if n_places == 1 else f"{n_places} places"
-    return [ReportError(folder, "no runs or sweeps", f"{places} {where}, not read unless named")]
+    got = f"{counted(n_places, 'place')} {where}, not read unless named"
+    return [ReportError(folder, "no runs or sweeps", got)]
 
 
 def _below(folder: str) -> int:

@@ -6,6 +6,7 @@ const at = (id) => document.getElementById(id);
 const columnOf = Object.fromEntries(page.columns.map((column, i) => [column.key, i]));
 const valueOf = (run, key) => page.rows[run][columnOf[key]];
 const hasSamples = (run) => Object.hasOwn(page.samples.runs, run);
+const counted = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 const ALL = "all targets";
 
 // ---- the state of the view, and the address that holds it ----
@@ -110,7 +111,7 @@ function cellRows() {
     return { x: cell.values[0], series: series || cell.target, mean, low, high, said, n: cell.n, runs: cell.runs,
       troubles: cell.troubles.join(", ") || "–", centre: cell.centre,
       decided: cell.runs.some((run) => decided.has(run)),
-      description: `${cell.target}, ${axisNow().columns[0]} ${cell.values.join(", ")}: ${said}, ${cell.n} runs` };
+      description: `${cell.target}, ${axisNow().columns[0]} ${cell.values.join(", ")}: ${said}, ${counted(cell.n, "run")}` };
   });
 }
 
@@ -199,7 +200,7 @@ function showClaim() {
     list.append(element("li", `${own.target}: ${own.verdict}, ${own.estimate}, n = ${own.n}${own.note ? `; ${own.note}` : ""}`));
   }
   at("judged").append(
-    element("p", `${claim.claim}: ${claim.estimand}; margin ${claim.margin}. ${claim.runs.length} runs decide it.`),
+    element("p", `${claim.claim}: ${claim.estimand}; margin ${claim.margin}. It rests on ${counted(claim.runs.length, "run")}.`),
     element("p", `Cells: ${claim.rows || "–"}`, { class: "small" }),
     list,
   );

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from nfexp.report.explorer.charts import ablation, samples
 from nfexp.report.explorer.frames import MOST_POINTS
 from nfexp.report.explorer.libraries import Libraries
+from nfexp.spec import counted
 
 HERE = Path(__file__).parent
 
@@ -94,5 +95,5 @@ def samples_note(frames: Mapping[str, Any]) -> str:
         "is room), rounded to 1/254 of the frame. All clouds of a run come from one base draw."
     )
     if frames["n_left_out"]:
-        words += f" There is no room for the samples of {frames['n_left_out']} runs."
+        words += f" There is no room for the samples of {counted(frames['n_left_out'], 'run')}."
     return words

@@ -9,33 +9,20 @@ from nfexp.surroundings import command, load_matplotlib
 
 load_matplotlib()  # before the modules of this folder import it
 
+from nfexp import usages
 from nfexp.analysis import statistics as stats
 from nfexp.analysis import table
 from nfexp.report.figures.catalogue import draw_all, plan
 from nfexp.report.folders import output_folder
-from nfexp.usage import RUNS, Usage, run
+from nfexp.usage import run
 
 __all__ = ["draw_all", "main", "plan"]
-
-USAGE = Usage(
-    command="nfexp-plot",
-    purpose="Draw figures from the stored results of runs and sweeps, without training; print their paths.",
-    folders=RUNS,
-    options={
-        "figures=NAME,PATTERN_*": "which ones, by name or pattern (quote it); without it all but animations (gif_*)",
-        "out=PATH": "where figures/ goes; needed for several folders",
-    },
-    examples=[
-        "nfexp-plot outputs/sweeps/ablations/2026-01-31_12-00-00",
-        "nfexp-plot outputs/runs/2026-01-31_12-00-00 'figures=gallery_*,gif_walk_*' out=pictures",
-    ],
-)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """``nfexp-plot DIR… [figures=NAME,PATTERN_*] [out=PATH]``: draw, and print the paths."""
-    return run(USAGE, argv, _plot)
+    return run(usages.PLOT, argv, _plot)
 
 
 def _plot(folders: list[str], options: dict[str, str]) -> int:

@@ -18,6 +18,7 @@ from nfexp.report.figures.panels import BLUE, INK, TROUBLE, literal
 from nfexp.report.figures.scales import scale_values
 from nfexp.report.planar import Arrays, density_on_grid, image_extent
 from nfexp.report.words import troubles
+from nfexp.spec import counted
 
 SIDE = 1.55  # inches, of a panel
 GAP = 0.1  # inches, between two of them
@@ -144,7 +145,7 @@ def _score(row: Mapping[str, Any]) -> str:
     score = _short(row["kl_mean"])
     if row["kl_low"] == row["kl_low"]:
         score += f" [{_short(row['kl_low'])}, {_short(row['kl_high'])}]"
-    seeds = f"{row['n']:.0f} {'seed' if row['n'] == 1 else 'seeds'}"
+    seeds = counted(int(row["n"]), "seed")
     return "\n".join([score, seeds, *troubles(row)])
 
 
