@@ -15,19 +15,20 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import kernel, pieces, prices, sweeps, tables, training
+from benchmarks import kernel, pieces, prices, sweeps, tables, threads, training
 from benchmarks.cases import PEERS
 
 RESULTS = Path(__file__).parent / "results"
 PARTS: dict[str, Callable[..., pd.DataFrame | None]] = {
-    "step": training.step, "kernel": kernel.kernel, "pieces": pieces.pieces, "sweep": sweeps.sweep,
-    "overhead": sweeps.overhead, "growth": training.growth, "gpu": training.gpu, "deviation": training.deviation,
-    "roofline": training.roofline, "prices": prices.prices,
+    "step": training.step, "kernel": kernel.kernel, "pieces": pieces.pieces, "threads": threads.threads,
+    "sweep": sweeps.sweep, "overhead": sweeps.overhead, "growth": training.growth, "gpu": training.gpu,
+    "deviation": training.deviation, "roofline": training.roofline, "prices": prices.prices,
 }  # fmt: skip
 QUICK: dict[str, dict[str, Any]] = {  # a look at each part in a minute or two, not a measurement
     "step": {"hidden": ("64x2",), "stacks": (1, 16), "repeats": 2, "seconds": 0.1},
     "kernel": {"settings": kernel.SETTINGS[:4], "rounds": 3},
     "pieces": {"widths": (24, 64), "rounds": 3},
+    "threads": {"settings": threads.SETTINGS[:2], "rounds": 3},
     "sweep": {"seeds": 2, "flows": (2, 4)},
     "overhead": {"sizes": (48,)},
     "growth": {"repeats": 1, "seconds": 0.1},

@@ -169,6 +169,14 @@ def kernel_tables(frame: pd.DataFrame) -> dict[str, str]:
     return {"a member-step by the fused kernel and by torch": columns(frame, wanted)}
 
 
+def threads_tables(frame: pd.DataFrame) -> dict[str, str]:
+    wanted = {
+        "network": "network", "batch": "batch", "members": "E", "one": "one thread ms", "two": "two threads ms",
+        "gain": "gain", "best_one": "best: one ms", "best_two": "two ms", "best_gain": "gain of the best",
+    }  # fmt: skip
+    return {"wall time of a member-step with one thread and with two": columns(frame, wanted)}
+
+
 def pieces_tables(frame: pd.DataFrame) -> dict[str, str]:
     """One table of CPU µs and one of GFLOP/s, a row for each part and a column for each width."""
     tables = {}
@@ -195,8 +203,8 @@ def prices_tables(frame: pd.DataFrame) -> dict[str, str]:
 
 
 TABLES = {
-    "step": step_tables, "kernel": kernel_tables, "pieces": pieces_tables, "sweep": sweep_tables,
-    "overhead": overhead_tables, "growth": growth_tables,
+    "step": step_tables, "kernel": kernel_tables, "pieces": pieces_tables, "threads": threads_tables,
+    "sweep": sweep_tables, "overhead": overhead_tables, "growth": growth_tables,
     "gpu": gpu_tables, "deviation": deviation_tables, "roofline": roofline_tables,
     "prices": prices_tables,
 }  # fmt: skip

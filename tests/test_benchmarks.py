@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import cases, children, contenders, kernel, ledger, pieces, prices, sweeps, tables, training
+from benchmarks import cases, children, contenders, kernel, ledger, pieces, prices, sweeps, tables, threads, training
 from benchmarks.cases import Case, stack_of
 from nfexp.flows.cost import FUSED, TORCH, amounts
 from reproduction import others
@@ -104,6 +104,13 @@ def test_the_fused_kernel_and_torch_in_one_process():
 
 
 @pytest.mark.slow
+def test_one_thread_and_two():
+    frame = threads.threads(settings=[kernel.Setting(case=Case(**TINY | {"batch": 600}))], rounds=1)
+    assert (frame[["one", "two"]] > 0).all(axis=None)
+    assert torch.get_num_threads() == 1
+    assert "8x1 separate, 2 couplings" in tables.shown("threads", frame)
+
+
 def test_the_parts_of_the_kernel():
     frame = pieces.pieces(widths=(8, 24), rounds=1)
     assert (frame["us"] > 0).all() and (frame["gflops"] > 0).sum() == 4

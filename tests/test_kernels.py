@@ -24,7 +24,7 @@ from nfexp.flows.kernel_protocol import Course, Rows
 from nfexp.flows.kernels import compiled, elementary
 from nfexp.flows.kernels.compiled import Fused
 from nfexp.flows.kernels.lanes import LANES, load, store
-from nfexp.flows.kernels.moments import move, norm_of
+from nfexp.flows.kernels.moments import move, norm_of_sum
 from nfexp.flows.layers import Batch
 from nfexp.flows.stack import FlowStack, build
 from nfexp.optimisers import OPTIMISERS
@@ -74,10 +74,10 @@ VARIANTS = {
 N = 150  # points: more than two tiles, the last one not full
 
 
-def random_flow(*, dim=3, masks=("alternating", "random"), **changes) -> tuple[FlowStack, torch.Tensor]:
+def random_flow(*, n=N, dim=3, masks=("alternating", "random"), **changes) -> tuple[FlowStack, torch.Tensor]:
     """A stack in float32 in which no layer is the identity, and points."""
     flow = replace(small_spec().flow, **({"hidden_width": 12, "init": "random"} | changes))
-    x = torch.randn(len(masks), N, dim, generator=stream(0, "x")) * 2 + 1
+    x = torch.randn(len(masks), n, dim, generator=stream(0, "x")) * 2 + 1
     stack = build(flow, masks=masks, seeds=range(len(masks)), data=x)
     draws = stream(0, "layers")
     for name, value in stack.learned_layout.views(stack.theta).items():
@@ -343,11 +343,14 @@ def test_an_optimiser_moves_rows_as_its_torch_form_does(make_spec, optimizer):
         torch.testing.assert_close(getattr(by_torch, part), torch.from_numpy(row), rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("n_rows", [1, 3])
 @pytest.mark.parametrize("n", [1, LANES, 5 * LANES + 3])
-def test_the_norm_of_a_row(n):
-    rows = torch.randn(2, n, generator=stream(0, "rows"))
-    norm = numba.njit(lambda rows, e: norm_of(rows, e))
-    assert norm(rows.numpy(), 1) == pytest.approx(rows[1].double().norm().item(), rel=1e-6)
+def test_rows_are_added_to_the_first_and_the_norm_is_that_of_their_sum(n, n_rows):
+    rows = torch.randn(n_rows, n, generator=stream(0, "rows"))
+    summed = rows.double().sum(0)
+    added = numba.njit(lambda rows: norm_of_sum(rows))
+    assert added(rows.numpy()) == pytest.approx(summed.norm().item(), rel=1e-6)
+    torch.testing.assert_close(rows[0].double(), summed, rtol=1e-6, atol=1e-6)
 
 
 CUT_SHORT = {

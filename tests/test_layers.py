@@ -20,7 +20,7 @@ ROOMS = """
     flows.ensemble flows.export
     flows.kernels.lanes flows.kernels.elementary flows.kernels.blocks flows.kernels.products flows.kernels.bases
     flows.kernels.plan flows.kernels.rows flows.kernels.coupling flows.kernels.elementwise flows.kernels.moments
-    flows.kernels.member flows.kernels.compiled flows.kernels
+    flows.kernels.member flows.kernels.threads flows.kernels.crew flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.own data.tables data.images data
     optimisers batches training train
     score.results score.evaluation score.noted score.likelihood score.samples score.layers score.images

@@ -27,6 +27,7 @@ from numba import config
 from torch import Tensor
 
 from nfexp.flows.kernel_protocol import Course, Made, Rows
+from nfexp.flows.kernels.crew import Crew, Job, Room
 from nfexp.flows.kernels.lanes import OPTIONS
 from nfexp.flows.kernels.member import (
     DENSITY,
@@ -38,15 +39,13 @@ from nfexp.flows.kernels.member import (
     Steps,
     work,
 )
-from nfexp.flows.kernels.plan import Tiles, make_plan, make_tiles, make_transposed, make_weights
+from nfexp.flows.kernels.plan import make_plan
+from nfexp.flows.kernels.threads import TILE
 from nfexp.flows.stack import FlowStack
 from nfexp.surroundings import without_garbage_collection
 
 log = logging.getLogger(__name__)
 
-# points that go through all couplings and back together: what they leave on the way fits into a L2
-# cache
-TILE = 64
 UNUSED_DAYS = 30  # after which machine code of another source is removed
 PATIENCE = 1.0  # seconds of waiting for another process before it is told
 
@@ -210,24 +209,19 @@ def _empty(folder: Path) -> None:
 class Fused:
     """The fused kernel at work for stacks of one architecture.
 
-    One thread at a time: the memory that it works in is its own.
+    By as many threads as torch has. One caller at a time: the memory that it works in is its own.
     """
 
     def __init__(self, flow: FlowStack, *, tile: int = TILE) -> None:
-        self.plan = make_plan(flow)
-        self.weights = make_weights(self.plan)
-        self.transposed = make_transposed(self.weights)
-        self.grads = make_weights(self.plan, summing=True)
-        self.kept = make_tiles(self.plan, tile, kept=self.plan.n_couplings)
-        self.passing = make_tiles(self.plan, tile, kept=1)
-        # where tiles wait for one another, all of a batch are kept
-        self.waits = len(self.plan.stops) > 2
-        own = self.plan, self.weights, self.transposed, self.grads, self.kept
+        room = Room(make_plan(flow), tile)
         none = np.empty((0, 0), dtype=np.float32)
         points = _numbers(0, 0, 0)
-        types = *own, none, none, points, points, _steps(), _results(0, 0, 0), DENSITY
+        numbers = none, none, points, points
+        types = *room.given(room.kept), *numbers, _steps(), _results(0, 0, 0), DENSITY
         # the same for every architecture
-        (self.work,) = machine_code(((work, tuple(map(numba.typeof, types))),))
+        (code,) = machine_code(((work, tuple(map(numba.typeof, types))),))
+        self.crew = Crew(code, room)
+        self.share = room.share
 
     def _run(
         self,
@@ -240,18 +234,8 @@ class Fused:
         task: int,
     ) -> None:
         given = _numbers(*x.shape[:2], 0) if context is None else _array(context)
-        own = self.plan, self.weights, self.transposed, self.grads
-        tiles = self._room_for(steps.order.shape[2]) if task in (GRADIENT, STEPS) else self.passing
         numbers = _array(theta), _array(fixed), _array(x), given
-        self.work(*own, tiles, *numbers, steps, results, task)
-
-    def _room_for(self, n_points: int) -> Tiles:
-        """Tiles to learn from so many points with."""
-        points = self.kept.z.shape[-1]
-        tiles = math.ceil(n_points / points) if self.waits else 1
-        if tiles > len(self.kept.z):
-            self.kept = make_tiles(self.plan, points, kept=self.plan.n_couplings, tiles=tiles)
-        return self.kept
+        self.crew.do(Job(numbers, results, task), steps)
 
     def _evaluate(
         self, theta: Tensor, fixed: Tensor, x: Tensor, context: Tensor | None, task: int
@@ -292,23 +276,30 @@ class Fused:
         (E,) and (E, P).
         """
         n_members, n_points, _ = x.shape
-        grad = torch.empty_like(theta)
-        steps = _steps(members=range(n_members), order=_all(n_points), grad=grad.numpy())
         results = _results(n_members, n_points, 0)
-        self._run(theta, fixed, x, context, steps, results, GRADIENT)
+        share = self.share(n_points)
+        grad = torch.empty_like(theta)
+        for e in range(n_members):
+            rows = _numbers(math.ceil(n_points / share), theta.shape[1])
+            steps = _steps(members=[e], order=_all(n_points), share=share, grad=rows)
+            self._run(theta, fixed, x, context, steps, results, GRADIENT)
+            grad[e] = torch.from_numpy(rows[0])
         return torch.from_numpy(results.loss), grad
 
     def steps(self, rows: Rows, x: Tensor, context: Tensor, order: Tensor, course: Course) -> Made:
         """Steps of training, in place on `rows`: see :class:`nfexp.flows.stack.Kernel`."""
         n_members, n_parameters = rows.theta.shape
+        n_points = order.shape[2]
+        share = self.share(n_points)
         steps = _steps(
             members=course.members,
             order=order.contiguous().numpy(),
-            grad=np.empty((1, n_parameters), dtype=np.float32),
+            share=share,
+            grad=_numbers(math.ceil(n_points / share), n_parameters),
             moments=(rows.first.numpy(), rows.second.numpy()),
             course=course,
         )
-        results = _results(n_members, order.shape[2], 0)
+        results = _results(n_members, n_points, 0)
         self._run(rows.theta, rows.fixed, x, context, steps, results, STEPS)
         return Made(norm=torch.from_numpy(results.norm), made=results.made.tolist())
 
@@ -348,14 +339,17 @@ def _steps(
     *,
     members: Sequence[int] = (),
     order: np.ndarray | None = None,
+    share: int | None = None,
     grad: np.ndarray = NOTHING,
     moments: tuple[np.ndarray, np.ndarray] = (NOTHING, NOTHING),
     course: Course = NO_COURSE,
 ) -> Steps:
     """What the kernel is told of steps; without a course it makes none."""
     laws = course.laws
+    order = _all(0) if order is None else order
+    n_steps, _, n_points = order.shape
     return Steps(
-        order=_all(0) if order is None else order,
+        order=order,
         first=moments[0],
         second=moments[1],
         grad=grad,
@@ -370,4 +364,10 @@ def _steps(
         beta2=laws[0].beta2 if laws else 0.0,
         epsilon=laws[0].epsilon if laws else 0.0,
         begun=course.begun,
+        share=max(1, n_points) if share is None else share,
+        from_step=0,
+        to_step=n_steps,
+        from_point=0,
+        to_point=n_points,
+        ends=True,
     )

@@ -25,7 +25,7 @@ from nfexp.flows.kernels.elementwise import (
     tail_back,
 )
 from nfexp.flows.kernels.lanes import inner
-from nfexp.flows.kernels.moments import move, norm_of
+from nfexp.flows.kernels.moments import move, norm_of_sum
 from nfexp.flows.kernels.plan import ABSENT
 from nfexp.flows.kernels.products import fill
 from nfexp.flows.kernels.rows import clear, pack, unpack
@@ -57,8 +57,12 @@ class Steps(NamedTuple):
 
     The optimiser's moments `first`, `second` (E, P), the `members` that are trained, the `clip` of
     each, its learning rate `lr` and its `decay` (E,); by step `factor`, `of_grad` and `of_first`
-    (S,), see :func:`move`; `begun`, the steps before these; `grad` (1, P), scratch, or (E, P) where
-    gradients are asked for.
+    (S,), see :func:`move`; `begun`, the steps before these.
+
+    Each `share` of so many points has a row of its own in `grad` (R, P), for its part of the
+    gradient; the first row becomes their sum. One call makes the steps from `from_step` to
+    `to_step` with the points from `from_point` to `to_point` of each batch; only one that `ends`
+    steps adds the shares up and moves.
     """
 
     order: np.ndarray
@@ -76,6 +80,12 @@ class Steps(NamedTuple):
     beta2: float
     epsilon: float
     begun: int
+    share: int
+    from_step: int
+    to_step: int
+    from_point: int
+    to_point: int
+    ends: bool
 
 
 @inner
@@ -183,18 +193,17 @@ def start_back(z_grad, det_grad, per_point, n_points):
 
 @njit(inline="always")
 def learn(plan, theta, fixed, e, moments, steps, results, i, n_points, task):
-    """End a step of member e: its loss and the norm of its gradient.
+    """End a step of member e: its loss, the sum of the gradients of all shares and its norm.
 
-    The optimiser moves it if both are finite.
+    The optimiser moves it if loss and norm are finite.
 
     Its batch norms then keep the moments of the batch. Says whether they are finite.
     """
-    row = e if task == GRADIENT else 0
     summed = 0.0
     for j in range(n_points):
         summed -= results.log_det[e, j]
     results.loss[e] = F(summed / n_points)
-    results.norm[e] = norm_of(steps.grad, row)
+    results.norm[e] = norm_of_sum(steps.grad)
     if not (math.isfinite(results.loss[e]) and math.isfinite(results.norm[e])):
         return False
     if task == STEPS:
@@ -208,7 +217,7 @@ def learn(plan, theta, fixed, e, moments, steps, results, i, n_points, task):
             steps.second,
             e,
             steps.grad,
-            row,
+            0,
             clip,
             rate,
             steps.decay[e],
@@ -377,7 +386,7 @@ def way_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points
 
 
 def work(plan, weights, transposed, grads, tiles, theta, fixed, x, context, steps, results, task):
-    """For each member all that is asked for (`task`), a tile of points at a time.
+    """For each member all that is asked for (`task`), share by share of its points, a tile at a time.
 
     Shapes: theta (E, P), fixed (E, S), x (E, N, D), context (E, N, C).
     """
@@ -387,20 +396,28 @@ def work(plan, weights, transposed, grads, tiles, theta, fixed, x, context, step
     waiting = learning and plan.stops.shape[0] > 2
     together = n_points if waiting else tiles.z.shape[2]
     for e in steps.members:
-        for i in range(steps.order.shape[0]):
+        for i in range(steps.from_step, steps.to_step):
             order = steps.order[i, min(e, steps.order.shape[1] - 1)]
-            unpack(plan, theta, fixed, e, weights, transposed, learning)
-            if learning:
-                clear(grads)
-            else:
+            if steps.from_point < steps.to_point:
+                unpack(plan, theta, fixed, e, weights, transposed, learning)
+            if not learning:
                 normalise_by_running(plan, weights, fixed, e, tiles.moments)
-            for first in range(0, n_points, together):
-                points = range(first, min(first + together, n_points))
-                through(plan, weights, fixed, tiles, e, x, context, order, points, results, task)
+            for begin in range(steps.from_point, steps.to_point, steps.share):
+                end = min(begin + steps.share, steps.to_point)
                 if learning:
-                    way_back(plan, weights, transposed, grads, fixed, tiles, e, points, n_points)
-            if learning:
-                pack(plan, grads, fixed, steps.grad, e, e if task == GRADIENT else 0)
+                    clear(grads)
+                for first in range(begin, end, together):
+                    points = range(first, min(first + together, end))
+                    through(
+                        plan, weights, fixed, tiles, e, x, context, order, points, results, task
+                    )
+                    if learning:
+                        way_back(
+                            plan, weights, transposed, grads, fixed, tiles, e, points, n_points
+                        )
+                if learning:
+                    pack(plan, grads, fixed, steps.grad, e, begin // steps.share)
+            if learning and steps.ends:
                 if not learn(
                     plan, theta, fixed, e, tiles.moments, steps, results, i, n_points, task
                 ):

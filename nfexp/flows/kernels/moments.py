@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from nfexp.flows.kernels.lanes import LANES, fma, inner, load, splat, total
+from nfexp.flows.kernels.lanes import LANES, fma, inner, load, splat, store, total
 
 F = np.float32
 ZERO = F(0.0)
@@ -20,17 +20,22 @@ LEAST_SQUARE = F(1e-36)
 
 
 @inner
-def norm_of(rows, e):
-    """The Euclidean norm of row e of `rows` (E, P)."""
+def norm_of_sum(rows):
+    """Add all rows of `rows` (R, P) to the first one, in their order; the Euclidean norm of the sum."""
     n = rows.shape[1]
     whole = n - n % LANES
     squares = splat(ZERO)
     for k in range(0, whole, LANES):
-        part = load(rows, e, k)
+        part = load(rows, 0, k)
+        for row in range(1, rows.shape[0]):
+            part = part + load(rows, row, k)
+        store(rows, 0, k, part)
         squares = fma(part, part, squares)
     summed = np.float64(total(squares))
     for k in range(whole, n):
-        summed += np.float64(rows[e, k]) * np.float64(rows[e, k])
+        for row in range(1, rows.shape[0]):
+            rows[0, k] += rows[row, k]
+        summed += np.float64(rows[0, k]) * np.float64(rows[0, k])
     return F(math.sqrt(summed))
 
 

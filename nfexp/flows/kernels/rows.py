@@ -52,11 +52,20 @@ def matrix_in(theta, e, at, n, out):
 
 @inner
 def matrix_out(theta, e, at, n, panels):
-    """The inverse of :func:`matrix_in`."""
-    for p in range(panels.shape[0]):
-        first = p * VECTOR
-        for k in range(n):
-            store_part(theta, e, at + k * n + first, n - first, load_vector(panels[p], k, 0))
+    """The inverse of :func:`matrix_in`.
+
+    A row's last vector may end where the next row comes, and there alone it is written whole: a
+    store of a part takes some processors as long as ten others.
+    """
+    for k in range(n):
+        for p in range(panels.shape[0]):
+            first = p * VECTOR
+            place = at + k * n + first
+            vector = load_vector(panels[p], k, 0)
+            if place + VECTOR <= at + n * n:
+                store_vector(theta, e, place, vector)
+            else:
+                store_part(theta, e, place, n - first, vector)
 
 
 @inner

@@ -1,0 +1,173 @@
+"""The fused kernel has the same bits with any number of threads, and a split batch the gradient of torch in float64."""
+
+import math
+import multiprocessing
+
+import pytest
+import torch
+
+from nfexp.flows.kernel_protocol import Course, Rows
+from nfexp.flows.kernels.compiled import Fused
+from nfexp.flows.stack import FlowStack
+from nfexp.optimisers import OPTIMISERS
+from nfexp.run import run_stack
+from tests.helpers.specs import small_spec
+from tests.test_kernels import BITS, by_autodiff, random_flow
+
+STEPS = 3
+THREADS = (1, 2, 3)
+
+
+def use_threads(monkeypatch, n: int) -> None:
+    """As if torch had been given so many; some builds of it take no more than there are cores."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n)
+
+
+def trained(flow: FlowStack, x: torch.Tensor, batch: int, fused: Fused) -> dict[str, torch.Tensor]:
+    """All that steps change, after three of them on batches of consecutive points."""
+    n = flow.n_members
+    rows = Rows(
+        theta=flow.theta.clone(),
+        fixed=flow.fixed.clone(),
+        first=torch.zeros_like(flow.theta),
+        second=torch.zeros_like(flow.theta),
+    )
+    adam = OPTIMISERS["nadam"](rows.theta, rows.first, rows.second, [small_spec().train] * n)
+    course = Course(
+        members=range(n),
+        clip=[1.0] * n,
+        lr=[0.01] * n,
+        decay=[0.0] * n,
+        factors=[1.0] * STEPS,
+        laws=[adam.law(step) for step in range(1, STEPS + 1)],
+        begun=0,
+    )
+    order = torch.arange(STEPS * batch).view(STEPS, 1, batch)
+    made = fused.steps(rows, x, x[..., :0], order, course)
+    return {**vars(rows), "norm": made.norm, "made": torch.tensor(made.made)}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name].nan_to_num(1e9), b[name].nan_to_num(1e9)) for name in a)
+
+
+@pytest.mark.parametrize("batch", [64, 256, 257, 1000, 4096])
+def test_steps_of_one_member(monkeypatch, batch):
+    flow, x = random_flow(masks=("random",), n=STEPS * batch)
+    by_threads = []
+    for threads in THREADS:
+        use_threads(monkeypatch, threads)
+        fused = Fused(flow)
+        by_threads.append(trained(flow, x, batch, fused))
+        assert len(fused.crew.rooms) == min(threads, math.ceil(batch / 256))
+    assert not torch.equal(by_threads[0]["theta"], flow.theta)
+    assert by_threads[0]["made"].tolist() == [STEPS]
+    for other in by_threads[1:]:
+        assert equal(by_threads[0], other)
+
+
+@pytest.mark.parametrize("batch", [50, 600])
+@pytest.mark.parametrize("changes", BITS.values(), ids=BITS)
+def test_steps_of_several_members(monkeypatch, changes, batch):
+    flow, x = random_flow(masks=("alternating", "random"), n=STEPS * batch, **changes)
+    by_threads = []
+    for threads in THREADS:
+        use_threads(monkeypatch, threads)
+        by_threads.append(trained(flow, x, batch, Fused(flow)))
+    for other in by_threads[1:]:
+        assert equal(by_threads[0], other)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("batch", [50, 600])
+def test_a_member_that_is_lost_on_the_way_stops_there_and_its_mates_go_on(monkeypatch, threads, batch):
+    flow, x = random_flow(masks=("alternating", "random"), n=STEPS * batch)
+    use_threads(monkeypatch, 1)
+    whole = trained(flow, x, batch, Fused(flow))
+    one_step = trained(flow, x.clone().index_fill_(1, torch.tensor([batch]), math.nan), batch, Fused(flow))
+    x[0, 2 * batch - 1] = math.nan  # the last point of the second step
+    use_threads(monkeypatch, threads)
+    lost = trained(flow, x, batch, Fused(flow))
+    assert lost["made"].tolist() == [1, STEPS]
+    assert not lost["norm"][0].isfinite()
+    for name in ("theta", "fixed", "first", "second"):
+        assert torch.equal(lost[name][0], one_step[name][0]), name
+        assert torch.equal(lost[name][1], whole[name][1]), name
+
+
+@pytest.mark.parametrize("n", [1, 63, 500, 5000])
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_evaluation(monkeypatch, n, members):
+    flow, x = random_flow(masks=("alternating", "random", "half")[:members], n=5000, tail="learned")
+    x = x[:, :n]
+    use_threads(monkeypatch, 1)
+    fused = Fused(flow)
+    alone = evaluated(fused, flow, x)
+    for threads in THREADS[1:]:
+        use_threads(monkeypatch, threads)
+        for a, b in zip(alone, evaluated(fused, flow, x), strict=True):
+            assert torch.equal(a, b)
+    in_parts = 1 if n <= 256 else min(3, math.ceil(n / 256))
+    assert len(fused.crew.rooms) == max(members, in_parts)
+
+
+def evaluated(fused: Fused, flow: FlowStack, x: torch.Tensor) -> list[torch.Tensor]:
+    """Densities, and both ways, of the points x."""
+    rows = flow.theta, flow.fixed
+    return [fused.log_prob(*rows, x), *fused.inverse(*rows, x), *fused.forward(*rows, x)]
+
+
+@pytest.mark.parametrize("changes", BITS.values(), ids=BITS)
+def test_a_batch_of_several_shares_has_the_gradient_of_torch_in_float64(monkeypatch, changes):
+    flow, x = random_flow(n=700, **changes)
+    log_q, grad = by_autodiff(flow, x)
+    largest = grad.abs().amax(1, keepdim=True)
+    for threads in (1, 3):
+        use_threads(monkeypatch, threads)
+        loss, fused_grad = Fused(flow).gradient(flow.theta, flow.fixed, x)
+        torch.testing.assert_close(loss.double(), -log_q.mean(1), rtol=2e-6, atol=0)
+        torch.testing.assert_close(fused_grad / largest, grad / largest, rtol=0, atol=3e-6, check_dtype=False)
+
+
+RUNS = {
+    "an ensemble": {"flow__members": 4},
+    "a large batch": {"train__batch_size": 600, "data__n_samples": 2000},
+    "noise on points": {"train__batch_size": 600, "data__n_samples": 2000, "train__noise": 0.1},
+    "batch norm": {"train__batch_size": 600, "data__n_samples": 2000, "flow__norm": "batchnorm"},
+}
+
+
+@pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
+def test_a_run_is_the_same_with_any_number_of_threads(monkeypatch, changes):
+    spec = small_spec(train__kernel="fused", **changes)
+    results = []
+    for threads in (1, 2):
+        use_threads(monkeypatch, threads)
+        results.append(run_stack([spec])[0])
+    alone, by_two = results
+    for name, tensor in alone.state.items():
+        assert torch.equal(tensor, by_two.state[name]), name
+    assert alone.metrics["test_nll"] == by_two.metrics["test_nll"]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_afterwards_has_threads_of_its_own(monkeypatch):
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("no fork on this system")
+    flow, x = random_flow(n=600)
+    fused = Fused(flow)
+    use_threads(monkeypatch, 2)
+    log_q = fused.log_prob(flow.theta, flow.fixed, x)
+    context = multiprocessing.get_context("fork")
+    found = context.Value("i", 0)
+
+    def evaluate() -> None:
+        found.value = int(torch.equal(fused.log_prob(flow.theta, flow.fixed, x), log_q))
+
+    child = context.Process(target=evaluate, daemon=True)
+    child.start()
+    child.join(60)
+    alive = child.is_alive()
+    child.kill()
+    child.join()
+    assert not alive and found.value == 1
