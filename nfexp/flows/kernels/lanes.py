@@ -4,9 +4,8 @@ A compiler vectorises a plain loop as it likes; these keep sums in registers whe
 need no permission to reorder arithmetic: there is no fast-math flag here, and every sum has one
 order.
 
-A `Vector` is 16 numbers, a panel's width. What goes number by number is computed with `Lanes`, as
-many registers as keep the machine busy: four where there are 32 of them, otherwise two. Products
-sum up in blocks of their own.
+A `Vector` is 16 numbers, a panel's width. What goes number by number is computed with `Lanes`,
+four registers, which keep the machine busy. Products sum up in blocks of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from numba.extending import intrinsic, models, overload, register_model
 
 def _lanes() -> int:
     features = llvm.get_host_cpu_features()
-    return 64 if features.get("avx512f") else 16
+    return 64 if features.get("avx512f") else 32
 
 
 def has_fma() -> bool:
