@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nfexp.flows.cost import DRAWS
 from nfexp.record.numbers import integer, numbers
-from nfexp.spec import names_of
+from nfexp.spec import counted, names_of
 
 if TYPE_CHECKING:  # torch is loaded only where a flow is
     from torch import Tensor
@@ -158,7 +158,8 @@ class TrainedFlow:
             raise ValueError("context: expected none, for this flow has no data.context; got one")
         names = ", ".join(self.context)
         if context is None:
-            raise ValueError(f"context: expected rows of {width} numbers ({names}); got none")
+            expected = f"rows of {counted(width, 'number')} ({names})"
+            raise ValueError(f"context: expected {expected}; got none")
         rows = (
             context
             if isinstance(context, torch.Tensor)
