@@ -5,20 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from nfexp.flows.kernels.lanes import (
-    VECTOR,
+from nfexp.flows.kernels.lanes import VECTOR, inner, load, total
+from nfexp.flows.kernels.plan import ABSENT
+from nfexp.flows.kernels.products import fill
+from nfexp.flows.kernels.vectors import (
     folded,
-    inner,
-    load,
     load_part,
     load_vector,
     store_part,
     store_vector,
-    total,
     transpose_block,
 )
-from nfexp.flows.kernels.plan import ABSENT
-from nfexp.flows.kernels.products import fill
 
 F = np.float32
 ZERO = F(0.0)
