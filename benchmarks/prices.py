@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from scipy.optimize import nnls
 
 from benchmarks.cases import Case, stack_of
 from benchmarks.kernel import Setting, Way
-from nfexp.flows.cost import FUSED, TORCH, Prices, amounts
+from nfexp.flows.cost import FUSED, TORCH, amounts
 from nfexp.run import reuse_freed_memory
 
 ROUNDS = 5
@@ -48,22 +49,22 @@ def measured(cases: Sequence[Case], rounds: int) -> pd.DataFrame:
 
 
 def fitted(
-    cases: Sequence[Case], seconds: np.ndarray, prices: Prices
+    cases: Sequence[Case], seconds: np.ndarray, panel: int
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The prices, in nanoseconds, by which the cases cost most nearly what was measured, and what they then cost.
+    """The prices, in nanoseconds, that fit the measured seconds best, and the seconds by these prices.
 
     Non-negative least squares of relative errors: a small network counts as much as a large one.
     """
     rows = []
     for case in cases:
-        (spec,) = stack_of(Case(**(vars(case) | {"members": 1})))
-        rows.append(amounts(spec, case.batch, prices.panel))
-    table = pd.DataFrame(rows)
+        (spec,) = stack_of(replace(case, members=1))
+        rows.append(amounts(spec, case.batch, panel))
+    table = pd.DataFrame(rows)  # a column for each part that has a price
     relative = table.to_numpy() / seconds[:, None]
     scale = relative.max(0)  # the columns differ by six orders of magnitude
     found, _ = nnls(relative / scale, np.ones(len(cases)))
-    per_part = found / scale
-    return dict(zip(table.columns, 1e9 * per_part, strict=True)), table.to_numpy() @ per_part
+    prices = found / scale  # seconds
+    return dict(zip(table.columns, 1e9 * prices, strict=True)), table.to_numpy() @ prices
 
 
 def prices(*, cases: Sequence[Case] = CASES, rounds: int = ROUNDS) -> pd.DataFrame:
@@ -74,7 +75,7 @@ def prices(*, cases: Sequence[Case] = CASES, rounds: int = ROUNDS) -> pd.DataFra
     parts = []
     for kernel, old in PRICES.items():
         seconds = frame.loc[frame["kernel"] == kernel, "seconds"].to_numpy()
-        found, estimated = fitted(cases, seconds, old)
+        found, estimated = fitted(cases, seconds, old.panel)
         print(
             f"{kernel.upper()}: "
             + ", ".join(f"{part}={price:.3g}" for part, price in found.items())

@@ -1,7 +1,7 @@
 """Wall time of a training step by the fused kernel with one thread and with two.
 
-All in one process and in rounds, which visit both numbers of threads in turn. A neighbour on the machine takes from two
-threads more than from one: beside the medians over rounds the table has the best of each.
+All in one process and in rounds, which visit both numbers of threads in turn. Other processes on the machine slow two
+threads down more than one: beside the medians over rounds the table has the best of each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SETTINGS = (
 
 
 def wall_ms(way: Way, threads: int) -> float:
-    """Of a member-step, with so many threads."""
+    """Milliseconds of a member-step, with so many threads."""
     torch.set_num_threads(threads)
     begun = time.perf_counter()
     way.go_on()
@@ -38,7 +38,7 @@ def measured(setting: Setting, rounds: int) -> dict[str, object]:
     """One row: medians over rounds of wall ms and of their ratio inside a round, and the ratio of the best."""
     way = Way(setting, "fused")
     for threads in THREADS:
-        wall_ms(way, threads)  # makes its memory
+        wall_ms(way, threads)  # memory is made and threads are started, which is not to be measured
     ms: dict[int, list[float]] = {threads: [] for threads in THREADS}
     for _ in range(rounds):
         for threads in THREADS:

@@ -17,11 +17,10 @@ from nfexp.streams import of_member, stream
 
 
 class Passes:
-    """Endless passes over `n` points, each drawn by itself.
+    """Endless passes over `n` points, of which each step 1, 2, … takes the next `batch`.
 
-    What step 1, 2, … takes of them, `batch` at a time.
-
-    `member` is the position in an ensemble: the members of one seed draw differently.
+    Each pass is drawn by itself, so that any step can be asked for. `member` is the position in an
+    ensemble: the members of one seed draw differently.
     """
 
     def __init__(self, *, n: int, batch: int, seed: int, member: int = 0) -> None:
@@ -53,9 +52,9 @@ class Passes:
         for k in range(first_pass, last_pass + 1):
             passes[k] = self.known[k] if k in self.known else self.drawn(k)
         self.known = passes
-        whole = torch.cat(list(passes.values())) if len(passes) > 1 else passes[first_pass]
-        offset = first_pass * self.n
-        return whole[begin - offset : end - offset].unflatten(0, (len(steps), self.batch))
+        drawn = torch.cat(list(passes.values())) if len(passes) > 1 else passes[first_pass]
+        offset = first_pass * self.n  # where what was drawn begins, as counted from step 1
+        return drawn[begin - offset : end - offset].unflatten(0, (len(steps), self.batch))
 
 
 class Order(Passes):
@@ -71,10 +70,10 @@ class Order(Passes):
 
 
 class Noise(Passes):
-    """Normal noise for the points of each step: its sd is that of the training points, (D,).
+    """Normal noise with the sd of the training points, (D,); :func:`noise_share` of it is added.
 
-    What is added is a share of it, see :func:`noise_share`. Noise on the data smooths what is
-    learned as the kernel of a density estimate does (Rothfuss et al. 2019).
+    Noise on the data smooths what is learned as the kernel of a density estimate does (Rothfuss et
+    al. 2019).
     """
 
     def __init__(self, *, n: int, batch: int, seed: int, sd: Tensor, member: int = 0) -> None:
@@ -160,6 +159,11 @@ def augmented(images: Tensor, recipe: Train, *, step: int, generator: Generator)
     return AUGMENTATIONS[kind](images, share, generator)
 
 
+def _one_after_the_other(positions: Tensor) -> Tensor:
+    """Each member's positions of several steps in one row: (S, E, N) to (E, S N)."""
+    return positions.transpose(0, 1).flatten(1)
+
+
 class Batches:
     """The points that each member of a stack learns from at each step, with what is drawn to change them.
 
@@ -221,24 +225,24 @@ class Batches:
         return self._in_cells(x, self.image, step)
 
     def points_of(self, steps: range, positions: Tensor) -> Tensor:
-        """The vectors at these positions (S, E, N), one step after the other, with the noise of each: (E, S N, D)."""
-        one_after_the_other = positions.transpose(0, 1).flatten(1)
-        x = self.train[self.rows, one_after_the_other.to(self.rows.device)]
+        """The vectors at these positions (S, E, N), with the noise of their steps on them: (E, S N, D)."""
+        x = self.train[self.rows, _one_after_the_other(positions).to(self.rows.device)]
         for e, noise in self.noises.items():
-            points_of_steps = x[e].unflatten(0, (len(steps), -1))
-            for step, points, drawn in zip(steps, points_of_steps, noise.of(steps), strict=True):
+            by_step = x[e].unflatten(0, (len(steps), -1))  # a view
+            for step, points, drawn in zip(steps, by_step, noise.of(steps), strict=True):
                 points.add_(drawn, alpha=noise_share(self.recipes[e], step))
         return x
 
     def context(self, positions: Tensor) -> Tensor:
-        """The context of the points at these positions (E, N).
-
-        The noise of a step is on points alone.
-        """
+        """The context of the points at these positions (E, N); noise is on points alone."""
         return self.given[self.rows, positions.to(self.rows.device)]
 
+    def context_of(self, positions: Tensor) -> Tensor:
+        """The context of what :meth:`points_of` has at these positions (S, E, N): (E, S N, C)."""
+        return self.context(_one_after_the_other(positions))
+
     def mode(self, step: int) -> Batch:
-        """That points are a training batch, with what this step's dropout is drawn from."""
+        """Tells layers that points are a training batch, and what this step's dropout is drawn from."""
         dropout = self.recipes[0].dropout
         if not dropout:
             return Batch()

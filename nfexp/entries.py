@@ -1,4 +1,7 @@
-"""What the console commands call: help without the imports of a command, and imports within reach of a Ctrl-C."""
+"""What the console commands call.
+
+Help is printed without the imports of a command, and a Ctrl-C during these imports is answered.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from importlib import import_module
 
 
 def _entry(module: str, function: str = "main", usage: str = "") -> Callable[[], int | None]:
-    """The entry point of a command, which may have a usage by that name in `usages`.
+    """The entry point of a command: a function of a module, and the name of its usage in `usages`.
 
-    After Ctrl-C its status is 130, from the first import on.
+    Without a usage the function prints its own help. After Ctrl-C the exit code is 130, from the
+    first import on.
     """
 
     def enter() -> int | None:
         try:
-            if usage and _is_answered(usage):
+            if usage and _printed_help(usage):
                 return 0
             main: Callable[[], int | None] = getattr(import_module(module), function)
             return main()
@@ -25,14 +29,14 @@ def _entry(module: str, function: str = "main", usage: str = "") -> Callable[[],
     return enter
 
 
-def _is_answered(usage: str) -> bool:
-    """Print the help or the version if that is asked for, which needs neither torch nor pandas."""
+def _printed_help(usage: str) -> bool:
+    """Print the help or the version if one is asked for, which needs neither torch nor pandas."""
     from nfexp import usages
     from nfexp.surroundings import command
     from nfexp.usage import answered
 
-    is_answered: bool = command(answered)(getattr(usages, usage), sys.argv[1:])
-    return is_answered
+    printed: bool = command(answered)(getattr(usages, usage), sys.argv[1:])
+    return printed
 
 
 nfexp = _entry("nfexp.cli")

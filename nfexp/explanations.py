@@ -1,7 +1,4 @@
-"""What went wrong on the way of a command, in one message.
-
-The key, what was expected and what came.
-"""
+"""What went wrong in a command, in one message: the key, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -79,7 +76,7 @@ def _line_that_is_no_text(name: str) -> int:
 
 
 def explain_missing(error: MissingConfigException) -> str:
-    """What there is in place of a file of the configuration that is not there."""
+    """Which files of the configuration there are, where one is asked for that is not there."""
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = error.options or []
     known = f"one of {', '.join(options)}" if options else "a file of the configuration"
@@ -87,14 +84,14 @@ def explain_missing(error: MissingConfigException) -> str:
 
 
 def explain_override(error: BaseException) -> str:
-    """Why Hydra does not take an override, as far as its text tells; else that text."""
+    """Why Hydra refuses an override: in plain words where its text tells which case it is, else that text."""
     text = _one_line(error)
     cause = str(error.__cause__ or "")
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         expected = "a key of the configuration (see nfexp --cfg job)"
         known = [*_own_keys(), *_hydra_keys()]
-        # known, but no key of these data
+        # a known key is refused where this run has none such, as data.path of a built-in target
         hint = "" if unknown[1] in known else near(unknown[1], known)
         return f"{unknown[1]}: expected {expected}; got an unknown one{hint}"
     unfit = re.search(r"Error merging override \+*([\w.]+)=(.*)", text)

@@ -53,8 +53,10 @@ __all__ = [
     "prepare",
 ]
 
-AT_ONCE = 64  # steps that a kernel makes in one go
-POINTS_AT_ONCE = 2**16  # that it learns from in one go: nothing interrupts it, and noise is kept
+AT_ONCE = 64  # the most steps that a kernel makes in one call
+# the most points that a kernel learns from in one call: a call cannot be interrupted, and points
+# with noise on them are copies
+POINTS_AT_ONCE = 2**16
 
 
 def lr_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
@@ -202,13 +204,10 @@ class _Stepper:
     # --- Steps by a kernel ---
 
     def steps_by(self, kernel: Kernel, most: int) -> None:
-        """The next steps of every member that is alive, by a kernel.
-
-        As many as it makes in one go, and at `most`.
-        """
+        """The next steps of every member that is alive, by one call of a kernel; at most `most`."""
         state = self.state
         begun = state.step
-        steps = self._steps_in_one_go(most)
+        steps = self._steps_of_a_call(most)
         positions = self.batches.positions_of(steps)
         if begun == 0:
             first = self.batches.points(1, positions[0])
@@ -217,9 +216,11 @@ class _Stepper:
         x = self.training.train
         context = self.training.contexts.train
         order = positions
-        if self.batches.noises:  # points of each step, one step after the other
+        if (
+            self.batches.noises
+        ):  # the points of all steps as they are at theirs, one after the other
             x = self.batches.points_of(steps, positions)
-            context = self.batches.context(positions.transpose(0, 1).flatten(1))
+            context = self.batches.context_of(positions)
             order = torch.arange(x.shape[1]).view(len(steps), 1, -1)
         rows = Rows(theta=state.theta, fixed=state.fixed, first=state.first, second=state.second)
         done = kernel.steps(rows, x, context, order, course)
@@ -230,13 +231,13 @@ class _Stepper:
         if self.training.averaged:
             self._average()
 
-    def _steps_in_one_go(self, most: int) -> range:
+    def _steps_of_a_call(self, most: int) -> range:
         """The next steps, at least one: the fewer, the more points there are in each."""
         first = self.state.step + 1
-        if self.training.averaged:  # a running mean takes in every step
+        if self.training.averaged:  # the running mean takes in the weights of every step
             return range(first, first + 1)
-        points = len(self.optimiser.members) * self.batches.size
-        n_steps = max(1, min(most, AT_ONCE, POINTS_AT_ONCE // points))
+        n_points = len(self.optimiser.members) * self.batches.size
+        n_steps = max(1, min(most, AT_ONCE, POINTS_AT_ONCE // n_points))
         return range(first, first + n_steps)
 
     def _course(self, steps: range) -> Course:

@@ -1,4 +1,4 @@
-"""What each command but `nfexp` itself says with --help, here so that it is said without the imports of the command."""
+"""The usages of all commands but `nfexp` itself, apart from the commands: help needs none of their imports."""
 
 from nfexp.usage import RUNS, Usage
 

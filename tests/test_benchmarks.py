@@ -121,10 +121,10 @@ def test_the_parts_of_the_kernel():
 def test_prices_are_found_again_in_what_they_make(of_kernel):
     seconds = []
     for case in prices.CASES:
-        (spec,) = stack_of(Case(**(vars(case) | {"members": 1})))
+        (spec,) = stack_of(replace(case, members=1))
         priced = [getattr(of_kernel, part) * n for part, n in amounts(spec, case.batch, of_kernel.panel).items()]
         seconds.append(1e-9 * sum(priced))
-    found, estimated = prices.fitted(prices.CASES, np.array(seconds), of_kernel)
+    found, estimated = prices.fitted(prices.CASES, np.array(seconds), of_kernel.panel)
     for part, price in found.items():
         assert price == pytest.approx(getattr(of_kernel, part), rel=1e-4, abs=1e-4)
     assert estimated == pytest.approx(seconds)

@@ -379,7 +379,7 @@ def test_an_ensemble_and_norms_train_with_a_context(tmp_path, monkeypatch):
         assert -log_q.mean().item() == pytest.approx(result.metrics["test_nll"], abs=1e-4)
 
 
-# What an actnorm takes away has gradients of pure rounding, of which Adam makes whole steps
+# What an actnorm takes away again has gradients of pure rounding, which Adam turns into whole steps
 @pytest.mark.parametrize(
     ("changes", "tolerance"),
     [({}, 1e-5), ({"train__noise": 0.2, "flow__members": 2}, 1e-5), ({"flow__norm": "actnorm"}, 5e-3)],

@@ -11,20 +11,20 @@ from nfexp.flows.kernels.compiled import Fused
 from nfexp.flows.stack import FlowStack
 from nfexp.optimisers import OPTIMISERS
 from nfexp.run import run_stack
+from tests.helpers.fused import BITS, by_autodiff, random_flow
 from tests.helpers.specs import small_spec
-from tests.test_kernels import BITS, by_autodiff, random_flow
 
 STEPS = 3
 THREADS = (1, 2, 3)
 
 
 def use_threads(monkeypatch, n: int) -> None:
-    """As if torch had been given so many; some builds of it take no more than there are cores."""
+    """Have the kernel use `n` threads; torch itself is not told, for some builds take no more than there are cores."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: n)
 
 
 def trained(flow: FlowStack, x: torch.Tensor, batch: int, fused: Fused) -> dict[str, torch.Tensor]:
-    """All that steps change, after three of them on batches of consecutive points."""
+    """All that steps change, by name, after three of them on batches of consecutive points."""
     n = flow.n_members
     rows = Rows(
         theta=flow.theta.clone(),
@@ -48,6 +48,7 @@ def trained(flow: FlowStack, x: torch.Tensor, batch: int, fused: Fused) -> dict[
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two trainings ended with the same bits; what is not a number equals itself."""
     return all(torch.equal(a[name].nan_to_num(1e9), b[name].nan_to_num(1e9)) for name in a)
 
 
@@ -59,7 +60,7 @@ def test_steps_of_one_member(monkeypatch, batch):
         use_threads(monkeypatch, threads)
         fused = Fused(flow)
         by_threads.append(trained(flow, x, batch, fused))
-        assert len(fused.crew.rooms) == min(threads, math.ceil(batch / 256))
+        assert len(fused.crew.rooms) == min(threads, math.ceil(batch / 256))  # so many had work
     assert not torch.equal(by_threads[0]["theta"], flow.theta)
     assert by_threads[0]["made"].tolist() == [STEPS]
     for other in by_threads[1:]:

@@ -26,11 +26,12 @@ from nfexp.flows.kernels.compiled import Fused
 from nfexp.flows.kernels.lanes import LANES, load, store
 from nfexp.flows.kernels.moments import move, norm_of_sum
 from nfexp.flows.layers import Batch
-from nfexp.flows.stack import FlowStack, build
+from nfexp.flows.stack import FlowStack
 from nfexp.optimisers import OPTIMISERS
 from nfexp.run import check, run_stack
 from nfexp.spec import Flow, SpecError, run_id
 from nfexp.streams import stream
+from tests.helpers.fused import ALL_LAYERS, BATCH_NORMS, BITS, N, by_autodiff, random_flow
 from tests.helpers.specs import image_spec, small_spec
 
 VARIANTS = {
@@ -71,31 +72,6 @@ VARIANTS = {
     "batch norm, bounded silu": {"norm": "batchnorm", "tail_bound": 0.7, "activation": "silu", "dim": 5},
     "batch norm, raw points": {"norm": "batchnorm", "standardise": "none", "scale": "exp"},
 }
-N = 150  # points: more than two tiles, the last one not full
-
-
-def random_flow(*, n=N, dim=3, masks=("alternating", "random"), **changes) -> tuple[FlowStack, torch.Tensor]:
-    """A stack in float32 in which no layer is the identity, and points."""
-    flow = replace(small_spec().flow, **({"hidden_width": 12, "init": "random"} | changes))
-    x = torch.randn(len(masks), n, dim, generator=stream(0, "x")) * 2 + 1
-    stack = build(flow, masks=masks, seeds=range(len(masks)), data=x)
-    draws = stream(0, "layers")
-    for name, value in stack.learned_layout.views(stack.theta).items():
-        if not name.startswith("coupling"):
-            value.add_(0.3 * torch.randn(value.shape, generator=draws))
-    for name, value in stack.fixed_layout.views(stack.fixed).items():
-        if name.startswith("norm"):
-            value.add_(0.3 * torch.rand(value.shape, generator=draws))
-    return stack, x
-
-
-def by_autodiff(flow: FlowStack, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """log q of a training batch and the gradient of its negative mean, by the torch path in float64."""
-    precise = flow.to("cpu", torch.float64)
-    theta = precise.theta.requires_grad_()
-    log_q = precise.with_rows(theta, precise.fixed).log_prob(x.double(), batch=Batch())
-    (grad,) = torch.autograd.grad(-log_q.mean(1).sum(), theta)
-    return log_q.detach(), grad
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -133,19 +109,6 @@ def test_the_kernel_knows_every_key_of_an_architecture():
     of_images = set(specs.OF_IMAGES["flow"])  # null for what the kernel knows, flow.kind=vector
     assert {f.name for f in fields(Flow)} <= known | of_images
     assert kernels.KNOWN["activation"] == tuple(elementary.ACTIVATIONS)
-
-
-ALL_LAYERS = {"norm": "actnorm", "tail": "learned", "tail_bound": 1.0, "conditioner_input": "passed", "dim": 4}
-
-
-BATCH_NORMS = ALL_LAYERS | {"norm": "batchnorm"}
-BITS = {
-    "relu": {},
-    "three panels": {"hidden_width": 40},
-    "silu": {"activation": "silu"},
-    "all layers": ALL_LAYERS,
-    "batch norms": BATCH_NORMS,
-}
 
 
 @pytest.mark.parametrize("changes", BITS.values(), ids=BITS)

@@ -18,9 +18,10 @@ ROOMS = """
     flows.image.couplings flows.image.norms flows.image.layers flows.image
     flows.architecture flows.kernel_protocol flows.flow_stack flows.stack flows.distribution
     flows.ensemble flows.export
-    flows.kernels.lanes flows.kernels.elementary flows.kernels.blocks flows.kernels.products flows.kernels.bases
-    flows.kernels.plan flows.kernels.rows flows.kernels.coupling flows.kernels.elementwise flows.kernels.moments
-    flows.kernels.member flows.kernels.threads flows.kernels.crew flows.kernels.compiled flows.kernels
+    flows.kernels.lanes flows.kernels.vectors flows.kernels.elementary flows.kernels.blocks flows.kernels.products
+    flows.kernels.bases flows.kernels.plan flows.kernels.rows flows.kernels.coupling flows.kernels.elementwise
+    flows.kernels.moments flows.kernels.ends flows.kernels.member
+    flows.kernels.threads flows.kernels.crew flows.kernels.compiled flows.kernels
     data.mixtures data.lettering data.densities data.own data.tables data.images data
     optimisers batches training train
     score.results score.evaluation score.noted score.likelihood score.samples score.layers score.images

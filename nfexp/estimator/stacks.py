@@ -40,10 +40,7 @@ class Member:
 
 
 def train_together(tasks: Sequence[Task], *, verbose: bool = False) -> list[list[Member]]:
-    """Train estimators, those of one architecture as one stack.
-
-    The members of each, in their order.
-    """
+    """Train estimators, those of one architecture as one stack; the members of each, in the order of `tasks`."""
     specs = [task.spec for task in tasks]
     of_tasks: dict[int, list[Member]] = {}
     for positions in plan_stacks(specs):
@@ -59,7 +56,10 @@ def train_together(tasks: Sequence[Task], *, verbose: bool = False) -> list[list
 
 
 def shares_of(task: Task, stack: FlowStack, *, can_fit: bool) -> np.ndarray:
-    """The share (K,) of each trained flow of an ensemble in its density, as `flow.weights` asks."""
+    """The share (K,) of each trained flow of an ensemble in its density, as `flow.weights` asks.
+
+    They are equal where `can_fit` is false: all of them diverged.
+    """
     n = stack.n_members
     if task.spec.flow.weights == "equal" or n == 1 or not can_fit:
         return np.full(n, 1 / n)

@@ -46,8 +46,8 @@ def training_flop(spec: Spec) -> float:
 class Prices:
     """Nanoseconds that the parts of a training step take on one core.
 
-    Fitted to measured steps by `python -m benchmarks prices`. What counts is how they compare: the
-    speed of a machine is measured (:func:`nfexp.run.training_rate`).
+    Fitted to measured steps by `python -m benchmarks prices`. Only their ratios matter: the speed
+    of a machine is measured (:func:`nfexp.run.training_rate`).
     """
 
     panel: int  # hidden units that are computed together, and paid for together
@@ -68,12 +68,12 @@ SCORING_SECONDS = 0.05  # of a run, whatever its flow
 
 
 def _flop_per_point(spec: Spec) -> float:
-    """Of the matrix products of a training step."""
+    """Floating-point operations of the matrix products of a training step, for each of its points."""
     return training_flop(spec) / (float(spec.train.steps) * batch_points(spec))
 
 
 def amounts(spec: Spec, points: float, panel: int) -> dict[str, float]:
-    """How much of each part that has a price there is in a step of vectors on so many points."""
+    """How much there is of each part that has a price, in a training step on so many points that are vectors."""
     flow = spec.flow
     width = panel * math.ceil(flow.hidden_width / panel)
     n_couplings = flow.members * flow.n_flows
@@ -126,11 +126,9 @@ def scoring_cost(spec: Spec) -> float:
 def member_bytes(spec: Spec) -> float:
     """Estimated peak memory of training and scoring one run in a stack, in bytes.
 
-    Four a number and a fifth to spare.
-
-    What is held: the points, the weights with their moments, gradients and copies, the activations
-    of one training step of all layers, and what the run records; all of it for each member of an
-    ensemble.
+    Four bytes a number, and a quarter more to spare. What is held: the points, the weights with
+    their moments, gradients and copies, the activations of one training step of all layers, and
+    what the run records; all of it for each member of an ensemble.
     """
     flow = spec.flow
     record = spec.record
@@ -171,9 +169,7 @@ def _pixels(flow: Flow, image: Image) -> list[int]:
 
 
 def _maps_per_pixel(flow: Flow) -> int:
-    """Maps that a network holds for its derivative, over its width, as measured.
-
-    For σ, dropout and its sums.
+    """Maps that a network holds for its derivative (for σ, dropout, sums), over its width, as measured.
 
     A norm in the network holds four more before each σ.
     """
@@ -193,9 +189,9 @@ def _products_of_an_image(flow: Flow, image: Image) -> float:
 
 
 def _image_bytes(spec: Spec, image: Image) -> float:
-    """As :func:`member_bytes`.
+    """As :func:`member_bytes`, with the maps of all networks in a training step.
 
-    Maps of all networks in a training step, or of one while many points are evaluated.
+    Or with those of one network while many points are evaluated.
     """
     flow = spec.flow
     pixels = _pixels(flow, image)

@@ -1,7 +1,4 @@
-"""Which architectures the fused kernel knows, without torch or numba.
-
-What a run costs depends on it.
-"""
+"""Which architectures the fused kernel knows. Needs neither torch nor numba: what a run costs depends on it."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ from dataclasses import fields
 
 from nfexp.spec import ADDED, Flow, Spec
 
-# What the kernel knows of an architecture. A key that is not here must have the value that changes
-# nothing.
-ANY = None
+# The values of each key that the kernel knows. A key that is not here must have the value of `ADDED`,
+# at which it changes nothing.
+ANY = None  # any value
 KNOWN: dict[str, tuple[str, ...] | None] = {
     "kind": ("vector",),
     "n_flows": ANY,
@@ -36,10 +33,7 @@ KNOWN: dict[str, tuple[str, ...] | None] = {
 
 
 def unknown_key(flow: Flow) -> str | None:
-    """The first key of an architecture whose value the fused kernel does not know.
-
-    None if it knows all.
-    """
+    """The first key of an architecture whose value the fused kernel does not know; None if it knows all."""
     for f in fields(flow):
         value = getattr(flow, f.name)
         options = KNOWN.get(f.name, (ADDED.get(f"flow.{f.name}"),))

@@ -1,7 +1,4 @@
-"""The kernel as machine code.
-
-Made once on a machine, kept in the user's cache folder, at work for a stack.
-"""
+"""The kernel as machine code: made once on a machine, kept in the user's cache folder, used for a stack."""
 
 from __future__ import annotations
 
@@ -207,19 +204,20 @@ def _empty(folder: Path) -> None:
 
 
 class Fused:
-    """The fused kernel at work for stacks of one architecture.
+    """The fused kernel for stacks of one architecture, by as many threads as torch has.
 
-    By as many threads as torch has. One caller at a time: the memory that it works in is its own.
+    One caller at a time: the memory that it works in is its own.
     """
 
     def __init__(self, flow: FlowStack, *, tile: int = TILE) -> None:
         room = Room(make_plan(flow), tile)
-        none = np.empty((0, 0), dtype=np.float32)
+        rows = _numbers(0, 0)
         points = _numbers(0, 0, 0)
-        numbers = none, none, points, points
-        types = *room.given(room.kept), *numbers, _steps(), _results(0, 0, 0), DENSITY
-        # the same for every architecture
-        (code,) = machine_code(((work, tuple(map(numba.typeof, types))),))
+        inputs = rows, rows, points, points
+        examples = *room.arguments(room.learning), *inputs, _steps(), _results(0, 0, 0), DENSITY
+        # these types are the same for every architecture: it is compiled once for all
+        types = tuple(numba.typeof(example) for example in examples)
+        (code,) = machine_code(((work, types),))
         self.crew = Crew(code, room)
         self.share = room.share
 
@@ -234,8 +232,8 @@ class Fused:
         task: int,
     ) -> None:
         given = _numbers(*x.shape[:2], 0) if context is None else _array(context)
-        numbers = _array(theta), _array(fixed), _array(x), given
-        self.crew.do(Job(numbers, results, task), steps)
+        inputs = _array(theta), _array(fixed), _array(x), given
+        self.crew.do(Job(inputs, results, task), steps)
 
     def _evaluate(
         self, theta: Tensor, fixed: Tensor, x: Tensor, context: Tensor | None, task: int
@@ -271,10 +269,7 @@ class Fused:
     def gradient(
         self, theta: Tensor, fixed: Tensor, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Each member's mean −log q of its points x (E, N, D), nats, and the gradient.
-
-        (E,) and (E, P).
-        """
+        """Each member's mean −log q of its points x (E, N, D), nats, (E,), and its gradient, (E, P)."""
         n_members, n_points, _ = x.shape
         results = _results(n_members, n_points, 0)
         share = self.share(n_points)
@@ -318,10 +313,7 @@ def _all(n_points: int) -> np.ndarray:
 
 
 def _results(n_members: int, n_points: int, dim: int) -> Results:
-    """Room for what comes of a stack's points.
-
-    A dim of 0 where the points themselves are not asked for.
-    """
+    """Room for what is found of a stack's points; `dim` is 0 where points are not asked for."""
     return Results(
         points=_numbers(n_members, n_points, dim),
         log_det=_numbers(n_members, n_points),

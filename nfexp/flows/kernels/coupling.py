@@ -144,9 +144,7 @@ def clamp(out, begin, x, bound, n_points):
 def networks(
     code, width, first, bias, hidden, last, last_bias, mask, seen, outputs, slope, raw, n_points
 ):
-    """What the networks of a coupling say of [b ⊙ x, c], as far as it is seen.
-
-    `raw` for the coordinates that move.
+    """The outputs of a coupling's networks at [b ⊙ x, c], into `raw` for the coordinates that move.
 
     Shapes: first (G, R, P, 16), bias (G, K, P, 16), hidden (G, K - 1, P, 16 P, 16), last (heads, D,
     P, 16), last_bias (heads, D, L), seen (R, T), raw (heads, D, T), the `outputs` of hidden layers
@@ -164,7 +162,7 @@ def networks(
             if mask[d] != ONE:  # a coordinate that moves is an output
                 fill(raw[head, d], last_bias[head, d, 0], 0)
                 add_dots(raw[head, d], top, last[head, d], n_points)
-                # what fills the lanes up: a real point's
+                # lanes behind the last point: copies of it
                 fill(raw[head, d], raw[head, d, n_points - 1], n_points)
 
 
@@ -242,18 +240,18 @@ def coupling(plan, weights, mask, tiles, q, c, slot, n_points, drawing):
     copy(x, z)
     clamp(tiles.seen[q, slot], 0, x, plan.bound, n_points)
     clamp(tiles.seen[q, slot], plan.dim, tiles.given[q], plan.bound, n_points)
-    of_hidden = weights.bias[c], weights.hidden[c]
-    of_last = weights.last[c], weights.last_bias[c]
-    kept = tiles.hidden[q, slot], tiles.slope[q, slot]
     networks(
         plan.activation,
         plan.width,
         weights.first[c],
-        *of_hidden,
-        *of_last,
+        weights.bias[c],
+        weights.hidden[c],
+        weights.last[c],
+        weights.last_bias[c],
         mask,
         tiles.seen[q, slot],
-        *kept,
+        tiles.hidden[q, slot],
+        tiles.slope[q, slot],
         tiles.raw,
         n_points,
     )
@@ -305,13 +303,8 @@ def scale_back(z_grad, raw_grad, scale_grad, x, squashed, gain, det_grad, code, 
 
 
 @njit(inline="always")
-def coupling_back(plan, weights, transposed, grads, mask, tiles, q, c, n_points):
-    """The gradient through coupling c.
-
-    `z_grad` of tile q from ∂L/∂z to ∂L/∂x, and what the tile adds to `grads`.
-
-    `transposed` (C, G, K - 1, P, 16 P, 16) are the weights between hidden layers.
-    """
+def outputs_back(plan, weights, grads, mask, tiles, q, c, n_points):
+    """The gradient of tile q through the affine map of coupling c: by x, by the networks' outputs, by c."""
     z_grad = tiles.z_grad[q]
     of_shift = tiles.raw_grad[plan.heads - 1]
     of_scale = tiles.raw_grad[0]
@@ -325,37 +318,57 @@ def coupling_back(plan, weights, transposed, grads, mask, tiles, q, c, n_points)
             bound = bound_of(weights.log_scale[c], d)
             scale_back(z_grad, of_scale, grads.log_scale[c], *kept, plan.scale, bound, d, n_points)
             sum_up(grads.last_bias[c, 0], of_scale, d, n_points)
+
+
+@njit(inline="always")
+def inputs_back(plan, weights, grads, mask, tiles, q, c, g, n_points):
+    """The gradient of tile q through the first layer of network g of coupling c: by its weights and by x."""
+    # network_back() leaves it in one of the two, layers taking turns
+    first_grad = tiles.upper if plan.depth % 2 == 1 else tiles.lower
+    seen_grad = tiles.seen_grad
+    for d in range(plan.dim + plan.n_context):
+        if is_read(mask, d):
+            add_weighted_rows(grads.first[c, g, d], tiles.seen[q, c], d, first_grad, n_points)
+            # nothing is learned before the first coupling, nor before the context
+            if c > 0 and d < plan.dim:
+                fill(seen_grad[0], ZERO, 0)
+                add_dots(seen_grad[0], first_grad, weights.first[c, g, d], n_points)
+                fill(seen_grad[0], ZERO, n_points)
+                add_within(tiles.z_grad[q], seen_grad, tiles.x[q, c], plan.bound, d, n_points)
+
+
+@njit(inline="always")
+def coupling_back(plan, weights, transposed, grads, mask, tiles, q, c, n_points):
+    """The gradient through coupling c.
+
+    `z_grad` of tile q from ∂L/∂z to ∂L/∂x, and what the tile adds to `grads`.
+
+    `transposed` (C, G, K - 1, P, 16 P, 16) are the weights between hidden layers.
+    """
+    outputs_back(plan, weights, grads, mask, tiles, q, c, n_points)
     for g in range(plan.nets):
         begin = g if plan.nets == plan.heads else 0  # the heads of this network: one, or all
         end = g + 1 if plan.nets == plan.heads else plan.heads
-        room = tiles.upper, tiles.lower
-        own = grads.bias[c, g], grads.hidden[c, g], grads.last[c]
-        kept = tiles.hidden[q, c, g], tiles.slope[q, c, g]
-        upside_down = tiles.nothing, transposed[c, g]
         network_back(
             plan.activation,
             plan.width,
             weights.last[c],
-            *upside_down,
-            *own,
+            tiles.nothing,
+            transposed[c, g],
+            grads.bias[c, g],
+            grads.hidden[c, g],
+            grads.last[c],
             mask,
             tiles.raw_grad,
-            *kept,
-            *room,
+            tiles.hidden[q, c, g],
+            tiles.slope[q, c, g],
+            tiles.upper,
+            tiles.lower,
             begin,
             end,
             n_points,
         )
-        first_grad = tiles.upper if plan.depth % 2 == 1 else tiles.lower
-        for d in range(plan.dim + plan.n_context):
-            if is_read(mask, d):
-                add_weighted_rows(grads.first[c, g, d], tiles.seen[q, c], d, first_grad, n_points)
-                # nothing is learned before the first coupling, nor of the context
-                if c > 0 and d < plan.dim:
-                    fill(tiles.seen_grad[0], ZERO, 0)
-                    add_dots(tiles.seen_grad[0], first_grad, weights.first[c, g, d], n_points)
-                    fill(tiles.seen_grad[0], ZERO, n_points)
-                    add_within(z_grad, tiles.seen_grad, tiles.x[q, c], plan.bound, d, n_points)
+        inputs_back(plan, weights, grads, mask, tiles, q, c, g, n_points)
 
 
 @inner

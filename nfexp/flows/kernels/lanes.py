@@ -4,8 +4,9 @@ A compiler vectorises a plain loop as it likes; these keep sums in registers whe
 need no permission to reorder arithmetic: there is no fast-math flag here, and every sum has one
 order.
 
-A `Vector` is 16 numbers, a panel's width. What goes number by number is computed with `Lanes`,
-four registers, which keep the machine busy. Products sum up in blocks of their own.
+A `Vector` is 16 numbers, a panel's width. `Lanes` are what four registers hold, 64 numbers with
+AVX-512 and 32 otherwise: what is no product is computed with them, for fewer would not keep a core
+busy. Products sum up in blocks of their own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numba.extending import intrinsic, models, overload, register_model
 
 
 def _lanes() -> int:
+    """How many numbers four registers hold."""
     features = llvm.get_host_cpu_features()
     return 64 if features.get("avx512f") else 32
 
@@ -176,86 +178,6 @@ def repeated(typing: Any, array: Any, i: Any) -> Any:
 
 
 @intrinsic  # type: ignore[misc]
-def folded(typing: Any, a: Any) -> Any:
-    """The sum of all rows, a vector."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (value,) = arguments
-        while value.type.count > VECTOR:
-            value = builder.fadd(*halves(builder, value))
-        return value
-
-    return Vector(Lanes), code
-
-
-def _mask(builder: Any, n: Any) -> Any:
-    """Which lanes of a vector are below n."""
-    places = ir.Constant(ir.VectorType(ir.IntType(64), VECTOR), list(range(VECTOR)))
-    undefined = ir.Constant(places.type, ir.Undefined)
-    first = builder.insert_element(undefined, n, ir.Constant(ir.IntType(32), 0))
-    return builder.icmp_signed("<", places, shuffled(builder, first, undefined, [0] * VECTOR))
-
-
-@intrinsic  # type: ignore[misc]
-def load_part(typing: Any, array: Any, i: Any, j: Any, n: Any) -> Any:
-    """The n numbers from `array[i, j]` on in a vector, zeros behind them.
-
-    A whole vector if n is larger.
-    """
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = item(context, builder, signature.args[0], arguments[0], arguments[1:3])
-        mask = _mask(builder, arguments[3])
-        place = builder.bitcast(pointer, OF_VECTOR.as_pointer())
-        zeros = ir.Constant(OF_VECTOR, [0.0] * VECTOR)
-        of_type = ir.FunctionType(OF_VECTOR, [place.type, ir.IntType(32), mask.type, OF_VECTOR])
-        function = llvm_function(builder, f"llvm.masked.load.v{VECTOR}f32.p0", of_type)
-        return builder.call(function, [place, ir.Constant(ir.IntType(32), 4), mask, zeros])
-
-    return Vector(array, types.intp, types.intp, types.intp), code
-
-
-@intrinsic  # type: ignore[misc]
-def store_part(typing: Any, array: Any, i: Any, j: Any, n: Any, value: Any) -> Any:
-    """Write the first n numbers of a vector, at most all, to `array[i, j]` and behind it."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = item(context, builder, signature.args[0], arguments[0], arguments[1:3])
-        mask = _mask(builder, arguments[3])
-        place = builder.bitcast(pointer, OF_VECTOR.as_pointer())
-        of_type = ir.FunctionType(ir.VoidType(), [OF_VECTOR, place.type, ir.IntType(32), mask.type])
-        function = llvm_function(builder, f"llvm.masked.store.v{VECTOR}f32.p0", of_type)
-        builder.call(function, [arguments[4], place, ir.Constant(ir.IntType(32), 4), mask])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, types.intp, Vector), code
-
-
-@intrinsic  # type: ignore[misc]
-def load_vector(typing: Any, array: Any, i: Any, j: Any) -> Any:
-    """The vector from `array[i, j]` on."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return vector_from(
-            builder, item(context, builder, signature.args[0], arguments[0], arguments[1:])
-        )
-
-    return Vector(array, types.intp, types.intp), code
-
-
-@intrinsic  # type: ignore[misc]
-def store_vector(typing: Any, array: Any, i: Any, j: Any, value: Any) -> Any:
-    """Write a vector to `array[i, j]` and behind it."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, i, j, value = arguments
-        vector_to(builder, value, item(context, builder, signature.args[0], array, [i, j]))
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, Vector), code
-
-
-@intrinsic  # type: ignore[misc]
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a · b + c, rounded once."""
 
@@ -360,34 +282,6 @@ def total(typing: Any, a: Any) -> Any:
         return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
 
     return types.float32(Lanes), code
-
-
-@intrinsic  # type: ignore[misc]
-def transpose_block(typing: Any, out: Any, p: Any, i: Any, a: Any, q: Any, j: Any) -> Any:
-    """out[p, i + r, s] = a[q, j + s, r] for r and s below 16."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def place(array: int, row: int) -> Any:
-            panel, first = arguments[array + 1 : array + 3]
-            indices = [panel, moved(builder, first, row)]
-            return item(context, builder, signature.args[array], arguments[array], indices)
-
-        rows = [vector_from(builder, place(3, s)) for s in range(VECTOR)]
-        step = VECTOR
-        # shuffling the two halves of the rows into each other four times transposes 16 of them
-        while step > 1:
-            half = VECTOR // 2
-            shuffled: list[Any] = []
-            for low, high in zip(rows[:half], rows[half:], strict=True):
-                shuffled += interleaved(builder, low, high)
-            rows = shuffled
-            step //= 2
-        for r, row in enumerate(rows):
-            vector_to(builder, row, place(0, r))
-        return context.get_dummy_value()
-
-    index = types.intp
-    return types.void(out, index, index, a, index, index), code
 
 
 def _operator(of_python: Callable[..., Any], name: str) -> None:

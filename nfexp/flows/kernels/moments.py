@@ -21,7 +21,10 @@ LEAST_SQUARE = F(1e-36)
 
 @inner
 def norm_of_sum(rows):
-    """Add all rows of `rows` (R, P) to the first one, in their order; the Euclidean norm of the sum."""
+    """The Euclidean norm of the sum of `rows` (R, P), which replaces the first of them.
+
+    They are added in their order: what threads found side by side has the same bits as from one.
+    """
     n = rows.shape[1]
     whole = n - n % LANES
     squares = splat(ZERO)

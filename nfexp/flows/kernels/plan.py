@@ -22,11 +22,11 @@ ABSENT = -1  # the place of what an architecture does not have
 
 # A station on the way from data to base: at station k points pass the affine layer behind coupling
 # k - 1, if there is one, then coupling k. The last one has no coupling but what lies behind them
-# all: a diagonal layer, the tail. `inputs` are the numbers that a network of coupling k reads, the
-# context last; `outputs` the coordinates that it has an output for each head for. The others say in which column of
-# its matrix a tensor begins: `net`, `scale`, `mask` of coupling k; `gain`, `shift` of the affine
-# layer behind it, at the last station of the diagonal one; `running_mean`, `running_var` of a batch
-# norm.
+# all: a diagonal layer, the tail. `inputs` counts the numbers that a network of coupling k reads,
+# the context last; `outputs` the coordinates for each of which a head has an output. The others say
+# in which column of its matrix a tensor begins: `net`, `scale`, `mask` of coupling k; `gain`,
+# `shift` of the affine layer behind it, at the last station of the diagonal one; `running_mean`,
+# `running_var` of a batch norm.
 FIELDS = (
     "inputs",
     "outputs",
@@ -44,12 +44,14 @@ STATION = np.dtype([(name, np.int64) for name in FIELDS])
 class Plan(NamedTuple):
     """Sizes and choices of an architecture.
 
-    `…_at` says in which column of its matrix a tensor begins.
+    `…_at` says in which column of its matrix a tensor begins. `stations` (C + 1,) says so of each
+    station, in one array of records: every further array in a tuple is work for the compiler.
 
-    `stations` (C + 1,) says so of each station, in one array of records: every array more in a
-    tuple is work for the compiler. `stops` cuts them into legs, the first begins at stops[0] = 0;
-    before each other one a batch norm waits for all points. `n_context` numbers are given at each
-    point: to the networks they are coordinates behind the others that always pass.
+    `stops` cuts the stations into legs. The first leg begins at stops[0] = 0; before each of the
+    others a batch norm waits for all points of a batch.
+
+    `n_context` numbers are given at each point. To the networks they are further coordinates,
+    behind the others, that always pass.
     """
 
     n_couplings: int
@@ -76,7 +78,8 @@ class Plan(NamedTuple):
 class Weights(NamedTuple):
     """The numbers of one member, or their gradients, in panels.
 
-    C couplings, G networks, K hidden layers, D coordinates; R = D and the numbers of the context.
+    C couplings, G networks, K hidden layers, D coordinates. R numbers may be read: the coordinates
+    and, behind them, the context.
 
     `first` (C, G, R, P, 16) the rows of the first layer, `bias` (C, G, K, P, 16) of the hidden
     layers, `hidden` (C, G, K - 1, P, 16 P, 16) between them, `last` (C, heads, D, P, 16) the
@@ -192,9 +195,9 @@ def make_plan(flow: FlowStack) -> Plan:
 
 
 def zeros(*shape: int) -> np.ndarray:
-    """Numbers that begin at a cache line, as every vector of a panel then does.
+    """Zeros that begin at a cache line, as every vector of a panel then does.
 
-    One across two lines is read twice.
+    A vector across two lines is read twice.
     """
     n = math.prod(shape)
     room = np.zeros(n + CACHE_LINE // 4, dtype=np.float32)
@@ -228,11 +231,10 @@ def make_transposed(weights: Weights) -> np.ndarray:
 
 
 def make_tiles(plan: Plan, points: int, *, kept: int, tiles: int = 1) -> Tiles:
-    """Room for so many tiles that keep what `kept` couplings need.
+    """Room for so many tiles of so many points, each with what `kept` couplings leave on the way.
 
-    All for the way back, one without.
-
-    What each of them has for itself gets a first axis more than :class:`Tile` says.
+    All of them for the way back; one where there is none. What each tile has for itself gets a
+    first axis more than :class:`Tiles` says.
     """
     g, d, k = plan.nets, plan.dim, plan.depth
     p = rounded_up(plan.width, VECTOR) // VECTOR

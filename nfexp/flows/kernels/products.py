@@ -6,7 +6,7 @@ Every sum runs in one order, over features or over points, however the loops are
 
 A block is as many rows by as many panels as keep the multipliers busy: 16 sums where there are 32
 registers. Sums over points are kept apart for each row of a `Lanes`, (P, LANES);
-:func:`nfexp.flows.kernels.lanes.folded` adds them up.
+:func:`nfexp.flows.kernels.vectors.folded` adds them up.
 """
 
 from __future__ import annotations

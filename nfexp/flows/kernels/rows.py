@@ -5,20 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from nfexp.flows.kernels.lanes import (
-    VECTOR,
+from nfexp.flows.kernels.lanes import VECTOR, inner, load, total
+from nfexp.flows.kernels.plan import ABSENT
+from nfexp.flows.kernels.products import fill
+from nfexp.flows.kernels.vectors import (
     folded,
-    inner,
-    load,
     load_part,
     load_vector,
     store_part,
     store_vector,
-    total,
     transpose_block,
 )
-from nfexp.flows.kernels.plan import ABSENT
-from nfexp.flows.kernels.products import fill
 
 F = np.float32
 ZERO = F(0.0)
@@ -26,19 +23,50 @@ ONE = F(1.0)
 
 
 @inner
-def row_in(theta, e, at, n, out):
-    """`n` numbers of member e from column `at` on into panels, (P, 16)."""
-    for p in range(out.shape[0]):
+def carry_row(matrix, e, at, n, panels, inward):
+    """`n` numbers of row e from column `at` on, inward into panels (P, 16).
+
+    Outward the lanes of panels (P, LANES) are summed up.
+    """
+    for p in range(panels.shape[0]):
         first = p * VECTOR
-        store_vector(out, p, 0, load_part(theta, e, at + first, n - first))
+        if inward:
+            store_vector(panels, p, 0, load_part(matrix, e, at + first, n - first))
+        else:
+            store_part(matrix, e, at + first, n - first, folded(load(panels, p, 0)))
 
 
 @inner
-def row_out(theta, e, at, n, sums):
-    """The inverse of :func:`row_in`, of sums (P, LANES)."""
-    for p in range(sums.shape[0]):
-        first = p * VECTOR
-        store_part(theta, e, at + first, n - first, folded(load(sums, p, 0)))
+def carry_column(matrix, e, at, step, n, panels, inward):
+    """As :func:`carry_row`, of every `step`-th number from column `at` on."""
+    if not inward:
+        for p in range(panels.shape[0]):
+            store_vector(panels, p, 0, folded(load(panels, p, 0)))
+    for k in range(n):
+        if inward:
+            panels[k // VECTOR, k % VECTOR] = matrix[e, at + k * step]
+        else:
+            matrix[e, at + k * step] = panels[k // VECTOR, k % VECTOR]
+
+
+@inner
+def carry_number(matrix, e, at, lanes, d, inward):
+    """The number in column `at` of row e, inward into lane 0 of lanes[d], (D, LANES).
+
+    Outward all lanes are summed up.
+    """
+    if inward:
+        lanes[d, 0] = matrix[e, at]
+    else:
+        matrix[e, at] = total(load(lanes, d, 0))
+
+
+@inner
+def carry_numbers(matrix, e, at, lanes, inward):
+    """As :func:`carry_number`, one for each coordinate, if they have a place in the row."""
+    if at != ABSENT:
+        for d in range(lanes.shape[0]):
+            carry_number(matrix, e, at + d, lanes, d, inward)
 
 
 @inner
@@ -86,7 +114,7 @@ def is_read(mask, d):
 def place_of(compact, mask, d):
     """Which row or column of a coupling's weights is that of number d.
 
-    With `compact` among those of its kind.
+    With `compact` weights are for the numbers alone that are read (rows) or move (columns).
     """
     if not compact:
         return d
@@ -99,159 +127,100 @@ def place_of(compact, mask, d):
 
 @njit(inline="always")
 def parts_of(plan, c):
-    """Columns of a network's last layer in coupling c.
+    """Where the parts of coupling c begin in a row; before them, how many columns a last layer has.
 
-    Where in a row hidden layers, last layer and its bias begin.
+    They lie in this order, each part for all networks: first layers; the biases of the first hidden
+    layer, the matrices to the second one, its biases, and so on; last layers; their biases.
     """
+    station = plan.stations[c]
     width = plan.width
-    columns = plan.stations[c].outputs * plan.heads // plan.nets
-    hidden_at = plan.stations[c].net + plan.nets * plan.stations[c].inputs * width
+    columns = station.outputs * plan.heads // plan.nets
+    hidden_at = station.net + plan.nets * station.inputs * width
     last_at = hidden_at + plan.nets * (plan.depth * width + (plan.depth - 1) * width * width)
-    return columns, hidden_at, last_at, last_at + plan.nets * width * columns
+    last_bias_at = last_at + plan.nets * width * columns
+    return columns, hidden_at, last_at, last_bias_at
+
+
+@njit(inline="always")
+def carry_ends(plan, matrix, row, mask, panels, c, d, inward):
+    """What coupling c has for number d: a row of first layers, a column of last ones, a bias, a scale."""
+    station = plan.stations[c]
+    width = plan.width
+    columns, _, last_at, last_bias_at = parts_of(plan, c)
+    place = place_of(plan.compact, mask, d)
+    if is_read(mask, d) or not plan.compact:
+        for g in range(plan.nets):
+            at = station.net + (g * station.inputs + place) * width
+            carry_row(matrix, row, at, width, panels.first[c, g, d], inward)
+    if d < plan.dim and (mask[d] != ONE or not plan.compact):
+        for head in range(plan.heads):
+            g = min(head, plan.nets - 1)
+            # a network of several heads has their columns side by side
+            column = place if plan.nets == plan.heads else head * station.outputs + place
+            at = last_at + g * width * columns + column
+            carry_column(matrix, row, at, columns, width, panels.last[c, head, d], inward)
+            at = last_bias_at + g * columns + column
+            carry_number(matrix, row, at, panels.last_bias[c, head], d, inward)
+        if station.scale != ABSENT:
+            carry_number(matrix, row, station.scale + place, panels.log_scale[c], d, inward)
+
+
+@njit(inline="always")
+def carry_hidden(plan, matrix, row, panels, c, inward):
+    """The biases of the hidden layers of coupling c, and the matrices between them."""
+    width = plan.width
+    _, at, _, _ = parts_of(plan, c)
+    for i in range(plan.depth):
+        for g in range(plan.nets):
+            carry_row(matrix, row, at, width, panels.bias[c, g, i], inward)
+            at += width
+        if i < plan.depth - 1:
+            for g in range(plan.nets):
+                if inward:
+                    matrix_in(matrix, row, at, width, panels.hidden[c, g, i])
+                else:
+                    matrix_out(matrix, row, at, width, panels.hidden[c, g, i])
+                at += width * width
+
+
+@njit(inline="always")
+def carry(plan, matrix, row, fixed, e, panels, inward):
+    """All numbers of member e: inward its weights from a row of `matrix` into panels.
+
+    Outward its gradients from panels into a row.
+    """
+    for c in range(plan.n_couplings):
+        mask = fixed[e, plan.stations[c].mask : plan.stations[c].mask + plan.dim]
+        for d in range(plan.dim + plan.n_context):
+            carry_ends(plan, matrix, row, mask, panels, c, d, inward)
+        carry_hidden(plan, matrix, row, panels, c, inward)
+    for k in range(plan.n_couplings + 1):
+        carry_numbers(matrix, row, plan.stations[k].gain, panels.log_gain[k], inward)
+        carry_numbers(matrix, row, plan.stations[k].shift, panels.shift[k], inward)
+    carry_numbers(matrix, row, plan.tail_at, panels.log_power, inward)
 
 
 @njit(inline="always")
 def unpack(plan, theta, fixed, e, weights, transposed, learning):
     """The weights of member e from its row of theta into panels.
 
-    Those between hidden layers transposed, too.
+    For learning those between hidden layers transposed, too.
     """
-    width = plan.width
-    for c in range(plan.n_couplings):
-        mask = fixed[e, plan.stations[c].mask : plan.stations[c].mask + plan.dim]
-        n_in = plan.stations[c].inputs
-        n_out = plan.stations[c].outputs
-        columns, hidden_at, last_at, last_bias_at = parts_of(plan, c)
-        for d in range(plan.dim + plan.n_context):
-            place = place_of(plan.compact, mask, d)
-            if is_read(mask, d) or not plan.compact:
-                for g in range(plan.nets):
-                    row_in(
-                        theta,
-                        e,
-                        plan.stations[c].net + (g * n_in + place) * width,
-                        width,
-                        weights.first[c, g, d],
-                    )
-            if d < plan.dim and (mask[d] != ONE or not plan.compact):
-                for head in range(plan.heads):
-                    g = min(head, plan.nets - 1)
-                    column = place if plan.nets == plan.heads else head * n_out + place
-                    column_in(
-                        theta,
-                        e,
-                        last_at + g * width * columns + column,
-                        columns,
-                        width,
-                        weights.last[c, head, d],
-                    )
-                    weights.last_bias[c, head, d, 0] = theta[e, last_bias_at + g * columns + column]
-                if plan.stations[c].scale != ABSENT:
-                    weights.log_scale[c, d, 0] = theta[e, plan.stations[c].scale + place]
-        at = hidden_at
-        for i in range(plan.depth):
+    carry(plan, theta, e, fixed, e, weights, True)
+    if learning:
+        for c in range(plan.n_couplings):
             for g in range(plan.nets):
-                row_in(theta, e, at + g * width, width, weights.bias[c, g, i])
-            at += plan.nets * width
-            if i < plan.depth - 1:
-                for g in range(plan.nets):
-                    matrix_in(theta, e, at + g * width * width, width, weights.hidden[c, g, i])
-                    if learning:
-                        transpose(transposed[c, g, i], weights.hidden[c, g, i])
-                at += plan.nets * width * width
-    for k in range(plan.n_couplings + 1):
-        numbers_in(theta, e, plan.stations[k].gain, weights.log_gain[k])
-        numbers_in(theta, e, plan.stations[k].shift, weights.shift[k])
-    numbers_in(theta, e, plan.tail_at, weights.log_power)
+                for i in range(plan.depth - 1):
+                    transpose(transposed[c, g, i], weights.hidden[c, g, i])
 
 
 @njit(inline="always")
 def pack(plan, grads, fixed, grad, e, row):
-    """The gradients of member e from panels into a row: the inverse of :func:`unpack`.
+    """The gradients of member e from panels into a row of `grad`: the inverse of :func:`unpack`.
 
     What a mask keeps from acting has a gradient of zero, as `grads` were before the first tile.
     """
-    width = plan.width
-    for c in range(plan.n_couplings):
-        mask = fixed[e, plan.stations[c].mask : plan.stations[c].mask + plan.dim]
-        n_in = plan.stations[c].inputs
-        n_out = plan.stations[c].outputs
-        columns, hidden_at, last_at, last_bias_at = parts_of(plan, c)
-        for d in range(plan.dim + plan.n_context):
-            place = place_of(plan.compact, mask, d)
-            if is_read(mask, d) or not plan.compact:
-                for g in range(plan.nets):
-                    row_out(
-                        grad,
-                        row,
-                        plan.stations[c].net + (g * n_in + place) * width,
-                        width,
-                        grads.first[c, g, d],
-                    )
-            if d < plan.dim and (mask[d] != ONE or not plan.compact):
-                for head in range(plan.heads):
-                    g = min(head, plan.nets - 1)
-                    column = place if plan.nets == plan.heads else head * n_out + place
-                    column_out(
-                        grad,
-                        row,
-                        last_at + g * width * columns + column,
-                        columns,
-                        width,
-                        grads.last[c, head, d],
-                    )
-                    grad[row, last_bias_at + g * columns + column] = total(
-                        load(grads.last_bias[c, head], d, 0)
-                    )
-                if plan.stations[c].scale != ABSENT:
-                    grad[row, plan.stations[c].scale + place] = total(
-                        load(grads.log_scale[c], d, 0)
-                    )
-        at = hidden_at
-        for i in range(plan.depth):
-            for g in range(plan.nets):
-                row_out(grad, row, at + g * width, width, grads.bias[c, g, i])
-            at += plan.nets * width
-            if i < plan.depth - 1:
-                for g in range(plan.nets):
-                    matrix_out(grad, row, at + g * width * width, width, grads.hidden[c, g, i])
-                at += plan.nets * width * width
-    for k in range(plan.n_couplings + 1):
-        sums_out(grad, row, plan.stations[k].gain, grads.log_gain[k])
-        sums_out(grad, row, plan.stations[k].shift, grads.shift[k])
-    sums_out(grad, row, plan.tail_at, grads.log_power)
-
-
-@inner
-def column_in(theta, e, at, step, n, out):
-    """`n` numbers of member e, every `step`-th from column `at` on, into panels (P, 16)."""
-    for k in range(n):
-        out[k // VECTOR, k % VECTOR] = theta[e, at + k * step]
-
-
-@inner
-def column_out(theta, e, at, step, n, sums):
-    """The inverse of :func:`column_in`, of sums (P, LANES)."""
-    for p in range(sums.shape[0]):
-        store_vector(sums, p, 0, folded(load(sums, p, 0)))
-    for k in range(n):
-        theta[e, at + k * step] = sums[k // VECTOR, k % VECTOR]
-
-
-@inner
-def numbers_in(theta, e, at, out):
-    """One number of member e for each coordinate into lane 0 of `out` (D, LANES), if there are any."""
-    if at != ABSENT:
-        for d in range(out.shape[0]):
-            out[d, 0] = theta[e, at + d]
-
-
-@inner
-def sums_out(theta, e, at, lanes):
-    """The sums of `lanes` (D, LANES) into the row of member e, if they have a place there."""
-    if at != ABSENT:
-        for d in range(lanes.shape[0]):
-            theta[e, at + d] = total(load(lanes, d, 0))
+    carry(plan, grad, row, fixed, e, grads, False)
 
 
 @inner

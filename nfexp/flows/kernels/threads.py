@@ -1,11 +1,12 @@
-"""Work on parts of a stack or of a batch side by side: machine code holds no lock of Python's.
+"""Parts of a stack or of a batch side by side, in threads: machine code does not hold Python's lock.
 
-The bits are the same with any number of threads: what is summed over a batch is summed share by
-share, and the shares of a batch depend on its points alone.
+The bits are the same with any number of threads. What is summed over a batch is summed share by
+share, and how a batch is cut into shares depends on the number of its points alone.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,32 +14,34 @@ from functools import cache
 
 from nfexp.flows.kernels.products import rounded_up
 
-# points that go through all couplings and back together: what they leave on the way fits into a L2
-# cache
+# points that go through all couplings and back together: what they leave on the way fits into an
+# L2 cache
 TILE = 64
-SHARE = 4 * TILE  # points of a batch that are worth a sum and a thread of their own
-MOST_SHARES = 8  # of a batch: so many rows of gradients are kept
+SHARE = 4 * TILE  # the fewest points that are worth a sum and a thread of their own
+MOST_SHARES = 8  # of a batch: each has a row of gradients in memory
 
 
 def share_of(n_points: int) -> int:
-    """How many points of a batch have one sum of gradients.
+    """How many points of a batch make a share, whose gradients have one sum.
 
     >>> share_of(256), share_of(1000), share_of(5000)
     (256, 256, 640)
     """
-    return max(SHARE, rounded_up(-(-n_points // MOST_SHARES), TILE))
+    return max(SHARE, rounded_up(math.ceil(n_points / MOST_SHARES), TILE))
 
 
 def split_points(n_points: int, unit: int, threads: int) -> list[range]:
-    """`n_points` for at most so many threads, each a range that begins at a multiple of `unit`.
+    """`n_points` in at most as many ranges as there are threads, each from a multiple of `unit` on.
+
+    There are no more ranges than shares of the least size, so that each is worth its thread.
 
     >>> split_points(1000, 256, 3)
     [range(0, 256), range(256, 512), range(512, 1000)]
     >>> split_points(300, 64, 8)
     [range(0, 128), range(128, 300)]
     """
-    n_units = -(-n_points // unit)
-    n_parts = max(1, min(threads, n_units, -(-n_points // SHARE)))
+    n_units = math.ceil(n_points / unit)
+    n_parts = max(1, min(threads, n_units, math.ceil(n_points / SHARE)))
     ranges = []
     for k in range(n_parts):
         begin = unit * (n_units * k // n_parts)
@@ -48,16 +51,17 @@ def split_points(n_points: int, unit: int, threads: int) -> list[range]:
 
 
 def side_by_side(calls: Sequence[Callable[[], object]], threads: int) -> None:
-    """Make all calls at once, at most so many, the first in this thread; back when all have ended.
+    """Make all calls, at most `threads` of them, at once: the first one in this thread.
 
-    What another thread has not begun by then, on a machine whose cores are busy, is done here too.
+    Returns when all have ended. A call that no other thread has begun when the first one ends, for
+    the cores are busy, is made in this thread, too.
     """
     others = [_pool(threads - 1).submit(call) for call in calls[1:]]
     try:
         calls[0]()
     finally:
         for call, other in zip(calls[1:], others, strict=True):
-            if other.cancel():
+            if other.cancel():  # not begun
                 call()
             else:
                 other.result()
@@ -69,5 +73,5 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    # A fork copies pools without their threads
+    # A forked process inherits the pools, but not their threads
     os.register_at_fork(after_in_child=_pool.cache_clear)
