@@ -2,12 +2,19 @@
 
 import math
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 import torch
 
 from nfexp.flows.kernel_protocol import Course, Rows
 from nfexp.flows.kernels.compiled import Fused
+from nfexp.flows.kernels.threads import side_by_side
 from nfexp.flows.stack import FlowStack
 from nfexp.optimisers import OPTIMISERS
 from nfexp.run import run_stack
@@ -171,3 +178,72 @@ def test_a_process_that_is_forked_afterwards_has_threads_of_its_own(monkeypatch)
     child.kill()
     child.join()
     assert not alive and found.value == 1
+
+
+# --- Errors, Ctrl-C and the end of a program --------------------------------------------------------------------------
+
+
+def fail() -> None:
+    raise ValueError("it failed")
+
+
+def nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize("calls", [[nothing, fail], [fail, nothing]], ids=["elsewhere", "here"])
+def test_an_error_waits_for_the_other_threads(calls):
+    begun = threading.Event()
+    ended = []
+
+    def slow() -> None:
+        begun.set()
+        time.sleep(0.2)
+        ended.append(True)
+
+    first, second = calls
+    with pytest.raises(ValueError, match="it failed"):
+        side_by_side([lambda: (begun.wait(10), first()), second, slow], 3)
+    assert ended
+
+
+def test_ctrl_c_waits_for_the_other_threads():
+    begun = threading.Event()
+    ended = []
+
+    def slow() -> None:
+        begun.set()
+        time.sleep(0.1)  # the caller waits for it by now
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side([lambda: begun.wait(10), slow], 2)
+    assert ended
+
+
+def test_where_no_thread_can_be_started_all_is_done_here(monkeypatch):
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        side_by_side([lambda: done.append(0), lambda: done.append(1), lambda: done.append(2)], 17)  # a pool of its own
+    assert done == [0, 1, 2]
+    side_by_side([lambda: done.append(3), lambda: done.append(4)], 17)
+    assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+AT_THE_END = """
+import atexit
+from nfexp.flows.kernels.threads import side_by_side
+side_by_side([lambda: None, lambda: None], 2)
+atexit.register(lambda: side_by_side([lambda: print("here"), lambda: print("there")], 2))
+"""
+
+
+def test_what_is_computed_while_a_program_ends_needs_no_other_thread():
+    ended = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=True, timeout=60)
+    assert (ended.stdout.split(), ended.stderr) == (["here", "there"], "")
