@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from nfexp.flows.kernel_protocol import Course, Rows
-from nfexp.flows.kernels.compiled import Fused
+from nfexp.flows.kernels.compiled import Fused, _all, _results, _steps
+from nfexp.flows.kernels.member import GRADIENT
 from nfexp.flows.kernels.threads import side_by_side
 from nfexp.flows.stack import FlowStack
 from nfexp.optimisers import OPTIMISERS
@@ -134,6 +136,24 @@ def test_a_batch_of_several_shares_has_the_gradient_of_torch_in_float64(monkeypa
         loss, fused_grad = Fused(flow).gradient(flow.theta, flow.fixed, x)
         torch.testing.assert_close(loss.double(), -log_q.mean(1), rtol=2e-6, atol=0)
         torch.testing.assert_close(fused_grad / largest, grad / largest, rtol=0, atol=3e-6, check_dtype=False)
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 31, 33, 64, 100])
+def test_gradients_fill_their_rows_and_touch_nothing_else(monkeypatch, width):
+    """Vectors are stored whole where another row of a matrix comes: never where another share's gradient does."""
+    flow, x = random_flow(masks=("random",), n=600, hidden_width=width, hidden_depth=3, n_flows=2)
+    fused = Fused(flow)
+    n = flow.theta.shape[1]
+    draws = np.random.default_rng(0).normal(size=(2, 64 + 3 * n + 64)).astype(np.float32)
+    for threads in THREADS:
+        use_threads(monkeypatch, threads)
+        written = draws.copy()
+        for memory in written:
+            steps = _steps(members=[0], order=_all(600), share=256, grad=memory[64:-64].reshape(3, n))
+            fused._run(flow.theta, flow.fixed, x, None, steps, _results(1, 600, 0), GRADIENT)
+        assert np.array_equal(written[:, :64], draws[:, :64])
+        assert np.array_equal(written[:, -64:], draws[:, -64:])
+        assert np.array_equal(written[0, 64:-64], written[1, 64:-64])  # whatever was there before
 
 
 RUNS = {
