@@ -2,12 +2,21 @@
 
 import math
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 
 from nfexp.flows.kernel_protocol import Course, Rows
-from nfexp.flows.kernels.compiled import Fused
+from nfexp.flows.kernels.compiled import Fused, _all, _results, _steps
+from nfexp.flows.kernels.member import GRADIENT
+from nfexp.flows.kernels.threads import side_by_side
 from nfexp.flows.stack import FlowStack
 from nfexp.optimisers import OPTIMISERS
 from nfexp.run import run_stack
@@ -130,6 +139,24 @@ def test_a_batch_of_several_shares_has_the_gradient_of_torch_in_float64(monkeypa
         torch.testing.assert_close(fused_grad / largest, grad / largest, rtol=0, atol=3e-6, check_dtype=False)
 
 
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 31, 33, 64, 100])
+def test_gradients_fill_their_rows_and_touch_nothing_else(monkeypatch, width):
+    """Vectors are stored whole where another row of a matrix comes: never where another share's gradient does."""
+    flow, x = random_flow(masks=("random",), n=600, hidden_width=width, hidden_depth=3, n_flows=2)
+    fused = Fused(flow)
+    n = flow.theta.shape[1]
+    draws = np.random.default_rng(0).normal(size=(2, 64 + 3 * n + 64)).astype(np.float32)
+    for threads in THREADS:
+        use_threads(monkeypatch, threads)
+        written = draws.copy()
+        for memory in written:
+            steps = _steps(members=[0], order=_all(600), share=256, grad=memory[64:-64].reshape(3, n))
+            fused._run(flow.theta, flow.fixed, x, None, steps, _results(1, 600, 0), GRADIENT)
+        assert np.array_equal(written[:, :64], draws[:, :64])
+        assert np.array_equal(written[:, -64:], draws[:, -64:])
+        assert np.array_equal(written[0, 64:-64], written[1, 64:-64])  # whatever was there before
+
+
 RUNS = {
     "an ensemble": {"flow__members": 4},
     "a large batch": {"train__batch_size": 600, "data__n_samples": 2000},
@@ -172,3 +199,72 @@ def test_a_process_that_is_forked_afterwards_has_threads_of_its_own(monkeypatch)
     child.kill()
     child.join()
     assert not alive and found.value == 1
+
+
+# --- Errors, Ctrl-C and the end of a program --------------------------------------------------------------------------
+
+
+def fail() -> None:
+    raise ValueError("it failed")
+
+
+def nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize("calls", [[nothing, fail], [fail, nothing]], ids=["elsewhere", "here"])
+def test_an_error_waits_for_the_other_threads(calls):
+    begun = threading.Event()
+    ended = []
+
+    def slow() -> None:
+        begun.set()
+        time.sleep(0.2)
+        ended.append(True)
+
+    first, second = calls
+    with pytest.raises(ValueError, match="it failed"):
+        side_by_side([lambda: (begun.wait(10), first()), second, slow], 3)
+    assert ended
+
+
+def test_ctrl_c_waits_for_the_other_threads():
+    begun = threading.Event()
+    ended = []
+
+    def slow() -> None:
+        begun.set()
+        time.sleep(0.1)  # the caller waits for it by now
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side([lambda: begun.wait(10), slow], 2)
+    assert ended
+
+
+def test_where_no_thread_can_be_started_all_is_done_here(monkeypatch):
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        side_by_side([lambda: done.append(0), lambda: done.append(1), lambda: done.append(2)], 17)  # a pool of its own
+    assert done == [0, 1, 2]
+    side_by_side([lambda: done.append(3), lambda: done.append(4)], 17)
+    assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+AT_THE_END = """
+import atexit
+from nfexp.flows.kernels.threads import side_by_side
+side_by_side([lambda: None, lambda: None], 2)
+atexit.register(lambda: side_by_side([lambda: print("here"), lambda: print("there")], 2))
+"""
+
+
+def test_what_is_computed_while_a_program_ends_needs_no_other_thread():
+    ended = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=True, timeout=60)
+    assert (ended.stdout.split(), ended.stderr) == (["here", "there"], "")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from itertools import zip_longest
 
 from nfexp.flows.kernels.products import rounded_up
 
@@ -53,18 +54,48 @@ def split_points(n_points: int, unit: int, threads: int) -> list[range]:
 def side_by_side(calls: Sequence[Callable[[], object]], threads: int) -> None:
     """Make all calls, at most `threads` of them, at once: the first one in this thread.
 
-    Returns when all have ended. A call that no other thread has begun when the first one ends, for
-    the cores are busy, is made in this thread, too.
+    Returns when all have ended, also after an error or Ctrl-C, for they write to memory of the
+    caller's. A call that no other thread has begun when the first one ends, for the cores are busy,
+    is made in this thread, too.
     """
-    others = [_pool(threads - 1).submit(call) for call in calls[1:]]
+    others = _begin(calls[1:], threads - 1)
     try:
         calls[0]()
-    finally:
-        for call, other in zip(calls[1:], others, strict=True):
-            if other.cancel():  # not begun
+        for call, other in zip_longest(calls[1:], others):
+            if other is None or other.cancel():
                 call()
-            else:
-                other.result()
+    finally:
+        begun = [other for other in others if not other.cancel()]
+        _wait_for(begun)
+    for other in begun:
+        other.result()  # raises what the call raised
+
+
+def _begin(calls: Sequence[Callable[[], object]], n_threads: int) -> list[Future[object]]:
+    """The first of these calls in other threads: all, unless no thread can be had any more."""
+    futures: list[Future[object]] = []
+    if not calls:
+        return futures
+    pool = _pool(n_threads)
+    try:
+        for call in calls:
+            futures.append(pool.submit(call))
+    except RuntimeError:  # at the end of the program, or where the system starts no thread
+        # A call may be queued although it was refused: it must not be made behind the caller's back
+        pool.shutdown(wait=False, cancel_futures=True)
+        _pool.cache_clear()
+    return futures
+
+
+def _wait_for(futures: Sequence[Future[object]]) -> None:
+    """Until all have ended; Ctrl-C is raised then, only a second one at once."""
+    try:
+        for future in futures:
+            future.exception()
+    except KeyboardInterrupt:
+        for future in futures:
+            future.exception()
+        raise
 
 
 @cache
