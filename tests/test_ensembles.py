@@ -328,3 +328,13 @@ def test_cost_and_stacks_count_members(make_spec):
     assert sorted(map(len, plan_stacks(specs))) == [8, 8]  # of 32 flows
     assert max(map(len, plan_stacks([make_spec(flow__members=100, seed=seed) for seed in range(2)]))) == 1
     assert "flow.members" in flatten(one)
+
+
+def test_one_of_several_ensembles_knows_that_its_members_are_lost(make_spec):
+    flow = make_spec().flow
+    x = torch.randn(1, 40, 2, generator=stream(0, "x")).expand(4, 40, 2)
+    stack = build(flow, masks=["alternating"] * 4, seeds=range(4), data=x)
+    of_members = [torch.tensor([[-1.0, -1.0], [-9.0, -9.0]])]
+    for lost, expected in ((True, [0.5, 0.5]), (False, [1.0, 0.0])):
+        both = Ensembles(stack, 2, [True, True, not lost, not lost])
+        assert both.one(1).fitted(of_members)[0].tolist() == pytest.approx(expected, abs=1e-3)

@@ -90,9 +90,8 @@ class Ensembles:
 
     def weighted(self, of_members: Sequence[Tensor]) -> Ensembles:
         """The same members with the weights of :meth:`fitted`."""
-        counted = self.counted & ~self.is_lost.unsqueeze(1)
         weights = self.fitted(of_members)
-        return Ensembles(self.stack, self.n_members, counted.flatten().tolist(), weights)
+        return Ensembles(self.stack, self.n_members, self._wanted().flatten().tolist(), weights)
 
     def fitted(self, of_members: Sequence[Tensor]) -> Tensor:
         """The weights (R, K) that make some points most likely, 0 for rows that do not count.
@@ -193,9 +192,12 @@ class Ensembles:
     def one(self, r: int) -> Ensembles:
         """Ensemble `r` by itself."""
         weights = None if self.weights is None else self.weights[r : r + 1]
-        return Ensembles(
-            self.stack.pick(self.rows(r)), self.n_members, self.counted[r].tolist(), weights
-        )
+        wanted = self._wanted()[r].tolist()
+        return Ensembles(self.stack.pick(self.rows(r)), self.n_members, wanted, weights)
+
+    def _wanted(self) -> Tensor:
+        """Which rows (R, K) were to count: none of an ensemble whose members are all lost."""
+        return self.counted & ~self.is_lost.unsqueeze(1)
 
     def state(self, r: int) -> dict[str, Tensor]:
         """The named tensors of ensemble `r`, ready to be stored.
