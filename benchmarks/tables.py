@@ -27,7 +27,8 @@ def number(value: object, digits: int = 3) -> str:
 def markdown(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table with aligned columns, the first to the left."""
     grid = [list(headings), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    # a rule needs a dash beside its colon
+    widths = [max(2, *map(len, column)) for column in zip(*grid, strict=True)]
     rule = ["-" * (w - bool(i)) + ":" * bool(i) for i, w in enumerate(widths)]
     aligned = [
         [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]

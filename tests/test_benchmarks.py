@@ -142,6 +142,10 @@ def test_numbers_as_they_are_shown():
     assert [tables.number(value) for value in shown] == list(shown.values())
 
 
+def test_a_narrow_column_has_a_rule():
+    assert tables.markdown(["of", "E"], [["a", "1"]]).splitlines() == ["| of |  E |", "| -- | -: |", "| a  |  1 |"]
+
+
 def test_the_page_shows_what_was_measured():
     page = tables.PAGE.read_text()
     assert tables.refreshed(page) == page, "run: python -m benchmarks docs"
