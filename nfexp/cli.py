@@ -143,8 +143,11 @@ def parsed_flags(arguments: Sequence[str]) -> Namespace:
     def refuse(message: str) -> NoReturn:
         _, is_unknown, flags = message.partition("unrecognized arguments: ")
         if is_unknown:
+            first = flags.split()[0]
+            if not first.startswith("-"):  # argparse takes one group of words alone
+                raise SpecError(first, "all KEY=VALUE side by side", Words("a flag between them"))
             known = "KEY=VALUE, or a flag that nfexp --hydra-help lists"
-            raise SpecError(flags.split()[0], known, Words("an unknown flag"))
+            raise SpecError(first, known, Words("an unknown flag"))
         of_choice = re.fullmatch(
             r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message
         )

@@ -142,6 +142,7 @@ COMMAND_LINE = {
     "a word after a flag": ("--hydra-help flows", "flows: expected KEY=VALUE; got no '='"),
     "a flag": ("--bogus", "--bogus: expected KEY=VALUE, or a flag that nfexp --hydra-help lists; got an unknown flag"),
     "a flag of a sweep": ("-m --bogus seed=1", "--bogus: expected KEY=VALUE, or a flag .*; got an unknown flag"),
+    "a flag in the middle": ("seed=0,1 -m flow.n_flows=1", "flow.n_flows=1: expected all .*; got a flag between them"),
     "a flag without its value": ("--package", "--package/-p: expected a value, as nfexp --hydra-help says; got none"),
     "what --cfg shows": ("--cfg all_of_it", "--cfg/-c: expected one of job, hydra, all; got 'all_of_it'"),
     "sweep without -m": ("flow.n_flows=1,2", ".*flow.n_flows=1,2.*"),
