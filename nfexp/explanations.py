@@ -97,6 +97,11 @@ def explain_override(error: BaseException) -> str:
         # known, but no key of these data
         hint = "" if unknown[1] in known else near(unknown[1], known)
         return f"{unknown[1]}: expected {expected}; got an unknown one{hint}"
+    several = re.search(r"Ambiguous value for argument '(.+?)' 1\.", text)
+    if several:
+        key, _, values = several[1].partition("=")
+        expected = "one value, nfexp -m for a sweep, or quotes around a text with commas"
+        return f"{key}: expected {expected}; got {values}"
     unfit = re.search(r"Error merging override \+*([\w.]+)=(.*)", text)
     if unfit:
         key, value = unfit.groups()

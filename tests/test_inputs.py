@@ -145,7 +145,7 @@ COMMAND_LINE = {
     "a flag in the middle": ("seed=0,1 -m flow.n_flows=1", "flow.n_flows=1: expected all .*; got a flag between them"),
     "a flag without its value": ("--package", "--package/-p: expected a value, as nfexp --hydra-help says; got none"),
     "what --cfg shows": ("--cfg all_of_it", "--cfg/-c: expected one of job, hydra, all; got 'all_of_it'"),
-    "sweep without -m": ("flow.n_flows=1,2", ".*flow.n_flows=1,2.*"),
+    "sweep without -m": ("flow.n_flows=1,2", "flow.n_flows: expected one value, nfexp -m for .*; got 1,2"),
     "two experiments": ("-m experiment=ablate_mask,ablate_norm", "experiment: expected one value, .*; got .*"),
     "repeats without -m": ("hydra.sweeper.repeats=3", "hydra.sweeper.repeats: expected nfexp -m.*; got a single run"),
     "a zip without -m": ("'hydra.sweeper.zip={seed:[1,2]}'", "hydra.sweeper.zip: expected nfexp -m.*"),
