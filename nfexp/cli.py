@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nfexp.commands import CommandLine, command_line, resumed
+from nfexp.commands import CommandLine, command_line, folder_word, hydra_text, resumed
 from nfexp.configuration import CONTROLS, conf_dir, own_folders, spec_of
 from nfexp.explanations import explain
 from nfexp.record import RunFailed, objective, outcome
@@ -69,6 +70,22 @@ def single_spec(config: DictConfig) -> Spec:
     return spec
 
 
+@contextmanager
+def going_on(folder: Path, is_of_sweep: bool) -> Iterator[None]:
+    """After Ctrl-C, say how to go on with a single run; a sweep has `nfexp-resume`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_of_sweep:
+            raise
+        word = folder_word(os.path.relpath(folder))
+        if not re.fullmatch(r"[\w./-]+", word):
+            word = hydra_text(word)
+        again = shlex.quote(f"hydra.run.dir={word}")
+        told = f"the run is not finished; go on with its command and {again}"
+        raise Interrupted(f"interrupted; {told}") from None
+
+
 def job(config: DictConfig) -> float:
     """One run, from its configuration to its directory: what every launcher but `stack` calls.
 
@@ -84,7 +101,10 @@ def job(config: DictConfig) -> float:
             check_fresh(folder)
             tell([spec])
             tracking = Tracking(config.tracker, folder, {run_id(spec): "."})
-            with alone(spec, live=not is_of_sweep and is_terminal()) as shown:
+            with (
+                going_on(folder, is_of_sweep),
+                alone(spec, live=not is_of_sweep and is_terminal()) as shown,
+            ):
 
                 def observe(training: Training, state: State) -> None:
                     shown(training, state)
@@ -143,8 +163,11 @@ def parsed_flags(arguments: Sequence[str]) -> Namespace:
     def refuse(message: str) -> NoReturn:
         _, is_unknown, flags = message.partition("unrecognized arguments: ")
         if is_unknown:
+            first = flags.split()[0]
+            if not first.startswith("-"):  # argparse takes one group of words alone
+                raise SpecError(first, "all KEY=VALUE side by side", Words("a flag between them"))
             known = "KEY=VALUE, or a flag that nfexp --hydra-help lists"
-            raise SpecError(flags.split()[0], known, Words("an unknown flag"))
+            raise SpecError(first, known, Words("an unknown flag"))
         of_choice = re.fullmatch(
             r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message
         )
@@ -276,7 +299,9 @@ def resume() -> None:
         folder, *more = given.overrides or [""]
         plan = read_plan(Path(folder)) if folder else None
         if plan is None:
-            raise SpecError("DIR", "the folder of a sweep", folder or Words("nothing"))
+            is_run = folder and Path(folder, ".hydra").is_dir()
+            got = Words("a single run: give its own command again") if is_run else folder
+            raise SpecError("DIR", "the folder of a sweep", got or Words("nothing"))
         sys.argv[1:] = resumed(folder, plan.arguments, [*given.flags, *more], NEW_ON_RESUME)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{one_line(RESUME.command, explain(error))}\n")

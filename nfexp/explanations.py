@@ -94,6 +94,11 @@ def explain_override(error: BaseException) -> str:
         # a known key is refused where this run has none such, as data.path of a built-in target
         hint = "" if unknown[1] in known else near(unknown[1], known)
         return f"{unknown[1]}: expected {expected}; got an unknown one{hint}"
+    several = re.search(r"Ambiguous value for argument '(.+?)' 1\.", text)
+    if several:
+        key, _, values = several[1].partition("=")
+        expected = "one value, nfexp -m for a sweep, or quotes around a text with commas"
+        return f"{key}: expected {expected}; got {values}"
     unfit = re.search(r"Error merging override \+*([\w.]+)=(.*)", text)
     if unfit:
         key, value = unfit.groups()

@@ -532,6 +532,16 @@ def test_a_trained_flow_wants_its_context(case, learned):
         ask(learned[2])
 
 
+def test_columns_of_pandas_in_another_order_are_refused(learned):
+    flow, x = learned[2], [[3.0, -2.0]]
+    context = pd.DataFrame([[1.0, 5.0]], columns=flow.context)
+    plain = flow.log_prob(x, context.to_numpy())
+    assert torch.equal(flow.log_prob(x, context), plain)
+    assert torch.equal(flow.log_prob(x, context.set_axis(["a", "b"], axis=1)), plain)
+    with pytest.raises(ValueError, match=r"context: expected the columns in the order .*; got v, "):
+        flow.log_prob(x, context[context.columns[::-1]])
+
+
 def test_a_flow_without_a_context_wants_none(tmp_path):
     write_run(tmp_path, run_stack([small_spec()])[0])
     flow = load_flow(tmp_path)

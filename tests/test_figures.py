@@ -52,6 +52,15 @@ def sweep_dir(tmp_path_factory):
     return study(tmp_path_factory.mktemp("figures") / "sweep")
 
 
+def test_a_walk_of_an_ensemble_says_whose_it_is():
+    row = {"data.name": "moons", "flow.n_flows": 6, "job": "0000", "seed": 0, "differs": [], "kl": 0.06}
+    of_ensemble = "moons · 6 flows · run 0000, seed 0 (centre) · 4 members"
+    assert catalogue._title(row | {"flow.members": 4}, "walk") == f"{of_ensemble}, the first alone"
+    assert catalogue._title(row | {"flow.members": 4}, "density") == f"{of_ensemble} · KL 0.060 nats"
+    for members in ({}, {"flow.members": 1}, {"flow.members": None}, {"flow.members": float("nan")}):
+        assert catalogue._title(row | members, "walk").endswith("seed 0 (centre) · KL 0.060 nats")
+
+
 def loaded(folder):
     runs = table.load_runs(folder)
     sweep = table.load_sweep([folder], runs)

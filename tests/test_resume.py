@@ -198,6 +198,32 @@ def test_a_plan_from_elsewhere_is_read_with_care(run, text, message):
     assert [p.name for p in Path("s").iterdir()] == ["sweep.json"]
 
 
+def test_a_single_run_goes_on_as_ctrl_c_says(nfexp, small_args, monkeypatch):
+    asked = [*small_args, "seed=3", "train.steps=40", "train.n_evals=2", "hydra.run.dir=runs/one"]
+    seen = []
+
+    def observe(self, training, state):
+        seen.append(state.step)
+        if state.step > 1 and stops:
+            raise KeyboardInterrupt
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr("nfexp.run.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("nfexp.cli.Tracking.observe", observe)
+    monkeypatch.setattr("nfexp.cli.os._exit", leave)
+    stops = True
+    code, _, err = nfexp(*asked)
+    told = "nfexp: interrupted; the run is not finished; go on with its command and hydra.run.dir=runs/one\n"
+    assert code == 130 and err.endswith(told) and Path("runs/one/checkpoint.safetensors").exists()
+    of_a_run = "DIR: expected the folder of a sweep; got a single run: give its own command again"
+    assert nfexp("runs/one", entry=cli.resume)[2] == f"nfexp-resume: {of_a_run}\n"
+    stops, begun = False, len(seen)
+    assert nfexp(*asked)[0] == 0 and Path("runs/one/result.json").exists()
+    assert seen[begun] > 0  # not from its first step
+
+
 def test_resume_of_nothing(run):
     for given, message in {"absent": "'absent'", "redo=failed": "'redo=failed'"}.items():
         assert run(given, entry=cli.resume)[2] == f"nfexp-resume: DIR: expected the folder of a sweep; got {message}\n"

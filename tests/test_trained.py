@@ -10,7 +10,7 @@ import torch
 
 from nfexp.flows import stack as flows
 from nfexp.flows.stack import build
-from nfexp.record import TrainedFlow
+from nfexp.record import TrainedFlow, load_flow
 
 
 def trained(make_spec, dtype=torch.float32, gain=1.0, **flat):
@@ -40,6 +40,12 @@ INPUTS = {
     "single": lambda: POINTS.astype(np.float32),
     "a tensor": lambda: torch.tensor(POINTS),
 }
+
+
+def test_a_folder_that_is_not_there_is_told_from_one_without_a_run(tmp_path):
+    for folder, got in ((tmp_path, "a folder without result.json"), (tmp_path / "absent", "no folder")):
+        with pytest.raises(FileNotFoundError, match=f"expected a finished run; got {got}"):
+            load_flow(folder)
 
 
 @pytest.mark.parametrize("points", INPUTS.values(), ids=INPUTS)

@@ -36,7 +36,7 @@ def load_flow(run_dir: str | os.PathLike[str]) -> TrainedFlow:
     folder = Path(run_dir)
     for name in (RESULT, MODEL):
         if not (folder / name).is_file():
-            got = f"a folder without {name}"
+            got = f"a folder without {name}" if folder.is_dir() else "no folder"
             raise FileNotFoundError(f"{folder}: expected a finished run; got {got}")
     record = parse_result(folder / RESULT, read_bounded(folder / RESULT)[0])
     state = _stored_weights(folder)

@@ -157,6 +157,12 @@ class TrainedFlow:
                 return None
             raise ValueError("context: expected none, for this flow has no data.context; got one")
         names = ", ".join(self.context)
+        columns = list(
+            getattr(context, "columns", ())
+        )  # of pandas; other names may be renamed ones
+        if columns != self.context and set(columns) == set(self.context):
+            got = ", ".join(columns)
+            raise ValueError(f"context: expected the columns in the order {names}; got {got}")
         if context is None:
             expected = f"rows of {counted(width, 'number')} ({names})"
             raise ValueError(f"context: expected {expected}; got none")

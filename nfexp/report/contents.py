@@ -259,8 +259,8 @@ BASELINES_NOTE = (
     "Without a flow, from scikit-learn: a Gaussian with full covariance, a mixture of such Gaussians (components by "
     "BIC) and a Gaussian kernel density (bandwidth by 5-fold cross-validation, in standard deviations of the data), "
     "fitted to the runs' own training draws (mixture and kernel to the first 20,000 points at most) and scored on the "
-    "same test draws; the flow had the validation draws besides, to choose its weights. KL − flow is paired by seed: "
-    "above 0 the flow is better."
+    "same test draws; the flow had the validation draws besides, to choose its weights. The difference is paired by "
+    "seed: above 0 the flow is better."
 )
 
 IMAGE_BASELINES_NOTE = (

@@ -129,7 +129,7 @@ def _of_one_run(
             row = exemplar(runs, sweep.centres, target, kind, skipped=skipped)
             if row is None or row["arrays"].get("columns", SOME)[MOST_COLUMNS:].size:
                 continue
-            title = _title(row)
+            title = _title(row, kind)
             for name, picture in pictures.items():
                 drawings[f"{name}_{file_name(target)}"] = partial(picture, row["arrays"], title)
     return drawings
@@ -155,8 +155,11 @@ def _summary(
     return {"summary_centre": partial(draw_summary, arrays, seeds, means, title)}
 
 
-def _title(row: Mapping[str, Any]) -> str:
-    """Which run it is, how it differs from the centre, and its KL."""
+def _title(row: Mapping[str, Any], kind: str) -> str:
+    """Which run it is, how it differs from the centre, and its KL.
+
+    A walk of an ensemble is that of its first member, whose KL is not the run's.
+    """
     settings = []
     for column in row["differs"][:MOST_NAMED]:
         settings.append(f"{column} = {plain(row[column])}")
@@ -164,6 +167,10 @@ def _title(row: Mapping[str, Any]) -> str:
     if len(row["differs"]) > MOST_NAMED:
         which += ", …"
     title = f"{row['data.name']} · {_flows(row)} · run {row['job']}, seed {row['seed']} ({which})"
+    if (row.get("flow.members") or 1) > 1:
+        title += f" · {plain(row['flow.members'])} members"
+        if kind in ("walk", "imagewalk"):
+            return f"{title}, the first alone"
     bits = row.get("test_bpd")
     if bits is not None and bits == bits:
         return f"{title} · {bits:.3f} bits/dim"
