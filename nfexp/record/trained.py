@@ -157,9 +157,8 @@ class TrainedFlow:
                 return None
             raise ValueError("context: expected none, for this flow has no data.context; got one")
         names = ", ".join(self.context)
-        columns = list(
-            getattr(context, "columns", ())
-        )  # of pandas; other names may be renamed ones
+        # of pandas; names that are all others may have been changed since
+        columns = list(getattr(context, "columns", ()))
         if columns != self.context and set(columns) == set(self.context):
             got = ", ".join(columns)
             raise ValueError(f"context: expected the columns in the order {names}; got {got}")
