@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,10 @@ from nfexp.report import figures
 from nfexp.sweep import dry_run
 from tests.helpers.sabotage import NO_REPORT, site
 from tests.helpers.specs import small_spec
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -96,10 +96,6 @@ TABLES_OF_ONES_OWN = {
     ),
     "a context of a target": ("data.context=x", "data.context: expected a key of the configuration .*"),
     "a context of a published table": ("data=power data.path=. data.context=0", "data.context: expected null here, .*"),
-    "the kernel with a context": (
-        "data=table data.path=points.csv data.context=height train.kernel=fused",
-        "train.kernel: expected 'auto' or 'torch', .*; got data.context is given",
-    ),
     "a constant column": ("-m data=table data.path=constant.csv seed=0,1", "data.columns: expected .*: height"),
     "a split of a target": ("data.split=3", "data.split: expected a key of the configuration .*; got an unknown one"),
     "noise on a table": ("data=wine data.noise=0.1", "data.noise: expected null for a table .*; got 0.1"),

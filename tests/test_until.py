@@ -250,7 +250,7 @@ def test_rounds_by_slurm_are_those_of_this_machine(run, cluster):
 def test_rounds_that_are_only_submitted_go_on_when_the_queue_has_done_its_part(run, cluster):
     words = by_slurm(SWEEP, "hydra.launcher.wait=false")
     code, said, written = run(*words, *OPEN)
-    assert code == 0 and written == [] and "submitted as SLURM job" in said, said
+    assert code == 0 and written == [] and "submitted 2 stacks as SLURM job" in said, said
     assert len(plan()["jobs"]) == 4  # nothing is judged, and no further round begun, before the first one ends
     while cluster:
         cluster.pop()()
