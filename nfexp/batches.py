@@ -38,10 +38,6 @@ class Passes:
         """The member's own stream for one purpose."""
         return stream(self.seed, of_member(self.member, purpose))
 
-    def at(self, step: int) -> Tensor:
-        """What `step` (1, 2, …) takes, shape (batch, …)."""
-        return self.of(range(step, step + 1))[0]
-
     def of(self, steps: range) -> Tensor:
         """What each of these steps takes, shape (S, batch, …)."""
         begin = (steps[0] - 1) * self.batch
@@ -61,7 +57,7 @@ class Order(Passes):
     """Which points each step learns from: every pass is in a random order of its own.
 
     >>> order = Order(n=4, batch=2, seed=0)
-    >>> sorted(torch.cat([order.at(1), order.at(2)]).tolist())
+    >>> sorted(order.of(range(1, 3)).flatten().tolist())
     [0, 1, 2, 3]
     """
 

@@ -216,9 +216,8 @@ class _Stepper:
         x = self.training.train
         context = self.training.contexts.train
         order = positions
-        if (
-            self.batches.noises
-        ):  # the points of all steps as they are at theirs, one after the other
+        if self.batches.noises:
+            # the points of all steps as they are at theirs, one step after the other
             x = self.batches.points_of(steps, positions)
             context = self.batches.context_of(positions)
             order = torch.arange(x.shape[1]).view(len(steps), 1, -1)

@@ -151,12 +151,12 @@ def test_padding_and_chunks_do_not_change_the_mean(make_spec):
 
 def test_batches_are_passes_without_replacement():
     order = Order(n=10, batch=4, seed=0)
-    taken = torch.cat([order.at(step) for step in range(1, 6)])
+    taken = order.of(range(1, 6)).flatten()
     assert sorted(taken[:10].tolist()) == list(range(10)) == sorted(taken[10:].tolist())
     assert taken[:10].tolist() != taken[10:].tolist()
-    assert torch.equal(Order(n=10, batch=4, seed=0).at(4), taken[12:16])
+    assert torch.equal(Order(n=10, batch=4, seed=0).of(range(4, 5))[0], taken[12:16])
     assert torch.equal(Order(n=10, batch=4, seed=0).of(range(3, 6)), taken[8:20].view(3, 4))
-    assert Order(n=3, batch=9, seed=0).at(2).sort().values.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert Order(n=3, batch=9, seed=0).of(range(2, 3))[0].sort().values.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_slices_of_a_training_share_its_passes(make_spec, monkeypatch):
@@ -184,11 +184,11 @@ def test_training_noise_goes_in_a_straight_line(make_spec):
 def test_training_noise_is_as_wide_as_the_points_and_fresh():
     sd = torch.tensor([1.0, 5.0], dtype=torch.float64)
     noise = Noise(n=5000, batch=4000, seed=0, sd=sd)
-    drawn = torch.cat([noise.at(step) for step in range(1, 6)])
+    drawn = torch.cat([noise.of(range(step, step + 1))[0] for step in range(1, 6)])
     torch.testing.assert_close(drawn.std(0), sd, rtol=0.05, atol=0)
     assert (drawn.mean(0) / sd).abs().max() < 5 / math.sqrt(len(drawn))
     assert len(drawn.unique(dim=0)) == len(drawn)
-    assert torch.equal(Noise(n=5000, batch=4000, seed=0, sd=sd).at(4), drawn[12_000:16_000])
+    assert torch.equal(Noise(n=5000, batch=4000, seed=0, sd=sd).of(range(4, 5))[0], drawn[12_000:16_000])
 
 
 def test_training_noise_changes_its_run_and_no_mate(make_spec):

@@ -155,7 +155,7 @@ def machine_code(functions: tuple[Typed, ...]) -> list[Function]:
     with _only_one_in(folder), without_garbage_collection():
         begun = time.perf_counter()
         if folder is None or not _are_kept(functions, folder):
-            log.info("compiling the fused kernel: some 10 to 20 s, at its first use only")
+            log.info("compiling the fused kernel: some 10 to 30 s, at its first use only")
         try:
             found = _compiled(functions, folder)
         except Exception as error:  # whatever unpickling a broken file raises

@@ -19,7 +19,7 @@ from nfexp.flows.kernels.plan import (
     make_transposed,
     make_weights,
 )
-from nfexp.flows.kernels.threads import TILE, share_of, side_by_side, split_points
+from nfexp.flows.kernels.threads import share_of, side_by_side, split_points
 
 
 class Room:
@@ -95,7 +95,8 @@ class Crew:
         """
         members = steps.members
         threads = torch.get_num_threads()
-        unit = steps.share if job.learns else TILE  # a share is summed up by one thread
+        # a share is summed up by one thread
+        unit = steps.share if job.learns else self.rooms[0].tile
         parts = split_points(steps.to_point, unit, threads)
         if len(members) >= len(parts):
             self._call(job, _by_members(steps, min(threads, len(members))))
